@@ -1,0 +1,35 @@
+"""SharedPage: the one door to a page that the guest can change while we look at it.
+
+Everything in it is hostile: copy once (``read``, ``load32``), validate, then use the copy. ``struct`` writes
+byte by byte and zeroes first, so an index goes through ``store32`` only (one aligned 32-bit store).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+class SharedPage(Protocol):
+    """One 4096-byte page shared with the guest. Offsets are bytes; 32-bit ones must be 4-aligned."""
+
+    @property
+    def view(self) -> memoryview:
+        """The page itself as unsigned bytes, for I/O straight into it."""
+
+    def load32(self, offset: int) -> int:
+        """One 32-bit load."""
+
+    def store32(self, offset: int, value: int) -> None:
+        """One 32-bit store; ``value`` is taken modulo 2^32."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A private copy of ``length`` bytes."""
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy ``data`` into the page; the guest may see any part of it at any time."""
+
+    def fence(self) -> None:
+        """A full memory barrier: no load or store moves across it."""

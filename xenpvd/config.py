@@ -1,0 +1,116 @@
+"""What a guest is: the one model behind the TOML file, ``guest.start`` and ``xenpvctl check``."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from xenpvd.errors import BadConfig, ImageError
+
+#: A guest's name is also a folder's name below the runtime directory.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MEMORY_MIN_MIB = 64
+MEMORY_MAX_MIB = 1 << 20
+VCPUS_MAX = 32
+
+Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", description="the guest's name")]
+Vdev = Annotated[str, Field(pattern=r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$", description="as Xen names it: xvda, xvdb1")]
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused before anything happens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShimConfig(Strict):
+    """Xen's PV shim: the small Xen that runs inside the VM, between it and the PV kernel."""
+
+    path: str = Field("auto", description="the xen-shim file; auto searches where Debian's xen-utils put it")
+    extra: str = Field("", max_length=512, description="more words for its command line, as loglvl=all")
+
+
+class DiskConfig(Strict):
+    """One xen-block disk."""
+
+    vdev: Vdev
+    target: str = Field(min_length=1, max_length=4096, description="a raw image file or a block device")
+    access: Literal["rw", "ro"] = "rw"
+    format: Literal["raw"] = "raw"
+
+    @field_validator("target")
+    @classmethod
+    def _no_nul(cls, value: str) -> str:
+        if "\0" in value:
+            raise ValueError("a path cannot hold a NUL character")
+        return value
+
+
+class ConsoleConfig(Strict):
+    history: int = Field(
+        1 << 20, ge=4096, le=1 << 28, description="bytes of output kept for viewers that come late"
+    )
+
+
+class GuestConfig(Strict):
+    """A guest definition. Memory in MiB, as xl."""
+
+    name: Name = "guest"
+    memory: int = Field(512, ge=MEMORY_MIN_MIB, le=MEMORY_MAX_MIB, description="MiB of RAM, the shim's included")
+    vcpus: int = Field(1, ge=1, le=VCPUS_MAX)
+    kernel: str = Field(min_length=1, max_length=4096, description="the PV kernel, as it lies in /boot")
+    ramdisk: str | None = Field(None, max_length=4096)
+    cmdline: str = Field("", max_length=1000, description="the PV kernel's command line")
+    shim: ShimConfig = Field(default_factory=lambda: ShimConfig.model_validate({}))
+    disk: tuple[DiskConfig, ...] = Field((), max_length=64)
+    console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
+    on_poweroff: Literal["destroy", "preserve"] = "destroy"
+    on_reboot: Literal["destroy", "preserve"] = "destroy"
+    on_crash: Literal["destroy", "preserve"] = "preserve"
+
+    @field_validator("disk")
+    @classmethod
+    def _one_disk_per_vdev(cls, disks: tuple[DiskConfig, ...]) -> tuple[DiskConfig, ...]:
+        seen: set[str] = set()
+        for disk in disks:
+            if disk.vdev in seen:
+                raise ValueError(f"two disks are called {disk.vdev}")
+            seen.add(disk.vdev)
+        return disks
+
+
+def problems(fault: ValidationError) -> list[tuple[str, str]]:
+    """pydantic's findings as (TOML path, message), as ``disk.0.access``."""
+    return [
+        (".".join(str(part) for part in error["loc"]) or "(top)", error["msg"])
+        for error in fault.errors(include_url=False, include_input=False)
+    ]
+
+
+def parse(data: dict[str, Any], source: str) -> GuestConfig:
+    """Check ``data`` (from ``source``, for the message). Raises :class:`BadConfig` with every problem."""
+    try:
+        return GuestConfig.model_validate(data)
+    except ValidationError as fault:
+        found = problems(fault)
+        lines = "; ".join(f"{loc}: {msg}" for loc, msg in found)
+        raise BadConfig(f"cannot use {source}: {lines}. Mend these keys (xenpvd.toml).", found) from None
+
+
+def load(path: Path) -> GuestConfig:
+    """Read a guest's TOML file; the name defaults to the file's.
+
+    Raises :class:`ImageError` if it cannot be read, :class:`BadConfig` if it cannot be used.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise ImageError(f"cannot read {path}: {fault.strerror}. Check the path.", str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise BadConfig(f"cannot use {path}: no valid TOML: {fault}.", [("(file)", str(fault))]) from None
+    data.setdefault("name", path.stem)
+    return parse(data, str(path))

@@ -1,0 +1,77 @@
+"""The street's door into the house: the verbs that RPC may ask for. ``daemon.Service`` fits it by shape.
+
+Every verb raises ``XenpvdError`` or below for what the asker can mend; anything else is the daemon's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.events import EventLog
+from xenpvd.views import (
+    ConsoleChunk,
+    DaemonInfo,
+    DriveAdded,
+    DriveInfo,
+    GuestStatus,
+    ShutdownResult,
+    XenstoreNode,
+)
+
+
+class ConsoleViewer(Protocol):
+    """One attached viewer of a console, at an absolute offset of its recording."""
+
+    @property
+    def mode(self) -> str:
+        """``rw`` or ``ro``; a ``rw`` viewer whose keyboard was stolen becomes ``ro``."""
+
+    @property
+    def offset(self) -> int:
+        """Where the next :meth:`read` begins."""
+
+    async def read(self) -> bytes:
+        """The next bytes, waiting for some; b"" at the end (viewer closed, console gone, too slow)."""
+
+    async def write(self, data: bytes) -> None:
+        """Type ``data``; waits while the guest does not take it. Raises ``Busy`` when mode is ``ro``."""
+
+    def close(self) -> str:
+        """Detach; returns why the viewer ended ("detached", "too slow: N bytes lost", ...). Idempotent."""
+
+
+class Service(Protocol):
+    events: EventLog
+
+    def daemon_info(self) -> DaemonInfo: ...
+    def daemon_quit(self) -> None:
+        """Begin to stop: the guest is asked to shut down first. Returns at once."""
+
+    def guest_status(self) -> GuestStatus: ...
+    def guest_config(self) -> GuestConfig: ...
+    async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
+        """Every problem that ``guest_start`` would meet, as (location, message). No effect."""
+
+    async def guest_start(self, config: GuestConfig | None) -> GuestStatus: ...
+    async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
+        """Ask the guest by control/shutdown; wait for the acknowledgement and the end."""
+
+    async def guest_destroy(self) -> GuestStatus: ...
+    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
+        """Wait for a phase ("devices"), a state ("stopped") or "console:REGEX"."""
+
+    def drive_list(self) -> list[DriveInfo]: ...
+    async def drive_add(self, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded: ...
+    async def drive_remove(self, vdev: str, force: bool, missing_ok: bool, timeout: float) -> bool:
+        """True if a drive was removed, False if there was none and ``missing_ok``."""
+
+    def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk: ...
+    async def console_write(self, data: bytes) -> int: ...
+    def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
+        """``mode`` rw, ro or steal; ``since`` an absolute offset, None for all that is kept."""
+
+    def xenstore_read(self, path: str) -> bytes: ...
+    def xenstore_list(self, path: str) -> list[str]: ...
+    def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]: ...

@@ -1,0 +1,127 @@
+"""What the daemon tells about itself: plain values that cross the doors, from the inside to the street.
+
+Frozen dataclasses: the inside builds them, ``rpc`` turns them into JSON and schemas. Sizes are bytes unless
+a name says otherwise; times are Unix seconds, durations seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Runstate(StrEnum):
+    """Where a guest is. ``defined`` has no VM; ``crashed`` may keep its VM's remains for a look."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+
+
+class Phase(StrEnum):
+    """How far a boot has come, in order. Each is announced once by ``guest.boot``."""
+
+    CREATED = "created"
+    SHIM = "shim"
+    KERNEL = "kernel"
+    XENBUS = "xenbus"
+    DEVICES = "devices"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonInfo:
+    name: str
+    version: str
+    api: str
+    pid: int
+    epoch: str
+    started: float
+    loop: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """What the guest runs on: which accelerator and pages were taken, and why."""
+
+    accel: str
+    accel_why: str
+    xen_caps: int
+    pages: str
+    pages_why: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStatus:
+    name: str
+    state: Runstate
+    memory_mib: int
+    vcpus: int
+    domid: int
+    phase: Phase | None
+    reason: str | None
+    uptime: float | None
+    boot_times: dict[str, float] = field(default_factory=dict)
+    hypercalls: int = 0
+    host: HostInfo | None = None
+    shim: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DriveInfo:
+    """One disk as both ends see it; states are XenbusState names ("Connected")."""
+
+    vdev: str
+    devid: int
+    target: str
+    access: str
+    format: str
+    size: int
+    sector_size: int
+    state: str
+    frontend_state: str
+    error: str | None = None
+    stats: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DriveAdded:
+    """``changed`` is false if the very same drive was there already. ``connected_ms`` is None unless waited."""
+
+    drive: DriveInfo
+    changed: bool
+    connected_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownResult:
+    """What became of a shutdown: ``acknowledged`` is when the guest cleared control/shutdown (seconds after
+    the request), ``stopped`` when its VM was gone."""
+
+    mode: str
+    acknowledged: float | None
+    stopped: float | None
+    state: Runstate
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleChunk:
+    """A piece of a console's recording: ``data`` begins at absolute offset ``start`` and ends at ``end``;
+    ``lost`` bytes before it were asked for and are no longer kept."""
+
+    start: int
+    end: int
+    lost: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class XenstoreNode:
+    """A node of a tree listing: ``value`` is decoded as UTF-8 with replacement, ``perms`` in wire form."""
+
+    path: str
+    value: str
+    perms: tuple[str, ...]
