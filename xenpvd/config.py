@@ -18,7 +18,9 @@ MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
 Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", description="the guest's name")]
-Vdev = Annotated[str, Field(pattern=r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$", description="as Xen names it: xvda, xvdb1")]
+Vdev = Annotated[
+    str, Field(pattern=r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$", description="as Xen names it: xvda, xvdb1")
+]
 
 
 class Strict(BaseModel):
@@ -60,7 +62,9 @@ class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
     name: Name = "guest"
-    memory: int = Field(512, ge=MEMORY_MIN_MIB, le=MEMORY_MAX_MIB, description="MiB of RAM, the shim's included")
+    memory: int = Field(
+        512, ge=MEMORY_MIN_MIB, le=MEMORY_MAX_MIB, description="MiB of RAM, the shim's included"
+    )
     vcpus: int = Field(1, ge=1, le=VCPUS_MAX)
     kernel: str = Field(min_length=1, max_length=4096, description="the PV kernel, as it lies in /boot")
     ramdisk: str | None = Field(None, max_length=4096)

@@ -3,8 +3,8 @@
 ==================  =====================================  =======================================
 fault               class                                  ends as
 ==================  =====================================  =======================================
-the guest asked     :class:`XenError` and the protocols'   a number on the wire
-for what can't be   own (GNTST_*, BLKIF_RSP_*, xsd names)
+the guest asked     :class:`XenError`, :class:`GrantError`  a number on the wire
+for what can't be   and the protocols' own (BLKIF_RSP_*)
 the guest broke     :class:`GuestFault`                    that device closes; the guest goes on
 a protocol
 the operator asked  :class:`XenpvdError` and below         a message: what failed: why. What to do.
@@ -29,6 +29,14 @@ class XenError(Exception):
     def __init__(self, errno: int, why: str = "") -> None:
         super().__init__(f"{os.strerror(errno)}{': ' + why if why else ''}")
         self.errno = errno
+
+
+class GrantError(Exception):
+    """A grant cannot be mapped; ``status`` is the GNTST_* number of grant_table.h (negative)."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class GuestFault(Exception):

@@ -89,7 +89,7 @@ class DriveInfo:
 
 @dataclass(frozen=True, slots=True)
 class DriveAdded:
-    """``changed`` is false if the very same drive was there already. ``connected_ms`` is None unless waited."""
+    """``changed`` is false if the very same drive was there already; ``connected_ms`` None unless waited."""
 
     drive: DriveInfo
     changed: bool

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from xenpvd.abi.page import SharedPage
+from xenpvd.errors import GrantError as GrantError
 
 
 class EvtchnPort(Protocol):
@@ -60,14 +61,6 @@ class GnttabOps(Protocol):
         Raises ``GrantError`` (``status`` is GNTST_*) for a bad reference, a page granted to somebody else,
         a read-only grant asked for writing, or a frame that is not the guest's RAM.
         """
-
-
-class GrantError(Exception):
-    """A grant cannot be mapped; ``status`` is the GNTST_* number of grant_table.h (negative)."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 class ForeignmemOps(Protocol):

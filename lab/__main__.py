@@ -1,0 +1,50 @@
+"""``python -m lab``: keep a lab host warm, and run commands in it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lab import host, jobs
+from lab.progress import LabError
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command line; gives the exit status: the command's own for ``run``, 125 if the lab failed."""
+    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("up", help="start the lab host, unless it runs")
+    verbs.add_parser("down", help="stop the lab host")
+    verbs.add_parser("status", help="say whether the lab host runs; exit status 1 if not")
+    run = verbs.add_parser("run", help="run a command in the lab host, started if need be")
+    run.add_argument("--tty", action="store_true", help="hand this terminal over to the command")
+    run.add_argument(
+        "--results", type=Path, metavar="DIR", help="put what the command leaves in $LAB_RESULTS here"
+    )
+    run.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="for the command (again and again)"
+    )
+    run.add_argument("command", nargs="+", metavar="CMD", help="the command and its words, after --")
+    args = parser.parse_args(words)
+    try:
+        match args.verb:
+            case "up":
+                print(f"lab host up, pid {host.up().pid}")
+            case "down":
+                print("lab host down" if host.down() else "no lab host was up")
+            case "status":
+                found = host.running()
+                print(f"lab host up, pid {found.pid}" if found else "no lab host is up")
+                return 0 if found else 1
+            case "run":
+                environ = dict(item.partition("=")[::2] for item in args.env)
+                return jobs.run(args.command, terminal=args.tty, results=args.results, environ=environ)
+    except LabError as fault:
+        print(f"lab: {fault}", file=sys.stderr)
+        return 125
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

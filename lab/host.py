@@ -1,0 +1,220 @@
+"""The lab host: a Debian kernel with KVM's Xen support, run by QEMU's emulator on any machine.
+
+Its root is this machine's own file system under a throw-away overlay. It stays up until ``down``; a lock that
+QEMU inherits says whether it lives, so no pid is ever guessed at.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab.cpio import Cpio
+from lab.guest import tool
+from lab.modules import load_order
+from lab.packages import LAB_KERNEL, only
+from lab.paths import cache
+from lab.progress import LabError, step
+from lab.wire import PORT, READY
+
+HERE = Path(__file__).parent
+CODE = ("__init__.py", "kvm.py", "serve.py", "wire.py")
+MODULES = ("9pnet_virtio", "9p", "overlay", "virtio_net", "kvm_amd", "loop", "tun")
+BOOT_LIMIT = 300.0
+CPUS = 2
+MEMORY_MIB = 4096
+
+
+@dataclass(frozen=True)
+class Host:
+    """A lab host that takes jobs."""
+
+    pid: int
+    port: int
+    token: str
+
+
+def folder() -> Path:
+    """The state folder: locks, QEMU's log, the console's log. Only its owner can read it (the token)."""
+    path = cache() / "lab"
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def running() -> Host | None:
+    """The lab host that is up, None if there is none."""
+    with _one_at_a_time():
+        return _running()
+
+
+def up() -> Host:
+    """The lab host, started if there is none. Raises LabError if it does not come up."""
+    with _one_at_a_time():
+        if host := _running():
+            return host
+        with step("boot", "lab host"):
+            return _start()
+
+
+def down() -> bool:
+    """Stop the lab host, True if there was one."""
+    with _one_at_a_time():
+        state = _state()
+        if not _alive() or state is None:
+            return False
+        os.kill(state.pid, signal.SIGKILL)
+        with (folder() / "alive").open("w") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)  # waits until it is gone
+        (folder() / "host.json").unlink()
+        return True
+
+
+def last_words(lines: int = 12) -> str:
+    """The end of the lab host's console, and what QEMU said."""
+    found = []
+    for name in ("console.log", "qemu.log"):
+        path = folder() / name
+        if path.exists():
+            found += path.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join(f"    {line}" for line in found)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    with (folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("wait  for another process that starts or stops the lab host", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _state() -> Host | None:
+    try:
+        return Host(**json.loads((folder() / "host.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _alive() -> bool:
+    """True while a QEMU holds the lock that it inherited."""
+    with (folder() / "alive").open("w") as alive:
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _running() -> Host | None:
+    return _state() if _alive() else None
+
+
+def _start() -> Host:
+    state = folder()
+    token = secrets.token_hex(32)
+    initrd = state / "initrd"
+    initrd.touch(mode=0o600)
+    initrd.write_bytes(_initramfs(token))
+    console = state / "console.log"
+    console.write_text("")
+    port = _free_port()
+    argv = _qemu(only(LAB_KERNEL, "boot/vmlinuz-*"), initrd, console, port)
+    with (state / "alive").open("w") as alive, (state / "qemu.log").open("wb") as log:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        qemu = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(alive.fileno(),),
+        )
+    host = Host(qemu.pid, port, token)
+    secret = state / "host.json"
+    secret.touch(mode=0o600)
+    secret.write_text(json.dumps(asdict(host)))
+    try:
+        _wait_ready(qemu, console)
+    except BaseException:
+        qemu.kill()
+        qemu.wait()
+        secret.unlink()
+        raise
+    return host
+
+
+def _wait_ready(qemu: subprocess.Popen[bytes], console: Path) -> None:
+    limit = time.monotonic() + BOOT_LIMIT
+    while READY not in (said := console.read_text(errors="replace")):
+        if qemu.poll() is not None:
+            raise LabError(
+                f"cannot start the lab host: it ended while booting:\n{last_words()}\nTry make lab-up."
+            )
+        if time.monotonic() > limit:
+            raise LabError(f"cannot start the lab host: not up after {BOOT_LIMIT:.0f} s:\n{last_words()}")
+        time.sleep(0.1)
+    if f"{READY}, KVM_CAP_XEN_HVM=0x0" in said:
+        raise LabError(f"cannot use the lab host: its KVM has no Xen support:\n{last_words()}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _initramfs(token: str) -> bytes:
+    cpio = Cpio()
+    for name in ("dev", "proc", "sys"):
+        cpio.folder(name)
+    cpio.device("dev/console", 5, 1)
+    cpio.file("bin/busybox", Path(tool("busybox")).read_bytes(), 0o755)
+    for applet in ("sh", "mount", "insmod", "mkdir", "cp", "ip", "hostname", "switch_root", "poweroff"):
+        cpio.symlink(f"bin/{applet}", "busybox")
+    [modules] = (only(LAB_KERNEL, "version").parent).glob("usr/lib/modules/*")
+    order = load_order(modules, MODULES)
+    for name, content in order.items():
+        cpio.file(f"modules/{name}.ko", content)
+    cpio.file("modules/order", "".join(f"{name}\n" for name in order).encode())
+    cpio.file("init", (HERE / "host_files/init").read_bytes(), 0o755)
+    cpio.file("lab/start", (HERE / "host_files/start").read_bytes(), 0o755)
+    for name in CODE:
+        cpio.file(f"lab/code/lab/{name}", (HERE / name).read_bytes())
+    cpio.file("lab/token", token.encode(), 0o600)
+    cpio.file("lab/python", f"{Path(sys.executable).resolve()}\n".encode())
+    return cpio.finish()
+
+
+def _qemu(kernel: Path, initrd: Path, console: Path, port: int) -> list[str]:
+    emulator = shutil.which("qemu-system-x86_64")
+    if emulator is None:
+        raise LabError("cannot start the lab host: no qemu-system-x86_64 here. Run make setup.")
+    # the lab host is thrown away, its guests are ours: no mitigations; panic=-1 with -no-reboot ends QEMU
+    words = "console=ttyS0 quiet mitigations=off nokaslr audit=0 panic=-1 random.trust_cpu=on tsc=reliable"
+    forward = f"hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{PORT}"
+    return [
+        emulator,
+        *("-name", "xenpvd-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", "q35,accel=tcg", "-cpu", "max,+svm", "-smp", str(CPUS), "-m", str(MEMORY_MIB)),
+        *("-kernel", str(kernel), "-initrd", str(initrd), "-append", words),
+        *("-serial", f"file:{console}"),
+        *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=root,mount_tag=lab-root"),
+        *("-netdev", f"user,id=net,restrict=on,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="),
+    ]

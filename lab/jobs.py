@@ -1,0 +1,167 @@
+"""Runs a command inside the lab host, with the checkout's code as it is now, and streams what it says."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tarfile
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from lab.host import Host, last_words, up
+from lab.paths import CHECKOUT, cache
+from lab.progress import LabError
+from lab.wire import EXIT, RESULTS, SIGNAL, SIZE, STDERR, STDIN, STDOUT, Job, frame, read_frame
+
+SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+PASSED_ON = ("TERM", "COLORTERM", "NO_COLOR", "PYTEST_ADDOPTS", "PYTHONASYNCIODEBUG")
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    terminal: bool = False,
+    results: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    out: BinaryIO | None = None,
+    err: BinaryIO | None = None,
+) -> int:
+    """Run ``argv`` in the lab host (started if need be), give its exit status as a shell would.
+
+    ``terminal`` hands this process's terminal over. What the command leaves in the folder $LAB_RESULTS is put
+    into ``results``. Raises LabError if the lab host cannot be had or dies.
+    """
+    host = up()
+    code = _code()
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    passed |= {"XENPVD_CACHE": str(cache()), "XENPVD_IN_LAB": "1"} | dict(environ or {})
+    cwd = Path.cwd() if Path.cwd().is_relative_to(CHECKOUT) else CHECKOUT
+    size = shutil.get_terminal_size()
+    job = Job(
+        list(argv),
+        str(cwd),
+        str(CHECKOUT),
+        len(code),
+        passed,
+        (size.lines, size.columns) if terminal else None,
+    )
+    with _connection(host) as peer, peer.makefile("rb") as stream:
+        peer.sendall(host.token.encode() + b"\n" + job.encode() + code)
+        sending = threading.Lock()
+
+        def send(kind: bytes, payload: bytes) -> None:
+            with sending:
+                peer.sendall(frame(kind, payload))
+
+        outputs = {STDOUT: out or sys.stdout.buffer, STDERR: err or sys.stderr.buffer}
+        with _terminal_handed_over(send) if terminal else _signals_passed_on(send):
+            return _receive(stream, outputs, results)
+
+
+def _receive(stream: BinaryIO, outputs: Mapping[bytes, BinaryIO], results: Path | None) -> int:
+    archive = io.BytesIO()
+    while (got := read_frame(stream)) is not None:
+        kind, payload = got
+        if kind in outputs:
+            outputs[kind].write(payload)
+            outputs[kind].flush()
+        elif kind == RESULTS:
+            archive.write(payload)
+        elif kind == EXIT:
+            if results is not None:
+                archive.seek(0)
+                with tarfile.open(fileobj=archive) as tar:
+                    tar.extractall(results, filter="data")
+            return int(payload)
+    raise LabError(
+        f"the job did not end: the lab host went away. Its last words:\n{last_words()}\nTry again."
+    )
+
+
+@contextmanager
+def _connection(host: Host) -> Iterator[socket.socket]:
+    try:
+        with socket.create_connection(("127.0.0.1", host.port), timeout=60) as peer:
+            peer.settimeout(None)
+            yield peer
+    except (ConnectionError, TimeoutError) as fault:
+        raise LabError(
+            f"cannot speak to the lab host: {fault}. Its last words:\n{last_words()}\n"
+            "Start a fresh one with make lab-down lab-up."
+        ) from None
+
+
+def _code() -> bytes:
+    """The checkout as a tar, without what is not source."""
+
+    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if SKIPPED & set(Path(member.name).parts) else member
+
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        tar.add(CHECKOUT, ".", filter=wanted)
+    return data.getvalue()
+
+
+Send = Callable[[bytes, bytes], None]
+
+
+@contextmanager
+def _signals_passed_on(send: Send) -> Iterator[None]:
+    """SIGINT and SIGTERM go to the job, which ends as it would here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    passed = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: send(SIGNAL, b"%d" % n)) for number in passed}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _terminal_handed_over(send: Send) -> Iterator[None]:
+    """Until the job ends, keys go to it as they are typed, and the terminal's size follows."""
+    if not sys.stdin.isatty():
+        raise LabError("cannot give the job a terminal: stdin is none. Leave --tty out.")
+    fd = sys.stdin.fileno()
+    done, stop = os.pipe()
+
+    def keys() -> None:
+        while True:
+            readable, _, _ = select.select([fd, done], [], [])
+            if done in readable:
+                return
+            if not (data := os.read(fd, 4096)):
+                return
+            send(STDIN, data)
+
+    def resized(number: int, context: object) -> None:
+        size = shutil.get_terminal_size()
+        send(SIZE, b"%d %d" % (size.lines, size.columns))
+
+    saved = termios.tcgetattr(fd)
+    before = signal.signal(signal.SIGWINCH, resized)
+    pump = threading.Thread(target=keys, daemon=True)
+    try:
+        tty.setraw(fd)
+        pump.start()
+        yield
+    finally:
+        os.close(stop)
+        pump.join()
+        os.close(done)
+        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        signal.signal(signal.SIGWINCH, before)

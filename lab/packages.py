@@ -1,0 +1,255 @@
+"""What Debian's archive gives us: host packages installed by apt, and others only unpacked into the cache.
+
+Unpacking goes through a private apt root per suite (own sources list, own state, own package lists), so it
+needs no root and leaves the machine's own apt configuration alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lab.paths import asset, cache, replacing
+from lab.progress import LabError, step
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files of one binary package, kept under their path in it, in the cache's folder ``name``."""
+
+    name: str
+    suite: str
+    package: str
+    keep: tuple[str, ...]
+    """fnmatch patterns of the paths to keep, without the leading slash"""
+
+
+GUEST_KERNEL = Asset(
+    "guest-kernel",
+    "bookworm",
+    "linux-image-cloud-amd64",
+    ("boot/vmlinuz-*", "boot/config-*", "lib/modules/*/xen-blkfront.ko*"),
+)
+SHIM_4_17 = Asset("xen-shim-4.17", "bookworm", "xen-utils-4.17", ("usr/lib/xen-4.17/boot/xen-shim",))
+SHIM_4_20 = Asset("xen-shim-4.20", "trixie", "xen-utils-4.20", ("usr/lib/xen-4.20/boot/xen-shim",))
+#: A KVM host's kernel: Debian's first with CONFIG_KVM_XEN is 6.12.
+LAB_KERNEL = Asset(
+    "lab-kernel",
+    "trixie",
+    "linux-image-amd64",
+    ("boot/vmlinuz-*", "boot/config-*", "*/modules/*/kernel/*", "*/modules/*/modules.*"),
+)
+
+GUEST_ASSETS = (SHIM_4_17, SHIM_4_20, GUEST_KERNEL)
+HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "libatomic1")
+LAB_PACKAGES = ("qemu-system-x86",)
+
+
+def _run(argv: Sequence[str | Path], what: str, cwd: Path | None = None) -> str:
+    """Run a quiet command, give its stdout. Raises LabError with the last lines that it wrote."""
+    environ = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            argv, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        raise LabError(f"cannot {what}: there is no {argv[0]} here. The lab needs Debian 12 or 13.") from None
+    if done.returncode:
+        tail = "\n".join(f"    {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-6:])
+        raise LabError(
+            f"cannot {what}: {Path(argv[0]).name} ended with status {done.returncode}:\n{tail}\n"
+            "Check the network and the archive (XENPVD_MIRROR=URL names another one), then try again."
+        )
+    return done.stdout
+
+
+# --- packages that the machine itself needs ------------------------------------------------------------
+
+
+def missing(names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that are not installed."""
+    if shutil.which("dpkg-query") is None:
+        raise LabError("cannot look for packages: no dpkg here. The lab needs Debian 12 or 13.")
+    query = ["dpkg-query", "-W", "-f", "${binary:Package} ${db:Status-Status}\n", *names]
+    found = subprocess.run(query, capture_output=True, text=True).stdout
+    installed = {line.split()[0].split(":")[0] for line in found.splitlines() if line.endswith(" installed")}
+    return [name for name in names if name not in installed]
+
+
+def _as_root(argv: Sequence[str]) -> list[str]:
+    if os.geteuid() == 0:
+        return list(argv)
+    if shutil.which("sudo") is None:
+        raise LabError(f"cannot install packages: not root, and no sudo here. Run as root: {' '.join(argv)}")
+    sys.stderr.flush()
+    if subprocess.run(["sudo", "-v"]).returncode:  # asks for the password, outside of any captured output
+        raise LabError(f"cannot install packages: sudo said no. Run as root: {' '.join(argv)}")
+    return ["sudo", "DEBIAN_FRONTEND=noninteractive", *argv]
+
+
+def update_lists() -> None:
+    """``apt-get update`` for the machine's own sources."""
+    argv = _as_root(["apt-get", "-qq", "update"])
+    with step("apt", "update"):
+        _run(argv, "update the package lists")
+
+
+def install(names: Sequence[str]) -> None:
+    """Install those of ``names`` that are missing; takes no network if none is."""
+    wanted = missing(names)
+    if not wanted:
+        return
+    if subprocess.run(["apt-cache", "show", *wanted], capture_output=True).returncode:
+        update_lists()
+    argv = _as_root(["apt-get", "-qq", "-y", "--no-install-recommends", "install", *wanted])
+    with step("apt", f"install {' '.join(wanted)}"):
+        try:
+            _run(argv, f"install {' '.join(wanted)}")
+        except LabError:  # lists may be older than the archive: a renewed look is worth one try
+            update_lists()
+            _run(argv, f"install {' '.join(wanted)}")
+
+
+# --- packages that are only unpacked -------------------------------------------------------------------
+
+
+def archive_url() -> str:
+    """The archive's base URL, as the machine's own apt knows it. $XENPVD_MIRROR overrides."""
+    if own := os.environ.get("XENPVD_MIRROR"):
+        return own.rstrip("/")
+    for attempt in (0, 1):
+        if found := _debian_urls():
+            return found[0]
+        if attempt == 0:
+            update_lists()  # a bare machine: labels are in the lists
+    raise LabError(
+        "cannot find Debian's archive: this machine's apt has no http(s) source of label Debian. "
+        "Set XENPVD_MIRROR to the URL of a Debian mirror."
+    )
+
+
+def _debian_urls() -> list[str]:
+    argv = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
+    rows = [line.split() for line in _run(argv, "read the machine's apt sources").splitlines()]
+    return [row[1].rstrip("/") for row in rows if len(row) == 2 and row[0] == "Debian" and ":" in row[1]]
+
+
+class Suite:
+    """One suite of the archive behind a private apt root below the cache."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.root = cache() / "apt" / name
+        self._fresh = False
+
+    def _argv(self, tool: str, *words: str) -> list[str]:
+        options = {
+            "Dir::Etc::sourcelist": self.root / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "Dir::State": self.root,
+            "Dir::State::status": self.root / "status",
+            "Dir::State::lists": self.root / "lists",
+            "Dir::Cache": self.root / "cache",
+            "APT::Architecture": "amd64",
+            "APT::Architectures": "amd64",
+            "APT::Sandbox::User": "root",  # _apt cannot write into a user's cache
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+        }
+        return [tool, *(f"-o{key}={value}" for key, value in options.items()), *words]
+
+    def refresh(self) -> None:
+        """Fetch the suite's package lists, once in this process."""
+        if self._fresh:
+            return
+        if not KEYRING.exists():
+            raise LabError(f"cannot trust the archive: no {KEYRING}. Install debian-archive-keyring.")
+        url = archive_url()
+        with step("get", f"package lists of {self.name}"):
+            for folder in ("lists/partial", "cache/archives/partial"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            (self.root / "status").touch()
+            source = f"deb [arch=amd64 signed-by={KEYRING}] {url} {self.name} main\n"
+            (self.root / "sources.list").write_text(source)
+            strict = "-oAPT::Update::Error-Mode=any"
+            _run(self._argv("apt-get", strict, "-q", "update"), f"read the package lists of {self.name}")
+        self._fresh = True
+
+    def resolve(self, package: str) -> tuple[str, str]:
+        """(package, version) of the newest; of a kernel meta package, of the image that it depends on."""
+        depends = _run(self._argv("apt-cache", "depends", package), f"find {package} in {self.name}")
+        if image := re.search(r"^ *Depends: (linux-image-\d\S*)$", depends, re.MULTILINE):
+            package = image[1]
+        shown = _run(self._argv("apt-cache", "--no-all-versions", "show", package), f"find {package}")
+        version = re.search(r"^Version: (\S+)$", shown, re.MULTILINE)
+        if version is None:
+            raise LabError(
+                f"cannot find {package} in {self.name}: the suite has none. Try make setup REFRESH=1."
+            )
+        return package, version[1]
+
+    def unpack(self, package: str, version: str, keep: Sequence[str], into: Path) -> None:
+        """Download one package into ``into``, leave only the files that match ``keep`` there."""
+        _run(self._argv("apt-get", "-q", "download", f"{package}={version}"), f"download {package}", into)
+        [deb] = into.glob("*.deb")
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as dpkg:
+            assert dpkg.stdout is not None
+            with tarfile.open(fileobj=dpkg.stdout, mode="r|") as tar:
+                for member in tar:
+                    path = PurePosixPath(member.name)
+                    if member.isfile() and any(fnmatch.fnmatchcase(str(path), rule) for rule in keep):
+                        member.mode |= 0o444
+                        tar.extract(member, into, filter="data")
+        deb.unlink()
+        if dpkg.returncode:
+            raise LabError(
+                f"cannot unpack {package}: dpkg-deb ended with status {dpkg.returncode}. Try again."
+            )
+
+
+def fetch(assets: Sequence[Asset], refresh: bool = False) -> None:
+    """Bring ``assets`` into the cache. Those there stay as they are, unless ``refresh`` finds newer."""
+    if platform.machine() != "x86_64":
+        raise LabError(f"cannot fetch kernels: xenpvd is for x86_64, this machine is {platform.machine()}.")
+    suites: dict[str, Suite] = {}
+    for item in assets:
+        here = installed_version(item)
+        if here and not refresh:
+            continue
+        suite = suites.setdefault(item.suite, Suite(item.suite))
+        suite.refresh()
+        package, version = suite.resolve(item.package)
+        if here == f"{package} {version}":
+            continue
+        with step("get", f"{item.name} {version}"), replacing(asset(item.name)) as folder:
+            suite.unpack(package, version, item.keep, folder)
+            (folder / "version").write_text(f"{package} {version}\n")
+
+
+def installed_version(item: Asset) -> str | None:
+    """``package version`` of what the cache holds of it, None if it is not there."""
+    try:
+        return asset(item.name, "version").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def only(item: Asset, pattern: str) -> Path:
+    """The one file of an asset that matches ``pattern`` (glob). Raises LabError if it is not there."""
+    found = sorted(asset(item.name).glob(pattern))
+    if len(found) != 1:
+        raise LabError(f"cannot find {pattern} in {asset(item.name)}. Run make setup.")
+    return found[0]

@@ -1,0 +1,38 @@
+"""FakePage: 4096 bytes of this process that fit ``xenpvd.abi.page.SharedPage``; both halves use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from xenpvd.abi.page import PAGE_SIZE
+
+
+class FakePage:
+    """A zeroed page. ``fences`` counts the barriers; ``on_fence``, if set, runs at each: the place for a
+    test to be the guest that changes the page at the worst moment."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(PAGE_SIZE))
+        self._words = self.view.cast("I")
+        self.fences = 0
+        self.on_fence: Callable[[], None] = lambda: None
+
+    def load32(self, offset: int) -> int:
+        assert offset % 4 == 0
+        return self._words[offset // 4]
+
+    def store32(self, offset: int, value: int) -> None:
+        assert offset % 4 == 0
+        self._words[offset // 4] = value & 0xFFFF_FFFF
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert offset + length <= PAGE_SIZE
+        return bytes(self.view[offset : offset + length])
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        assert offset + len(data) <= PAGE_SIZE
+        self.view[offset : offset + len(data)] = bytes(data)
+
+    def fence(self) -> None:
+        self.fences += 1
+        self.on_fence()

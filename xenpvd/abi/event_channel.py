@@ -1,0 +1,32 @@
+"""xen/include/public/event_channel.h: event_channel_op, 2-level ABI."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+EVTCHNOP_bind_interdomain = 0
+EVTCHNOP_bind_virq = 1
+EVTCHNOP_bind_pirq = 2
+EVTCHNOP_close = 3
+EVTCHNOP_send = 4
+EVTCHNOP_status = 5
+EVTCHNOP_alloc_unbound = 6
+EVTCHNOP_bind_ipi = 7
+EVTCHNOP_bind_vcpu = 8
+EVTCHNOP_unmask = 9
+EVTCHNOP_reset = 10
+
+EVTCHNSTAT_closed = 0
+EVTCHNSTAT_unbound = 1
+EVTCHNSTAT_interdomain = 2
+EVTCHNSTAT_pirq = 3
+EVTCHNSTAT_virq = 4
+EVTCHNSTAT_ipi = 5
+
+evtchn_alloc_unbound = Struct("<HHI")  # dom remote_dom port(OUT)
+evtchn_bind_interdomain = Struct("<H2xII")  # remote_dom remote_port local_port(OUT)
+evtchn_bind_ipi = Struct("<II")  # vcpu port(OUT)
+evtchn_bind_vcpu = Struct("<II")  # port vcpu
+evtchn_port = Struct("<I")  # evtchn_close, evtchn_send, evtchn_unmask
+evtchn_reset = Struct("<H")  # dom
+evtchn_status = Struct("<H2xIIIII")  # dom port status vcpu u.{unbound.dom|interdomain.dom} u.interdomain.port

@@ -1,0 +1,190 @@
+"""A raw disk image: a file or block device that is opened once, locked, read, written and flushed.
+
+An image outlives the VM: a guest that reboots finds the same open file. A file that is renamed over meanwhile
+does not matter; one that changes its size is used with the size it had when opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from struct import Struct
+
+from xenpvd.errors import ImageError
+
+SECTOR_SIZE = 512
+
+# struct flock: l_type, l_whence, l_start, l_len (0: to the end, however far), l_pid (0 for OFD locks)
+_FLOCK = Struct("@hhqqi0q")
+
+
+class Image:
+    """An open raw image. ``size`` is bytes, fixed at :meth:`open`.
+
+    ``read``, ``write`` and ``flush`` are for one thread at a time and raise ``OSError``, which is the host's
+    answer and becomes an error of that one request.
+    """
+
+    def __init__(self, fd: int, path: str, size: int, *, readonly: bool) -> None:
+        self._fd = fd
+        self.path = path
+        self.size = size
+        self.readonly = readonly
+        self._flush_fault: tuple[int | None, str] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, *, readonly: bool) -> Image:
+        """Open and lock ``path``. Raises :class:`ImageError`.
+
+        The lock is an open-file-description lock of the whole file, for writing if the image is: one writer
+        or any number of readers, in this process and others (QEMU's image locks collide with it, too).
+        A block device that the host has mounted is refused for writing.
+        """
+        path = str(path)
+        try:
+            # looked at before it is opened: opening some devices does something, opening a FIFO waits
+            _check_kind(os.stat(path), path)  # noqa: PTH116
+            flags = os.O_RDONLY if readonly else os.O_RDWR
+            fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as fault:
+            raise _refuse(path, *_why(fault, readonly)) from None
+        except ValueError:  # a NUL or a lone surrogate
+            raise _refuse(repr(path), "it is no path", "Check the path.") from None
+        try:
+            found = os.fstat(fd)
+            _check_kind(found, path)
+            if stat.S_ISBLK(found.st_mode) and not readonly:
+                fd = _claim(fd, path)
+            _lock(fd, path, readonly)
+            size = os.lseek(fd, 0, os.SEEK_END)
+            if size == 0:
+                raise _refuse(path, "it is empty", f"Give it a size: truncate -s 1G {path}")
+            if size % SECTOR_SIZE:
+                why = f"its size, {size} bytes, is no multiple of {SECTOR_SIZE}"
+                raise _refuse(path, why, "A raw image has whole sectors; is it of another format?")
+        except OSError as fault:
+            os.close(fd)
+            raise _refuse(path, *_why(fault, readonly)) from None
+        except ImageError:
+            os.close(fd)
+            raise
+        return cls(fd, path, size, readonly=readonly)
+
+    def read(self, views: list[memoryview], offset: int) -> None:
+        """Fill ``views`` from byte ``offset`` on. A file that has become too short is EIO, not zeroes."""
+        while views:
+            done = self._preadv(views, offset)
+            if done == 0:
+                raise OSError(errno.EIO, f"the image ends at or before byte {offset}")
+            offset += done
+            views = _rest(views, done)
+
+    def write(self, views: list[memoryview], offset: int) -> None:
+        """Write ``views`` to byte ``offset`` on."""
+        while views:
+            done = self._pwritev(views, offset)
+            if done == 0:
+                raise OSError(errno.EIO, f"nothing could be written at byte {offset}")
+            offset += done
+            views = _rest(views, done)
+
+    def flush(self) -> None:
+        """Have everything written so far on stable storage.
+
+        A flush that failed stays failed until the image is opened anew: the kernel reports lost pages once
+        and then forgets, so that a later fdatasync would succeed without them.
+        """
+        if self._flush_fault is not None:
+            raise OSError(*self._flush_fault)
+        try:
+            self._fdatasync()
+        except OSError as fault:
+            self._flush_fault = fault.errno, f"{fault.strerror}, at an earlier flush; writes may be lost"
+            raise
+
+    def close(self) -> None:
+        """Close it and give up the lock. Idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    # The three system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
+
+    def _preadv(self, views: list[memoryview], offset: int) -> int:
+        return os.preadv(self._fd, views, offset)
+
+    def _pwritev(self, views: list[memoryview], offset: int) -> int:
+        return os.pwritev(self._fd, views, offset)
+
+    def _fdatasync(self) -> None:
+        os.fdatasync(self._fd)
+
+
+def _rest(views: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of ``views`` after ``done`` bytes."""
+    for index, view in enumerate(views):
+        if done < len(view):
+            return [view[done:], *views[index + 1 :]]
+        done -= len(view)
+    return []
+
+
+def _check_kind(found: os.stat_result, path: str) -> None:
+    mode = found.st_mode
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return
+    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a character device"))
+    kind = next((name for test, name in kinds if test(mode)), "neither of them")
+    raise _refuse(path, f"it is {kind}", "Use a raw image file or a block device.")
+
+
+def _claim(fd: int, path: str) -> int:
+    """Reopen a block device so that the host cannot mount it, nor has (O_EXCL; the lock does not tell)."""
+    try:
+        claimed = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)
+    except OSError as fault:
+        if fault.errno == errno.EBUSY:
+            what = "Unmount it, or give it to the guest with access ro."
+            raise _refuse(path, "the host itself uses this device", what) from None
+        raise
+    os.close(fd)
+    return claimed
+
+
+def _lock(fd: int, path: str, readonly: bool) -> None:
+    kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+    except OSError as fault:
+        if fault.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        holder = "another program or guest"  # an OFD lock does not tell its owner
+        with contextlib.suppress(OSError):
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+            if (pid := _FLOCK.unpack(answer)[4]) > 0:
+                holder = f"process {pid}"
+        use = "uses it for writing" if readonly else "uses it"
+        what = "Stop that first." if readonly else "Stop that first, or let all who share it have access ro."
+        raise _refuse(path, f"{holder} {use}", what) from None
+
+
+def _why(fault: OSError, readonly: bool) -> tuple[str, str]:
+    """A host's refusal as (why, what to do)."""
+    why = fault.strerror or str(fault)
+    if fault.errno in (errno.ENOENT, errno.ENOTDIR):
+        return why, "Check the path, or create it: truncate -s 1G FILE."
+    if fault.errno in (errno.EACCES, errno.EPERM):
+        return why, f"The daemon's user needs the right to {'read' if readonly else 'read and write'} it."
+    if fault.errno == errno.EROFS:
+        return why, "Use access ro, or mount that file system for writing."
+    if fault.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+        return f"it cannot be locked ({why})", "Use a file system that knows locks."
+    return why, "Check the path and the host's log."
+
+
+def _refuse(path: str, why: str, what: str) -> ImageError:
+    return ImageError(f"cannot use image {path}: {why}. {what.rstrip('.')}.", path)

@@ -1,0 +1,211 @@
+"""The data plane of one disk in plain Python: ring ↔ image in a thread of its own, without asyncio.
+
+The door is narrow, so that a compiled plane fits it: pages, fds and numbers in; start, stop, join, stats.
+Requests are carried out one after the other, straight into and out of the granted pages, and answered in
+groups: small ones, so that the guest works on the first while we work on the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from xenpvd.abi.io_blkif import (
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_RSP_ERROR,
+    BLKIF_RSP_OKAY,
+    Abi,
+)
+from xenpvd.abi.page import SharedPage
+from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
+from xenpvd.backends.blkif.request import Refusal, Request, parse
+from xenpvd.backends.ops import EvtchnPort, Grant, GnttabOps, GrantError
+from xenpvd.backends.ring import BackRing
+
+#: Requests answered in one go. Half a ring at a time makes guest and backend take turns; one at a time
+#: costs a look at rsp_event each.
+GROUP = 8
+
+#: Seconds in which at most one trouble is told; a guest can make as many as it likes.
+TROUBLE_PAUSE = 1.0
+
+
+class Plane:
+    """Serves one ring until :meth:`stop` or until the guest breaks the ring.
+
+    ``on_trouble(what)`` is called for requests that failed, seldom enough for a log. ``on_end(fault)`` is the
+    thread's last act: None after :meth:`stop`, a :class:`GuestFault` for a ring that cannot be true, anything
+    else for a fault of our own. Both are called in the plane's thread and must not raise.
+    Raises :class:`GuestFault` if the ring cannot be attached.
+    """
+
+    def __init__(
+        self,
+        page: SharedPage,
+        port: EvtchnPort,
+        gnttab: GnttabOps,
+        image: Image,
+        *,
+        abi: Abi,
+        size: int,
+        readonly: bool,
+        on_trouble: Callable[[str], None],
+        on_end: Callable[[BaseException | None], None],
+        name: str = "blkif",
+    ) -> None:
+        self._ring = BackRing(page, abi.slot_size)
+        self._port = port
+        self._gnttab = gnttab
+        self._image = image
+        self._abi = abi
+        self._sectors = size // SECTOR_SIZE
+        self._readonly = readonly
+        self._on_trouble = on_trouble
+        self._on_end = on_end
+        self._stopping = False
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._troubles = 0
+        self._told_at = -TROUBLE_PAUSE
+        self._read_bytes = self._write_bytes = 0
+        self._reads = self._writes = self._flushes = self._errors = 0
+        self._notified = self._suppressed = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; the requests it has taken are finished, answered and flushed before.
+
+        What the guest has put on the ring meanwhile stays there. Returns at once; ``on_end`` tells.
+        """
+        self._stopping = True
+        if self._stop_fd >= 0:
+            os.eventfd_write(self._stop_fd, 1)
+
+    def join(self) -> None:
+        """Wait for the thread (which has ended, but for its return, when ``on_end`` came) and clean up."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._stop_fd >= 0:
+            fd, self._stop_fd = self._stop_fd, -1
+            os.close(fd)
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, as they are just now; from any thread."""
+        return {
+            "reads": self._reads,
+            "read_bytes": self._read_bytes,
+            "writes": self._writes,
+            "write_bytes": self._write_bytes,
+            "flushes": self._flushes,
+            "errors": self._errors,
+            "in_flight": self._ring.in_flight,
+            "notifications": self._notified,
+            "notifications_suppressed": self._suppressed,
+        }
+
+    # ---- below: in the plane's thread
+
+    def _run(self) -> None:
+        end: BaseException | None = None
+        try:
+            try:
+                self._serve()
+            finally:
+                self._flush_at_end()
+        except BaseException as fault:
+            end = fault
+        self._on_end(end)
+
+    def _serve(self) -> None:
+        ring, kick_fd = self._ring, self._port.kick_fd
+        poll = select.poll()
+        poll.register(kick_fd, select.POLLIN)
+        poll.register(self._stop_fd, select.POLLIN)
+        while not self._stopping:
+            slots = ring.consume(GROUP)
+            if not slots:
+                if not ring.final_check():
+                    poll.poll()
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(kick_fd)
+                continue
+            for slot in slots:
+                ring.produce(self._answer(slot))
+            if ring.push():
+                self._notified += 1
+                self._port.notify()
+            else:
+                self._suppressed += 1
+
+    def _answer(self, slot: bytes) -> bytes:
+        """Carry out one request; every request has exactly one response, whatever becomes of it."""
+        request = parse(slot, self._abi, sectors=self._sectors, readonly=self._readonly)
+        if isinstance(request, Refusal):
+            self._trouble(f"refused: {request.why}")
+            return self._abi.response.pack(request.id, request.operation, request.status)
+        status = BLKIF_RSP_OKAY
+        try:
+            self._carry_out(request)
+        except GrantError as fault:
+            self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
+            status = BLKIF_RSP_ERROR
+        except OSError as fault:
+            verb = _VERBS[request.operation]
+            self._trouble(f"cannot {verb} {self._image.path}: {fault.strerror or fault}")
+            status = BLKIF_RSP_ERROR
+        return self._abi.response.pack(request.id, request.operation, status)
+
+    def _carry_out(self, request: Request) -> None:
+        if request.operation == BLKIF_OP_FLUSH_DISKCACHE:
+            self._image.flush()
+            self._flushes += 1
+            return
+        reading = request.operation == BLKIF_OP_READ
+        grants: dict[int, Grant] = {}
+        try:
+            views = []
+            for gref, start, end in request.segments:
+                grant = grants.get(gref)
+                if grant is None:
+                    grant = grants[gref] = self._gnttab.map(gref, readonly=not reading)
+                views.append(grant.page.view[start:end])
+            if reading:
+                self._image.read(views, request.offset)
+            else:
+                self._image.write(views, request.offset)
+        finally:
+            for grant in grants.values():
+                grant.unmap()
+        if reading:
+            self._reads += 1
+            self._read_bytes += request.length
+        else:
+            self._writes += 1
+            self._write_bytes += request.length
+
+    def _flush_at_end(self) -> None:
+        if self._writes:
+            try:
+                self._image.flush()
+            except OSError as fault:
+                self._trouble(f"cannot flush {self._image.path}: {fault.strerror or fault}")
+
+    def _trouble(self, what: str) -> None:
+        self._errors += 1
+        self._troubles += 1
+        now = time.monotonic()
+        if now - self._told_at >= TROUBLE_PAUSE:
+            more = f" ({self._troubles - 1} more before it)" if self._troubles > 1 else ""
+            self._told_at, self._troubles = now, 0
+            self._on_trouble(what + more)
+
+
+_VERBS = {BLKIF_OP_READ: "read", BLKIF_OP_WRITE: "write", BLKIF_OP_FLUSH_DISKCACHE: "flush"}

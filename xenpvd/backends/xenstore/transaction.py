@@ -1,0 +1,121 @@
+"""A transaction: a private view of the nodes it has touched, laid over the store.
+
+A node is copied when it is first touched, read or written, found or missing. The commit fails if one of them
+has changed since in the store, and only then: changes elsewhere are no conflict.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from errno import EAGAIN, ENOMEM
+from typing import NamedTuple
+
+from xenpvd.backends.xenstore.perms import Perms
+from xenpvd.backends.xenstore.quota import Quota
+from xenpvd.backends.xenstore.store import Node, Store, View
+from xenpvd.errors import XenError
+
+
+@dataclass(slots=True)
+class _Access:
+    node: Node | None
+    #: as it was in the store; None if there was no such node
+    generation: int | None
+    perms: Perms | None
+    modified: bool = False
+    #: the event that a commit fires: of this node only (True), or seen from above as well (False)
+    exact: bool | None = None
+
+
+class Change(NamedTuple):
+    """A committed change; ``readers`` are the perms of which one must give READ to be told of it."""
+
+    path: str
+    exact: bool
+    readers: tuple[Perms, ...]
+
+
+class Transaction(View):
+    """Begins now; ends by :meth:`commit`, or by being forgotten."""
+
+    def __init__(self, store: Store, creator: int, quota: Quota) -> None:
+        self._store = store
+        self._creator = creator
+        self._quota = quota
+        self._accessed: dict[str, _Access] = {}
+        self._owned: Counter[int] = Counter()
+        self.failed = False
+
+    def find(self, path: str) -> Node | None:
+        return self._access(path).node
+
+    def owned(self, domid: int) -> int:
+        return self._store.owned(domid) + self._owned[domid]
+
+    def next_generation(self) -> int:
+        return self._store.next_generation()
+
+    def note(self, path: str, exact: bool) -> None:
+        """Remember to fire watches for a node that was touched."""
+        access = self._accessed[path]
+        access.exact = exact and access.exact is not False
+
+    def commit(self) -> list[Change]:
+        """Make it all real at once, and return what watches have to hear of, in the order of first touch.
+
+        Raises ``XenError`` and changes nothing: EAGAIN (conflict), ENOMEM (an operation in it has failed for
+        want of quota), ENOSPC (meanwhile there is no quota left for its new nodes).
+        """
+        if self.failed:
+            raise XenError(ENOMEM, "an operation of the transaction has failed")
+        self._quota.check_nodes(self._store.owned(self._creator), self._owned[self._creator])
+        for path, access in self._accessed.items():
+            now = self._store.find(path)
+            if (now.generation if now is not None else None) != access.generation:
+                raise XenError(EAGAIN, path)
+        for path, access in self._accessed.items():
+            if access.modified:
+                self._store.put(path, access.node)
+        return list(self._changes())
+
+    def _changes(self) -> Iterable[Change]:
+        for path, access in self._accessed.items():
+            if access.exact is None:
+                continue
+            readers = () if access.perms is None else (access.perms,)
+            if access.node is not None:
+                readers += self._store.readable(path, access.node)
+            yield Change(path, access.exact, readers)
+
+    def _access(self, path: str) -> _Access:
+        access = self._accessed.get(path)
+        if access is None:
+            self._quota.check_transaction_nodes(len(self._accessed) + 1)
+            node = self._store.find(path)
+            access = (
+                _Access(None, None, None)
+                if node is None
+                else _Access(node.copy(), node.generation, node.perms)
+            )
+            self._accessed[path] = access
+        return access
+
+    def _edit(self, path: str) -> Node:
+        access = self._access(path)
+        assert access.node is not None
+        access.modified = True
+        access.node.generation = self.next_generation()
+        return access.node
+
+    def _insert(self, path: str, node: Node) -> None:
+        access = self._access(path)
+        access.node, access.modified = node, True
+
+    def _delete(self, path: str) -> None:
+        access = self._access(path)
+        access.node, access.modified = None, True
+
+    def _count(self, domid: int, change: int) -> None:
+        self._owned[domid] += change

@@ -1,0 +1,122 @@
+"""Watches: who wants to hear of which paths, and what a change makes them hear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from errno import EEXIST, ENOENT
+from itertools import count
+from typing import NamedTuple
+
+from xenpvd.abi.io_xs_wire import XENSTORE_PAYLOAD_MAX, XS_WATCH_EVENT
+from xenpvd.backends.xenstore import path as paths
+from xenpvd.backends.xenstore.connection import Connection
+from xenpvd.backends.xenstore.perms import READ, Perms, rights
+from xenpvd.backends.xenstore.wire import Message, join
+from xenpvd.errors import XenError
+
+
+class Delivery(NamedTuple):
+    """A message and whom it goes to."""
+
+    connection: Connection
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """``depth`` limits how many levels below ``path`` count; ``prefix`` is how many characters of a path its
+    owner does not see, as it asked for a relative one; ``seq`` is the order of registration."""
+
+    connection: Connection
+    path: str
+    token: bytes
+    depth: int | None
+    prefix: int
+    seq: int
+
+    def event(self, path: str) -> list[Delivery]:
+        """The event that says ``path``; none if it would be too long for the wire."""
+        payload = join(path[self.prefix :], self.token)
+        if len(payload) > XENSTORE_PAYLOAD_MAX:
+            return []
+        return [Delivery(self.connection, Message(XS_WATCH_EVENT, 0, 0, payload))]
+
+
+class Watches:
+    """All watches of all connections."""
+
+    def __init__(self) -> None:
+        self._by_path: dict[str, dict[tuple[Connection, bytes], Watch]] = {}
+        self._by_connection: dict[Connection, dict[tuple[str, bytes], Watch]] = {}
+        self._seq = count()
+
+    def count(self, connection: Connection) -> int:
+        return len(self._by_connection.get(connection, ()))
+
+    def has(self, connection: Connection, path: str, token: bytes) -> bool:
+        return (path, token) in self._by_connection.get(connection, ())
+
+    def add(self, connection: Connection, path: str, token: bytes, depth: int | None, prefix: int) -> Watch:
+        """Raises ``XenError``: EEXIST for the same path and token, E2BIG beyond the quota."""
+        if self.has(connection, path, token):
+            raise XenError(EEXIST, path)
+        connection.quota.check_watches(self.count(connection))
+        watch = Watch(connection, path, token, depth, prefix, next(self._seq))
+        self._by_connection.setdefault(connection, {})[path, token] = watch
+        self._by_path.setdefault(path, {})[connection, token] = watch
+        return watch
+
+    def remove(self, connection: Connection, path: str, token: bytes) -> None:
+        """Raises ``XenError`` ENOENT if there is none."""
+        if not self.has(connection, path, token):
+            raise XenError(ENOENT, path)
+        del self._by_connection[connection][path, token]
+        del self._by_path[path][connection, token]
+        if not self._by_path[path]:
+            del self._by_path[path]
+
+    def reset(self, connection: Connection) -> None:
+        """Remove all of a connection's."""
+        for path, token in tuple(self._by_connection.get(connection, ())):
+            self.remove(connection, path, token)
+        self._by_connection.pop(connection, None)
+
+    def fire(self, path: str, readers: Iterable[Perms], *, exact: bool = False) -> list[Delivery]:
+        """What a change of ``path`` makes heard, by those who may READ by one of ``readers``.
+
+        ``exact``: by watches of this very path only; else also by those above within their depth.
+        """
+        readers = tuple(readers)
+        heard: list[Watch] = []
+        for levels, watched in enumerate(paths.upwards(path)):
+            for watch in self._by_path.get(watched, {}).values():
+                if watch.depth is None or levels <= watch.depth:
+                    heard.append(watch)
+            if exact:
+                break
+        heard.sort(key=lambda watch: watch.seq)
+        return [
+            delivery
+            for watch in heard
+            if any(rights(perms, watch.connection.domid) & READ for perms in readers)
+            for delivery in watch.event(path)
+        ]
+
+    def fire_special(self, name: str, domid: int, perms: Perms) -> list[Delivery]:
+        """``name`` (@introduceDomain, @releaseDomain) happened to ``domid``; watches with a depth, or of
+        ``name/domid``, hear which domain it was."""
+        detailed = f"{name}/{domid}"
+        heard = [
+            (watch, detailed if watch.depth else name)
+            for watch in self._by_path.get(name, {}).values()
+            if watch.depth != 0
+        ]
+        heard += [(watch, detailed) for watch in self._by_path.get(detailed, {}).values()]
+        heard.sort(key=lambda entry: entry[0].seq)
+        return [
+            delivery
+            for watch, path in heard
+            if rights(perms, watch.connection.domid) & READ
+            for delivery in watch.event(path)
+        ]

@@ -1,0 +1,247 @@
+"""One client of rpc.sock: its messages in, replies and events out, and an orderly end however it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+import struct
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from pydantic_core import to_json
+
+from xenpvd.errors import LimitReached
+from xenpvd.events import QUEUE, Subscription
+from xenpvd.rpc import models
+from xenpvd.rpc.console import serve_console
+from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
+from xenpvd.rpc.errors import CODES, PARSE_ERROR, protocol_fault
+from xenpvd.rpc.framing import MESSAGE_MAX, Framer, MessageTooLong, parse
+from xenpvd.rpc.registry import Call
+from xenpvd.rpc.service import ConsoleViewer, Service
+from xenpvd.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT_MAX = 32
+CONNECTIONS_MAX = 64
+
+_T = TypeVar("_T")
+
+
+class Connection:
+    """Fits ``registry.Client``. :meth:`serve` ends when the client has left and all it began is done."""
+
+    def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.service = service
+        self._reader = reader
+        self._writer = writer
+        self._sending = asyncio.Lock()
+        self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._tasks = Tasks(self._broken)
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._waits: set[asyncio.Task[Any]] = set()  # calls to cancel when the client has gone
+        self._gone = asyncio.Event()  # the peer has closed both directions
+        self.subscription: Subscription | None = None
+        self._viewer: ConsoleViewer | None = None
+        self.who = _peer(writer)
+
+    # ---- the life of it
+
+    async def serve(self) -> None:
+        hangup = _Hangup(self._writer, self._left)
+        try:
+            await self._greet()
+            rest = await self._serve_messages()
+            if self._viewer is not None:
+                why = await serve_console(self._viewer, self._reader, self._writer, rest, self._tasks)
+                log.info("%s left the console: %s", self.who, why)
+            else:
+                await self._settle()
+        except ConnectionError:
+            self._left()
+            await self._settle()
+        finally:
+            hangup.close()
+            self.follow(None)
+            if self._viewer is not None:
+                self._viewer.close()
+            await self._tasks.cancel()
+            self._writer.close()
+
+    def abort(self) -> None:
+        """Do not wait for a client that does not read."""
+        self._writer.transport.abort()
+
+    async def _serve_messages(self) -> bytes:
+        """Take messages until the end of input, or until one has made this a console; returns what is left."""
+        framer = Framer()
+        try:
+            while data := await self._reader.read(65536):
+                framer.feed(data)
+                while (message := framer.next()) is not None:
+                    await self._take(message)
+                    if self._viewer is not None:
+                        return _without_newline(framer.rest())
+            if (message := framer.finish()) is not None:
+                await self._take(message)
+        except MessageTooLong:
+            why = f"cannot take the message: more than {MESSAGE_MAX} bytes. The connection ends here."
+            await self._send(protocol_fault(CODES[LimitReached], why, LimitReached.reason).reply(None))
+        return b""
+
+    async def _take(self, data: bytes) -> None:
+        await self._slots.acquire()
+        try:
+            message, why = parse(data), ""
+        except (ValueError, RecursionError) as fault:
+            message, why = None, str(fault)
+        if isinstance(message, dict) and message.get("method") == "console.attach":
+            # Not beside the reader: what comes behind this message may be no JSON.
+            await self._answer(message, why)
+        else:
+            task = self._tasks.spawn(self._answer(message, why), "rpc call")
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    async def _answer(self, message: Any, why: str) -> None:
+        try:
+            if why:
+                fault = protocol_fault(PARSE_ERROR, f"cannot parse the message: {why}", "PARSE_ERROR")
+                await self._send(fault.reply(None))
+                return
+            single = isinstance(message, dict) and "id" in message
+            call = Call(self.service, self, single and not self._calls and self.subscription is None)
+            reply = await dispatch(message, call)
+            if reply is not None:
+                await self._send(reply)
+            for follow_up in call.after_reply:
+                follow_up()
+        except ConnectionError:
+            pass  # the call is done; nobody is there to hear of it
+        finally:
+            self._slots.release()
+
+    async def _settle(self) -> None:
+        """After the end of input: a peer that only ended its sending side still gets its answers."""
+        while self._calls:
+            await asyncio.wait(self._calls)
+        if self.subscription is not None:
+            await self._gone.wait()
+
+    def _left(self) -> None:
+        self._gone.set()
+        for task in self._waits:
+            task.cancel()
+        if self._viewer is not None:
+            self._viewer.close()
+
+    def _broken(self, name: str, fault: BaseException) -> None:
+        log.error("%s: %s failed", self.who, name, exc_info=fault)
+        self.abort()
+
+    # ---- out
+
+    async def _send(self, message: Any) -> None:
+        """Write ``message``, in turn, and wait while the peer does not read: that is the out-queue's bound."""
+        line = to_json(message, fallback=str, bytes_mode="base64", inf_nan_mode="null") + b"\n"
+        async with self._sending:
+            if self._gone.is_set() or self._writer.transport.is_closing():
+                raise ConnectionResetError
+            self._writer.write(line)
+            await self._writer.drain()
+
+    async def _notify(self, method: str, params: Any) -> None:
+        await self._send({"jsonrpc": "2.0", "method": method, "params": params})
+
+    async def _greet(self) -> None:
+        info, guest = self.service.daemon_info(), self.service.guest_status()
+        await self._notify(
+            "daemon.hello",
+            models.Hello(
+                name=info.name,
+                version=info.version,
+                api=info.api,
+                features=list(info.features),
+                epoch=info.epoch,
+                guest=guest.name,
+                state=guest.state,
+                role="admin",
+                limits=models.Limits(
+                    message=MESSAGE_MAX,
+                    batch=BATCH_MAX,
+                    in_flight=IN_FLIGHT_MAX,
+                    connections=CONNECTIONS_MAX,
+                    queue=QUEUE,
+                ),
+            ),
+        )
+
+    async def _serve_events(self, subscription: Subscription) -> None:
+        epoch = self.service.events.epoch
+        try:
+            async for event in subscription:
+                await self._notify("event", models.note(epoch, event))
+        except ConnectionError:
+            pass
+        finally:
+            subscription.close()
+
+    # ---- for the methods (registry.Client)
+
+    def follow(self, subscription: Subscription | None) -> None:
+        if self.subscription is not None:
+            self.subscription.close()
+        self.subscription = subscription
+        if subscription is not None:
+            self._tasks.spawn(self._serve_events(subscription), "rpc events")
+
+    def become(self, viewer: ConsoleViewer) -> None:
+        self._viewer = viewer
+
+    async def waiting(self, run: Awaitable[_T]) -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._waits.add(task)
+        try:
+            if self._gone.is_set():
+                task.cancel()
+            return await run
+        finally:
+            self._waits.discard(task)
+
+
+class _Hangup:
+    """Calls back when the peer has closed both directions, also while nobody reads.
+
+    An epoll set with no events asked for reports EPOLLHUP only, which a half-close does not raise (unix(7)).
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, left: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._epoll = select.epoll()
+        self._epoll.register(writer.get_extra_info("socket").fileno(), 0)
+        self._left = left
+        self._loop.add_reader(self._epoll.fileno(), self._fired)
+
+    def _fired(self) -> None:
+        self.close()
+        self._left()
+
+    def close(self) -> None:
+        if not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+
+
+def _peer(writer: asyncio.StreamWriter) -> str:
+    credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _ = struct.unpack("iii", credentials)
+    return f"uid {uid}, pid {pid}"
+
+
+def _without_newline(data: bytes) -> bytes:
+    """The newline that ended the request is not typed."""
+    return data.removeprefix(b"\r").removeprefix(b"\n") if data[:2] == b"\r\n" else data.removeprefix(b"\n")

@@ -1,0 +1,102 @@
+"""From an exception to a JSON-RPC error: the one table of numbers, and what a client may read of a fault."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+
+from xenpvd.errors import (
+    BadConfig,
+    Busy,
+    Exists,
+    GuestFault,
+    HostError,
+    ImageError,
+    KvmError,
+    LimitReached,
+    NotFound,
+    PermissionRefused,
+    StateError,
+    TimedOut,
+    Unsupported,
+    XenpvdError,
+    XenstoreFault,
+)
+
+log = logging.getLogger(__name__)
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+
+#: The nearest class in an exception's MRO counts.
+CODES: dict[type[Exception], int] = {
+    BadConfig: INVALID_PARAMS,
+    XenpvdError: 1000,
+    StateError: 1001,
+    NotFound: 1002,
+    Exists: 1003,
+    Busy: 1004,
+    TimedOut: 1005,
+    LimitReached: 1006,
+    Unsupported: 1008,
+    PermissionRefused: 1010,
+    ImageError: 1020,
+    HostError: 1021,
+    KvmError: 1022,
+    GuestFault: 1030,
+    XenstoreFault: 1031,
+}
+
+#: A request with a million unknown keys is told of the first ones.
+ERRORS_MAX = 20
+
+
+class Fault(NamedTuple):
+    """A JSON-RPC error object. ``data`` always has ``reason``, a stable upper-case word."""
+
+    code: int
+    message: str
+    data: dict[str, Any]
+
+    def reply(self, id_: Any) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "error": self._asdict(), "id": id_}
+
+
+def protocol_fault(code: int, message: str, reason: str) -> Fault:
+    """A fault of the message itself, not of a method."""
+    return Fault(code, message, {"reason": reason})
+
+
+def fault_of(fault: Exception, method: str) -> Fault:
+    """What the client of ``method`` reads of ``fault``.
+
+    A fault of ours (no class of the table) is logged with its traceback under an incident number; the
+    number is all that leaves the house.
+    """
+    code = next((CODES[kind] for kind in type(fault).__mro__ if kind in CODES), None)
+    if code is None:
+        incident = secrets.token_hex(4)
+        log.error("incident %s in %s", incident, method, exc_info=fault)
+        message = f"{method} failed: a fault of the daemon, incident {incident}. Its log has the traceback."
+        return Fault(INTERNAL_ERROR, message, {"reason": "INTERNAL", "incident": incident})
+    reason = fault.reason if isinstance(fault, XenpvdError) else "GUEST_PROTOCOL"
+    told = fault.data if isinstance(fault, XenpvdError) else {}
+    data = to_jsonable_python(told, fallback=str, bytes_mode="base64", inf_nan_mode="strings")
+    return Fault(code, str(fault), {**data, "reason": reason})
+
+
+def invalid_params(fault: ValidationError, method: str) -> Fault:
+    """Parameters that do not fit ``method``'s model; ``loc`` is dotted, as ``config.disk.0.access``."""
+    errors = [
+        {"loc": ".".join(map(str, error["loc"])) or "(params)", "msg": error["msg"], "type": error["type"]}
+        for error in fault.errors(include_url=False, include_context=False, include_input=False)[:ERRORS_MAX]
+    ]
+    lines = "; ".join(f"{error['loc']}: {error['msg']}" for error in errors)
+    return Fault(INVALID_PARAMS, f"cannot call {method}: {lines}.", {"reason": "VALIDATION", "errors": errors})

@@ -1,0 +1,77 @@
+"""Where each RPC method is declared once: its name, role, parameters, result and words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter
+
+from xenpvd.events import Subscription
+from xenpvd.rpc.service import ConsoleViewer, Service
+
+#: Every peer is an admin for now: there is one socket, 0660.
+Role = Literal["viewer", "operator", "admin"]
+
+
+class Client(Protocol):
+    """What a method may do to the connection that it was called on."""
+
+    @property
+    def who(self) -> str:
+        """The peer, for people: ``uid 0, pid 4711``."""
+
+    @property
+    def subscription(self) -> Subscription | None: ...
+
+    def follow(self, subscription: Subscription | None) -> None:
+        """Send the events of ``subscription`` from now on, instead of any other; None sends no more."""
+
+    def become(self, viewer: ConsoleViewer) -> None:
+        """The connection ends to be JSON after this reply; its bytes are ``viewer``'s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One message's context. ``alone``: a single request with an id, and nothing else going on."""
+
+    service: Service
+    client: Client
+    alone: bool
+    after_reply: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``wait``: it only waits, so it is cancelled when its client leaves; any other runs to its end."""
+
+    name: str
+    role: Role
+    wait: bool
+    run: Callable[[Call, Any], Awaitable[Any]]
+    params: type[BaseModel]
+    result: TypeAdapter[Any]
+    summary: str
+    description: str
+
+
+METHODS: dict[str, Method] = {}
+
+_Run = TypeVar("_Run", bound=Callable[[Call, Any], Awaitable[Any]])
+
+
+def method(name: str, role: Role, wait: bool = False) -> Callable[[_Run], _Run]:
+    """Declare ``async def run(call: Call, params: P) -> R``: P is a model, R is what pydantic can describe;
+    the docstring's first line is the summary."""
+
+    def declare(run: _Run) -> _Run:
+        hints = get_type_hints(run)
+        summary, _, description = (inspect.getdoc(run) or "").partition("\n")
+        METHODS[name] = Method(
+            name, role, wait, run, hints["params"], TypeAdapter(hints["return"]), summary, description.strip()
+        )
+        return run
+
+    return declare

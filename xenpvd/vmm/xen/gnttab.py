@@ -1,0 +1,112 @@
+"""The guest's grant table, version 1 (include/public/grant_table.h): which of its pages domain 0 may use.
+
+An entry's frame is the guest's own frame number; mapping is one table look-up and one compare-and-swap of
+the entry's flags, which tells the guest that the page is in use.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from xenpvd.abi.grant_table import (
+    GRANTS_PER_FRAME,
+    GNTST_bad_domain,
+    GNTST_bad_gntref,
+    GNTST_bad_page,
+    GNTST_eagain,
+    GNTST_permission_denied,
+    GTF_permit_access,
+    GTF_reading,
+    GTF_readonly,
+    GTF_type_mask,
+    GTF_writing,
+    grant_entry_v1,
+)
+from xenpvd.abi.page import PAGE_SHIFT, PAGE_SIZE
+from xenpvd.abi.xen import EINVAL
+from xenpvd.errors import GrantError, XenError
+
+MAX_FRAMES = 64
+#: A guest that keeps changing the entry while we claim it loses, not we (5 tries, as Xen does).
+_TRIES = 5
+
+
+class GrantMemory(Protocol):
+    """Guest physical memory as the table needs it. All raise ``XenError`` EFAULT outside of it."""
+
+    def read(self, gpa: int, length: int) -> bytes: ...
+
+    def write(self, gpa: int, data: bytes) -> None: ...
+
+    def cas16(self, gpa: int, expected: int, desired: int) -> bool:
+        """Atomic compare-and-swap of a u16."""
+
+    def is_ram(self, gfn: int) -> bool: ...
+
+
+class GrantTable:
+    """Not thread-safe: its owner holds a lock around each call."""
+
+    def __init__(self, memory: GrantMemory) -> None:
+        self._memory = memory
+        self._frames: dict[int, int] = {}
+        self._active: dict[int, list[int]] = {}  # gref: [maps, of which writable]
+
+    @property
+    def nr_frames(self) -> int:
+        return len(self._frames)
+
+    @property
+    def active(self) -> int:
+        """How many references are mapped now."""
+        return len(self._active)
+
+    def set_frame(self, idx: int, gfn: int) -> None:
+        """XENMAPSPACE_grant_table: frame ``idx`` now lies at ``gfn``; a moved frame keeps its entries."""
+        if idx >= MAX_FRAMES:
+            raise XenError(EINVAL, f"grant frame {idx} of at most {MAX_FRAMES}")
+        old = self._frames.get(idx)
+        content = bytes(PAGE_SIZE) if old is None else self._memory.read(old << PAGE_SHIFT, PAGE_SIZE)
+        self._memory.write(gfn << PAGE_SHIFT, content)
+        self._frames[idx] = gfn
+
+    def claim(self, gref: int, *, readonly: bool) -> int:
+        """Mark the entry as in use and return the frame. Raises :class:`GrantError`."""
+        at = self._entry(gref)
+        wanted = GTF_reading if readonly else GTF_reading | GTF_writing
+        for _ in range(_TRIES):
+            flags, domid, frame = grant_entry_v1.unpack(self._memory.read(at, grant_entry_v1.size))
+            if flags & GTF_type_mask != GTF_permit_access:
+                raise GrantError(GNTST_bad_gntref, f"gref {gref} grants nothing (flags {flags:#x})")
+            if domid != 0:
+                raise GrantError(GNTST_bad_domain, f"gref {gref} is granted to domain {domid}, not 0")
+            if flags & GTF_readonly and not readonly:
+                raise GrantError(GNTST_permission_denied, f"gref {gref} is read-only")
+            if not self._memory.is_ram(frame):
+                raise GrantError(GNTST_bad_page, f"gref {gref} names frame {frame:#x}, not RAM")
+            if flags & wanted == wanted or self._memory.cas16(at, flags, flags | wanted):
+                maps = self._active.setdefault(gref, [0, 0])
+                maps[0] += 1
+                maps[1] += not readonly
+                return int(frame)
+        raise GrantError(GNTST_eagain, f"gref {gref} keeps changing")
+
+    def release(self, gref: int, *, readonly: bool) -> None:
+        """Undo one :meth:`claim`; the last one clears the bits that tell the guest."""
+        maps = self._active[gref]
+        maps[0] -= 1
+        maps[1] -= not readonly
+        unused = (0 if maps[1] else GTF_writing) | (0 if maps[0] else GTF_reading)
+        if not maps[0]:
+            del self._active[gref]
+        at = self._entry(gref)
+        for _ in range(_TRIES if unused else 0):
+            flags = int.from_bytes(self._memory.read(at, 2), "little")
+            if not flags & unused or self._memory.cas16(at, flags, flags & ~unused):
+                return
+
+    def _entry(self, gref: int) -> int:
+        frame = self._frames.get(gref // GRANTS_PER_FRAME)
+        if frame is None:
+            raise GrantError(GNTST_bad_gntref, f"gref {gref} is beyond the table")
+        return (frame << PAGE_SHIFT) + gref % GRANTS_PER_FRAME * grant_entry_v1.size
