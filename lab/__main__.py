@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
-from lab import host, jobs
+from lab import host, jobs, kvm, paths
 from lab.progress import LabError
 
 
@@ -17,6 +18,10 @@ def main(words: list[str] | None = None) -> int:
     verbs.add_parser("up", help="start the lab host, unless it runs")
     verbs.add_parser("down", help="stop the lab host")
     verbs.add_parser("status", help="say whether the lab host runs; exit status 1 if not")
+    verbs.add_parser(
+        "needed", help="exit status 0 if this machine's own KVM lacks Xen support, 1 if it has it"
+    )
+    verbs.add_parser("purge", help="stop the lab host and delete all that the cache holds")
     run = verbs.add_parser("run", help="run a command in the lab host, started if need be")
     run.add_argument("--tty", action="store_true", help="hand this terminal over to the command")
     run.add_argument(
@@ -37,6 +42,12 @@ def main(words: list[str] | None = None) -> int:
                 found = host.running()
                 print(f"lab host up, pid {found.pid}" if found else "no lab host is up")
                 return 0 if found else 1
+            case "needed":
+                return 1 if kvm.xen_hvm() else 0
+            case "purge":
+                host.down()
+                for name in ("apt", "assets", "lab"):
+                    shutil.rmtree(paths.cache() / name, ignore_errors=True)
             case "run":
                 environ = dict(item.partition("=")[::2] for item in args.env)
                 return jobs.run(args.command, terminal=args.tty, results=args.results, environ=environ)

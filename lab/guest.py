@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lab.cpio import Cpio
 from lab.packages import GUEST_KERNEL, SHIM_4_17, SHIM_4_20, only
-from lab.paths import asset, replacing
+from lab.paths import asset, cache, locked, replacing
 from lab.progress import LabError, step
 
 FILES = Path(__file__).parent / "guest_files"
@@ -76,6 +76,11 @@ def initramfs() -> bytes:
 
 def build() -> None:
     """Build the demo guest's files in the cache, unless they are what would be built."""
+    with locked(cache() / "assets.lock"):
+        _build()
+
+
+def _build() -> None:
     content = initramfs()
     version = hashlib.sha256(content + HELLO.encode()).hexdigest()
     stamp = asset("demo-guest", "version")

@@ -16,8 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from lab.cpio import Cpio
 from lab.guest import tool
 from lab.modules import load_order
 from lab.packages import LAB_KERNEL, only
-from lab.paths import cache
+from lab.paths import cache, locked
 from lab.progress import LabError, step
 from lab.wire import PORT, READY
 
@@ -56,13 +54,13 @@ def folder() -> Path:
 
 def running() -> Host | None:
     """The lab host that is up, None if there is none."""
-    with _one_at_a_time():
+    with locked(folder() / "lock"):
         return _running()
 
 
 def up() -> Host:
     """The lab host, started if there is none. Raises LabError if it does not come up."""
-    with _one_at_a_time():
+    with locked(folder() / "lock"):
         if host := _running():
             return host
         with step("boot", "lab host"):
@@ -71,7 +69,7 @@ def up() -> Host:
 
 def down() -> bool:
     """Stop the lab host, True if there was one."""
-    with _one_at_a_time():
+    with locked(folder() / "lock"):
         state = _state()
         if not _alive() or state is None:
             return False
@@ -90,17 +88,6 @@ def last_words(lines: int = 12) -> str:
         if path.exists():
             found += path.read_text(errors="replace").splitlines()[-lines:]
     return "\n".join(f"    {line}" for line in found)
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    with (folder() / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("wait  for another process that starts or stops the lab host", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _state() -> Host | None:

@@ -14,14 +14,14 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 from lab.host import Host, last_words, up
 from lab.paths import CHECKOUT, cache
 from lab.progress import LabError
-from lab.wire import EXIT, RESULTS, SIGNAL, SIZE, STDERR, STDIN, STDOUT, Job, frame, read_frame
+from lab.wire import EXIT, RESULTS, SIGNAL, SIZE, STDERR, STDIN, STDOUT, Job, frame, read_frame, unpack
 
 SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 PASSED_ON = ("TERM", "COLORTERM", "NO_COLOR", "PYTEST_ADDOPTS", "PYTHONASYNCIODEBUG")
@@ -64,7 +64,7 @@ def run(
                 peer.sendall(frame(kind, payload))
 
         outputs = {STDOUT: out or sys.stdout.buffer, STDERR: err or sys.stderr.buffer}
-        with _terminal_handed_over(send) if terminal else _signals_passed_on(send):
+        with _signals_passed_on(send), _terminal_handed_over(send) if terminal else nullcontext():
             return _receive(stream, outputs, results)
 
 
@@ -81,7 +81,7 @@ def _receive(stream: BinaryIO, outputs: Mapping[bytes, BinaryIO], results: Path 
             if results is not None:
                 archive.seek(0)
                 with tarfile.open(fileobj=archive) as tar:
-                    tar.extractall(results, filter="data")
+                    unpack(tar, results)
             return int(payload)
     raise LabError(
         f"the job did not end: the lab host went away. Its last words:\n{last_words()}\nTry again."
@@ -118,12 +118,18 @@ Send = Callable[[bytes, bytes], None]
 
 @contextmanager
 def _signals_passed_on(send: Send) -> Iterator[None]:
-    """SIGINT and SIGTERM go to the job, which ends as it would here."""
+    """The first SIGINT or SIGTERM goes to the job, to end it as it would here; one more ends us."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    passed = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda n, _: send(SIGNAL, b"%d" % n)) for number in passed}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def pass_on(number: int, context: object) -> None:
+        signal.signal(number, before[number])
+        send(SIGNAL, b"%d" % number)
+
+    for number in before:
+        signal.signal(number, pass_on)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lab.paths import asset, cache, replacing
+from lab.paths import asset, cache, locked, replacing
 from lab.progress import LabError, step
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -112,13 +112,16 @@ def install(names: Sequence[str]) -> None:
         return
     if subprocess.run(["apt-cache", "show", *wanted], capture_output=True).returncode:
         update_lists()
-    argv = _as_root(["apt-get", "-qq", "-y", "--no-install-recommends", "install", *wanted])
-    with step("apt", f"install {' '.join(wanted)}"):
-        try:
-            _run(argv, f"install {' '.join(wanted)}")
-        except LabError:  # lists may be older than the archive: a renewed look is worth one try
-            update_lists()
-            _run(argv, f"install {' '.join(wanted)}")
+    argv = _as_root(["apt-get", "-qq", "-y", "-oDPkg::Lock::Timeout=300", "--no-install-recommends"])
+    argv += ["install", *wanted]
+    what = f"install {' '.join(wanted)}"
+    try:
+        with step("apt", what):
+            _run(argv, what)
+    except LabError:  # the lists may be older than the archive: a renewed look is worth one try
+        update_lists()
+        with step("apt", what):
+            _run(argv, what)
 
 
 # --- packages that are only unpacked -------------------------------------------------------------------
@@ -145,6 +148,15 @@ def _debian_urls() -> list[str]:
     return [row[1].rstrip("/") for row in rows if len(row) == 2 and row[0] == "Debian" and ":" in row[1]]
 
 
+@dataclass(frozen=True)
+class Package:
+    """One version of a binary package in the archive; ``size`` is that of the download, in bytes."""
+
+    name: str
+    version: str
+    size: int
+
+
 class Suite:
     """One suite of the archive behind a private apt root below the cache."""
 
@@ -166,7 +178,9 @@ class Suite:
             "APT::Architecture": "amd64",
             "APT::Architectures": "amd64",
             "APT::Sandbox::User": "root",  # _apt cannot write into a user's cache
+            "APT::Default-Release": "",  # the machine's own may not be here
             "Acquire::Languages": "none",
+            "Acquire::PDiffs": "false",
             "Acquire::Retries": "3",
         }
         return [tool, *(f"-o{key}={value}" for key, value in options.items()), *words]
@@ -188,35 +202,39 @@ class Suite:
             _run(self._argv("apt-get", strict, "-q", "update"), f"read the package lists of {self.name}")
         self._fresh = True
 
-    def resolve(self, package: str) -> tuple[str, str]:
-        """(package, version) of the newest; of a kernel meta package, of the image that it depends on."""
+    def resolve(self, package: str) -> Package:
+        """The newest; for a kernel's meta package, the image that it depends on. Raises LabError."""
         depends = _run(self._argv("apt-cache", "depends", package), f"find {package} in {self.name}")
         if image := re.search(r"^ *Depends: (linux-image-\d\S*)$", depends, re.MULTILINE):
             package = image[1]
         shown = _run(self._argv("apt-cache", "--no-all-versions", "show", package), f"find {package}")
-        version = re.search(r"^Version: (\S+)$", shown, re.MULTILINE)
-        if version is None:
-            raise LabError(
-                f"cannot find {package} in {self.name}: the suite has none. Try make setup REFRESH=1."
-            )
-        return package, version[1]
+        fields = dict(re.findall(r"^(Version|Size): (\S+)$", shown, re.MULTILINE))
+        if "Version" not in fields:
+            raise LabError(f"cannot find {package} in {self.name}: the archive has none. Report this.")
+        return Package(package, fields["Version"], int(fields.get("Size", 0)))
 
-    def unpack(self, package: str, version: str, keep: Sequence[str], into: Path) -> None:
+    def unpack(self, package: Package, keep: Sequence[str], into: Path) -> None:
         """Download one package into ``into``, leave only the files that match ``keep`` there."""
-        _run(self._argv("apt-get", "-q", "download", f"{package}={version}"), f"download {package}", into)
+        argv = self._argv("apt-get", "-q", "download", f"{package.name}={package.version}")
+        _run(argv, f"download {package.name}", into)
         [deb] = into.glob("*.deb")
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as dpkg:
             assert dpkg.stdout is not None
             with tarfile.open(fileobj=dpkg.stdout, mode="r|") as tar:
                 for member in tar:
                     path = PurePosixPath(member.name)
-                    if member.isfile() and any(fnmatch.fnmatchcase(str(path), rule) for rule in keep):
-                        member.mode |= 0o444
-                        tar.extract(member, into, filter="data")
+                    wanted = any(fnmatch.fnmatchcase(str(path), rule) for rule in keep)
+                    if not wanted or ".." in path.parts or path.is_absolute():
+                        continue
+                    if (content := tar.extractfile(member)) is not None:
+                        target = into / path
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        with target.open("wb") as file:
+                            shutil.copyfileobj(content, file)
         deb.unlink()
         if dpkg.returncode:
             raise LabError(
-                f"cannot unpack {package}: dpkg-deb ended with status {dpkg.returncode}. Try again."
+                f"cannot unpack {package.name}: dpkg-deb ended with status {dpkg.returncode}. Try again."
             )
 
 
@@ -224,19 +242,21 @@ def fetch(assets: Sequence[Asset], refresh: bool = False) -> None:
     """Bring ``assets`` into the cache. Those there stay as they are, unless ``refresh`` finds newer."""
     if platform.machine() != "x86_64":
         raise LabError(f"cannot fetch kernels: xenpvd is for x86_64, this machine is {platform.machine()}.")
-    suites: dict[str, Suite] = {}
-    for item in assets:
-        here = installed_version(item)
-        if here and not refresh:
-            continue
-        suite = suites.setdefault(item.suite, Suite(item.suite))
-        suite.refresh()
-        package, version = suite.resolve(item.package)
-        if here == f"{package} {version}":
-            continue
-        with step("get", f"{item.name} {version}"), replacing(asset(item.name)) as folder:
-            suite.unpack(package, version, item.keep, folder)
-            (folder / "version").write_text(f"{package} {version}\n")
+    suites = {item.suite: Suite(item.suite) for item in assets}
+    with locked(cache() / "assets.lock"):
+        for item in assets:
+            here = installed_version(item)
+            if here and not refresh:
+                continue
+            suite = suites[item.suite]
+            suite.refresh()
+            found = suite.resolve(item.package)
+            if here == f"{found.name} {found.version}":
+                continue
+            what = f"{item.name} {found.version} ({found.size / 1e6:.0f} MB)"
+            with step("get", what), replacing(asset(item.name)) as folder:
+                suite.unpack(found, item.keep, folder)
+                (folder / "version").write_text(f"{found.name} {found.version}\n")
 
 
 def installed_version(item: Asset) -> str | None:

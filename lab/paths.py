@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +27,28 @@ def asset(name: str, file: str = "") -> Path:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` (a file made for it) against other processes that do the same; wait for our turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"wait  for another process that holds {path}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder which takes ``folder``'s place when the block ends well, and is deleted if not.
 
-    So a folder that exists is complete, however often the work was interrupted.
+    So a folder that exists is complete, however often the work was interrupted. Its parent must be held
+    (:func:`locked`): what an interrupted try has left there is deleted.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stray in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stray, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         fresh.chmod(0o755)

@@ -22,7 +22,21 @@ import time
 from pathlib import Path
 
 from lab.kvm import xen_hvm
-from lab.wire import EXIT, PORT, READY, RESULTS, SIGNAL, SIZE, STDERR, STDIN, STDOUT, Job, frame, read_frame
+from lab.wire import (
+    EXIT,
+    PORT,
+    READY,
+    RESULTS,
+    SIGNAL,
+    SIZE,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Job,
+    frame,
+    read_frame,
+    unpack,
+)
 
 HERE = Path("/run/lab")
 JOBS = Path("/dev/shm/jobs")
@@ -50,17 +64,14 @@ class Client(socketserver.StreamRequestHandler):
         self._sending = threading.Lock()
         JOBS.mkdir(exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix="job.", dir=JOBS))
+        group = CGROUPS / place.name
         try:
             (place / "code.tar").write_bytes(self.rfile.read(job.tar))
             with tarfile.open(place / "code.tar") as tar:
-                tar.extractall(place / "tree", filter="fully_trusted")
+                unpack(tar, place / "tree")
             (place / "results").mkdir()
-            group = CGROUPS / place.name
             group.mkdir()
-            try:
-                status = self._run(job, place, group)
-            finally:
-                end(group)
+            status = self._run(job, place, group)
             with tempfile.TemporaryFile(dir=place) as results:
                 with tarfile.open(fileobj=results, mode="w") as tar:
                     tar.add(place / "results", ".")
@@ -68,8 +79,12 @@ class Client(socketserver.StreamRequestHandler):
                 while piece := results.read(1 << 16):
                     self._send(RESULTS, piece)
             self._send(EXIT, str(status).encode())
+        except ConnectionError:
+            pass  # the client went away, and its job with it
         finally:
             shutil.rmtree(place, ignore_errors=True)
+            if group.exists():
+                group.rmdir()
 
     def _send(self, kind: bytes, payload: bytes) -> None:
         with self._sending:
@@ -129,7 +144,9 @@ class Client(socketserver.StreamRequestHandler):
             except (OSError, ValueError):
                 got = None
             if got is None:
-                end(group)
+                while process.poll() is None:  # again, should it not have joined its cgroup yet
+                    kill(group)
+                    time.sleep(0.05)
                 return
             kind, payload = got
             if kind == SIGNAL:
@@ -141,13 +158,15 @@ class Client(socketserver.StreamRequestHandler):
                 set_size(master, (int(rows), int(columns)))
 
 
+def kill(group: Path) -> None:
+    (group / "cgroup.kill").write_text("1")
+
+
 def end(group: Path) -> None:
-    """Kill every process of a job, forget its cgroup."""
-    if group.exists():
-        (group / "cgroup.kill").write_text("1")
-        while "populated 1" in (group / "cgroup.events").read_text():
-            time.sleep(0.01)
-        group.rmdir()
+    """Kill every process of a job, wait until they are gone."""
+    kill(group)
+    while "populated 1" in (group / "cgroup.events").read_text():
+        time.sleep(0.01)
 
 
 def set_size(fd: int, size: tuple[int, int]) -> None:

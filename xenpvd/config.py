@@ -73,7 +73,7 @@ class GuestConfig(Strict):
     disk: tuple[DiskConfig, ...] = Field((), max_length=64)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
     on_poweroff: Literal["destroy", "preserve"] = "destroy"
-    on_reboot: Literal["destroy", "preserve"] = "destroy"
+    on_reboot: Literal["restart", "destroy", "preserve"] = "restart"
     on_crash: Literal["destroy", "preserve"] = "preserve"
 
     @field_validator("disk")

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class XenbusState(IntEnum):
-    """``enum xenbus_state`` (there each name begins with ``XenbusState``); a ``state`` node has it in decimal."""
+    """``enum xenbus_state``, without its prefix ``XenbusState``; a ``state`` node holds it in decimal."""
 
     Unknown = 0
     Initialising = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import select
 import socket
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT_MAX = 32
 CONNECTIONS_MAX = 64
+
+#: How long, in seconds, a client gets to read its last replies when the daemon ends.
+GRACE = 1.0
 
 _T = TypeVar("_T")
 
@@ -54,15 +58,17 @@ class Connection:
         hangup = _Hangup(self._writer, self._left)
         try:
             await self._greet()
-            rest = await self._serve_messages()
+            typed = await self._serve_messages()
             if self._viewer is not None:
-                why = await serve_console(self._viewer, self._reader, self._writer, rest, self._tasks)
+                why = await serve_console(self._viewer, self._reader, self._writer, typed, self._tasks)
                 log.info("%s left the console: %s", self.who, why)
-            else:
-                await self._settle()
+            await self._finish_calls()
+            if self.subscription is not None:
+                await self._gone.wait()  # it ended its sending side only
+            self._writer.close()
+            await self._writer.wait_closed()  # it may take its time to read the last replies
         except ConnectionError:
-            self._left()
-            await self._settle()
+            await self._finish_calls()
         finally:
             hangup.close()
             self.follow(None)
@@ -70,13 +76,19 @@ class Connection:
                 self._viewer.close()
             await self._tasks.cancel()
             self._writer.close()
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._writer.wait_closed()
+            except (TimeoutError, ConnectionError):
+                self._writer.transport.abort()
 
-    def abort(self) -> None:
-        """Do not wait for a client that does not read."""
-        self._writer.transport.abort()
+    @property
+    def effects(self) -> set[asyncio.Task[Any]]:
+        """The calls under way that have an effect."""
+        return self._calls - self._waits
 
     async def _serve_messages(self) -> bytes:
-        """Take messages until the end of input, or until one has made this a console; returns what is left."""
+        """Take messages until the end of input, or until one made this a console; returns what follows."""
         framer = Framer()
         try:
             while data := await self._reader.read(65536):
@@ -90,6 +102,7 @@ class Connection:
         except MessageTooLong:
             why = f"cannot take the message: more than {MESSAGE_MAX} bytes. The connection ends here."
             await self._send(protocol_fault(CODES[LimitReached], why, LimitReached.reason).reply(None))
+            self.follow(None)
         return b""
 
     async def _take(self, data: bytes) -> None:
@@ -124,12 +137,9 @@ class Connection:
         finally:
             self._slots.release()
 
-    async def _settle(self) -> None:
-        """After the end of input: a peer that only ended its sending side still gets its answers."""
+    async def _finish_calls(self) -> None:
         while self._calls:
             await asyncio.wait(self._calls)
-        if self.subscription is not None:
-            await self._gone.wait()
 
     def _left(self) -> None:
         self._gone.set()
@@ -140,12 +150,12 @@ class Connection:
 
     def _broken(self, name: str, fault: BaseException) -> None:
         log.error("%s: %s failed", self.who, name, exc_info=fault)
-        self.abort()
+        self._writer.transport.abort()
 
     # ---- out
 
     async def _send(self, message: Any) -> None:
-        """Write ``message``, in turn, and wait while the peer does not read: that is the out-queue's bound."""
+        """Write ``message`` in its turn; waits while the peer does not read, which bounds what is queued."""
         line = to_json(message, fallback=str, bytes_mode="base64", inf_nan_mode="null") + b"\n"
         async with self._sending:
             if self._gone.is_set() or self._writer.transport.is_closing():
@@ -179,24 +189,21 @@ class Connection:
             ),
         )
 
-    async def _serve_events(self, subscription: Subscription) -> None:
-        epoch = self.service.events.epoch
-        try:
-            async for event in subscription:
-                await self._notify("event", models.note(epoch, event))
-        except ConnectionError:
-            pass
-        finally:
-            subscription.close()
-
     # ---- for the methods (registry.Client)
 
     def follow(self, subscription: Subscription | None) -> None:
         if self.subscription is not None:
             self.subscription.close()
         self.subscription = subscription
-        if subscription is not None:
-            self._tasks.spawn(self._serve_events(subscription), "rpc events")
+
+    def serve_events(self, subscription: Subscription) -> None:
+        self._tasks.spawn(self._serve_events(subscription), "rpc events")
+
+    async def _serve_events(self, subscription: Subscription) -> None:
+        epoch = self.service.events.epoch
+        with contextlib.suppress(ConnectionError):
+            async for event in subscription:
+                await self._notify("event", models.note(epoch, event))
 
     def become(self, viewer: ConsoleViewer) -> None:
         self._viewer = viewer

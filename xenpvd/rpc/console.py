@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from xenpvd.errors import XenpvdError
 from xenpvd.rpc.service import ConsoleViewer
@@ -10,7 +11,11 @@ from xenpvd.tasks import Tasks
 
 
 async def serve_console(
-    viewer: ConsoleViewer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, typed: bytes, tasks: Tasks
+    viewer: ConsoleViewer,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    typed: bytes,
+    tasks: Tasks,
 ) -> str:
     """Carry bytes until the viewer ends or the peer has gone; returns why it ended.
 
@@ -32,10 +37,8 @@ async def serve_console(
 async def _serve_typing(viewer: ConsoleViewer, reader: asyncio.StreamReader, data: bytes) -> None:
     try:
         while data or (data := await reader.read(4096)):
-            try:
+            with contextlib.suppress(XenpvdError):  # read-only: what is typed goes nowhere
                 await viewer.write(data)
-            except XenpvdError:
-                pass  # read-only, or the keyboard was stolen: what is typed goes nowhere
             data = b""
     except ConnectionError:
         pass

@@ -1,8 +1,8 @@
 """From a parsed message to its reply. The one file that knows jsonrpcserver.
 
-jsonrpcserver matches the method, calls it and shapes the reply of one well-formed request. What it leaves open
-is done here: batches go element by element, an invalid request keeps its id, parameters and results go through
-the models, and no exception's text reaches a client unasked.
+jsonrpcserver matches the method, calls it and shapes the reply of one well-formed request. What it leaves
+open is done here: batches go element by element, an invalid request keeps its id, parameters and results go
+through the models, and no exception's text reaches a client unasked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jsonrpcserver import JsonRpcError, Result, Success, async_dispatch_to_serializable
 from pydantic import ValidationError
 
+from xenpvd.errors import LimitReached
 from xenpvd.rpc.errors import (
     CODES,
     INVALID_PARAMS,
@@ -23,8 +24,8 @@ from xenpvd.rpc.errors import (
     invalid_params,
     protocol_fault,
 )
-from xenpvd.rpc.registry import METHODS, Call, Method
-from xenpvd.errors import LimitReached
+from xenpvd.rpc.methods import METHODS
+from xenpvd.rpc.registry import Call, Method
 
 BATCH_MAX = 64
 
@@ -94,7 +95,8 @@ def _handler(method: Method) -> Callable[..., Awaitable[Result]]:
         except ValidationError as fault:
             _refuse(invalid_params(fault, method.name))
         try:
-            result = await (call.client.waiting(method.run(call, fields)) if method.wait else method.run(call, fields))
+            run = method.run(call, fields)
+            result = await (call.client.waiting(run) if method.wait else run)
             return Success(method.result.dump_python(result, mode="json", by_alias=True))
         except Exception as fault:
             _refuse(fault_of(fault, method.name))

@@ -99,4 +99,6 @@ def invalid_params(fault: ValidationError, method: str) -> Fault:
         for error in fault.errors(include_url=False, include_context=False, include_input=False)[:ERRORS_MAX]
     ]
     lines = "; ".join(f"{error['loc']}: {error['msg']}" for error in errors)
-    return Fault(INVALID_PARAMS, f"cannot call {method}: {lines}.", {"reason": "VALIDATION", "errors": errors})
+    return Fault(
+        INVALID_PARAMS, f"cannot call {method}: {lines}.", {"reason": "VALIDATION", "errors": errors}
+    )

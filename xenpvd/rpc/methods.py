@@ -12,6 +12,8 @@ from xenpvd.rpc import models, schema
 from xenpvd.rpc.registry import METHODS, Call, method
 from xenpvd.views import DaemonInfo, DriveAdded, DriveInfo, GuestStatus, ShutdownResult, XenstoreNode
 
+__all__ = ["METHODS"]
+
 #: A tree is answered in one message; beyond this a client asks for branches.
 TREE_MAX = 10_000
 
@@ -117,9 +119,7 @@ async def drive_remove(call: Call, params: models.DriveRemoveParams) -> models.R
 async def console_read(call: Call, params: models.ConsoleReadParams) -> models.ConsoleData:
     """A piece of what a console has printed."""
     chunk = call.service.console_read(params.stream, params.since, params.max)
-    return models.ConsoleData(
-        start=chunk.start, end=chunk.end, lost=chunk.lost, **models.octets(chunk.data)
-    )
+    return models.ConsoleData(start=chunk.start, end=chunk.end, lost=chunk.lost, **models.octets(chunk.data))
 
 
 @method("console.write", "operator")
@@ -179,9 +179,9 @@ async def events_subscribe(call: Call, params: models.SubscribeParams) -> models
     an event ``events.lost``.
     """
     events = call.service.events
-    call.client.follow(None)
     subscription, replayed, lost = events.subscribe(params.names, params.since, params.epoch)
-    call.after_reply.append(lambda: call.client.follow(subscription))
+    call.client.follow(subscription)
+    call.after_reply.append(lambda: call.client.serve_events(subscription))
     return models.Subscribed(seq=events.seq, epoch=events.epoch, replayed=replayed, lost=lost)
 
 

@@ -23,8 +23,10 @@ Patterns = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=64)]],
     Field(min_length=1, max_length=32, description="event names, with * and ?: drive.*"),
 ]
-Offset = Annotated[int, Field(ge=0, lt=1 << 63, description="a byte of the recording, counted from the first boot")]
-XenstorePath = Annotated[str, Field(pattern=r"^/[^\0]*$", max_length=3072)]
+Offset = Annotated[
+    int, Field(ge=0, lt=1 << 63, description="a byte of the recording, counted from the first boot")
+]
+XenstorePath = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=3072)]
 
 
 class Params(BaseModel):

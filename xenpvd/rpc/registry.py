@@ -15,6 +15,8 @@ from xenpvd.rpc.service import ConsoleViewer, Service
 #: Every peer is an admin for now: there is one socket, 0660.
 Role = Literal["viewer", "operator", "admin"]
 
+_T = TypeVar("_T")
+
 
 class Client(Protocol):
     """What a method may do to the connection that it was called on."""
@@ -27,7 +29,13 @@ class Client(Protocol):
     def subscription(self) -> Subscription | None: ...
 
     def follow(self, subscription: Subscription | None) -> None:
-        """Send the events of ``subscription`` from now on, instead of any other; None sends no more."""
+        """Keep ``subscription`` instead of any other, or none; it is closed with the connection."""
+
+    def serve_events(self, subscription: Subscription) -> None:
+        """Begin to send its events."""
+
+    async def waiting(self, run: Awaitable[_T]) -> _T:
+        """Await ``run``; cancelled when the client leaves."""
 
     def become(self, viewer: ConsoleViewer) -> None:
         """The connection ends to be JSON after this reply; its bytes are ``viewer``'s."""

@@ -52,7 +52,7 @@ class System:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as fault:
             cure = {
-                errno.ENOENT: "Load kvm_intel or kvm_amd (modprobe) and enable virtualization in the firmware.",
+                errno.ENOENT: "Load kvm_intel or kvm_amd; enable virtualization in the firmware.",
                 errno.EACCES: "Add yourself to its group: sudo usermod -aG kvm $USER, then log in again.",
                 errno.ENODEV: "The CPU's virtualization extensions are off; enable them in the firmware.",
             }.get(fault.errno or 0, "Run xenpvctl doctor.")

@@ -63,7 +63,7 @@ def allocate(name: str, gpa: int, size: int, *, ram: bool) -> Region:
     """Anonymous memory for a region; raises :class:`HostError` if the host has too little."""
     align = HUGE_PAGE if size >= HUGE_PAGE else PAGE_SIZE
     try:
-        area = mmap.mmap(-1, size + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+        area = mmap.mmap(-1, size + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as fault:
         raise HostError(
             f"cannot allocate {size >> 20} MiB of guest memory: {fault.strerror}. Give the guest less.",
@@ -90,7 +90,7 @@ def page_kind() -> tuple[str, str]:
 
 
 class GuestMemory:
-    """All regions of one VM. Addresses are guest physical; every access is bounds-checked (XenError EFAULT)."""
+    """All regions of one VM. Addresses are guest physical; ``XenError`` EFAULT outside of them."""
 
     def __init__(self) -> None:
         self.regions: list[Region] = []

@@ -25,7 +25,7 @@ from xenpvd.abi.io_blkif import (
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
 from xenpvd.backends.blkif.request import Refusal, Request, parse
-from xenpvd.backends.ops import EvtchnPort, Grant, GnttabOps, GrantError
+from xenpvd.backends.ops import EvtchnPort, GnttabOps, Grant, GrantError
 from xenpvd.backends.ring import BackRing
 
 #: Requests answered in one go. Half a ring at a time makes guest and backend take turns; one at a time

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import E2BIG, EACCES, EBUSY, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM
+from errno import E2BIG, EACCES, EBUSY, EINVAL, ENOENT, ENOSYS, EPERM
 from typing import NamedTuple
 
 from xenpvd.abi import io_xs_wire as abi
@@ -96,17 +96,21 @@ class Request:
             return False
         return True
 
-    def changed(self, path: str, *readers: Perms, exact: bool = False) -> None:
-        """Tell the watches, now or when the transaction commits."""
+    def changed(self, path: str, *old: Perms) -> None:
+        """Tell the watches of a node that is there, now or at the commit; ``old`` are its perms of before."""
+        if self.transaction is not None:
+            self.transaction.note(path, exact=False)
+            return
+        node = self.view.find(path)
+        assert node is not None
+        self.events += self.state.watches.fire(path, (*old, *self.view.readable(path, node)))
+
+    def removed(self, path: str, readers: tuple[Perms, ...], *, exact: bool) -> None:
+        """Tell the watches of a node that is gone, now or at the commit."""
         if self.transaction is not None:
             self.transaction.note(path, exact)
         else:
             self.events += self.state.watches.fire(path, readers, exact=exact)
-
-    def changed_node(self, path: str, *old: Perms) -> None:
-        node = self.view.find(path)
-        assert node is not None
-        self.changed(path, *old, *self.view.readable(path, node))
 
 
 def _number(raw: bytes, what: str, maximum: int) -> int:
@@ -132,7 +136,7 @@ def do_write(request: Request) -> bytes:
         request.view.write(path, value, request.connection.quota)
     else:
         request.view.create(path, value, request.domid, request.connection.quota)
-    request.changed_node(path)
+    request.changed(path)
     return OK
 
 
@@ -140,7 +144,7 @@ def do_mkdir(request: Request) -> bytes:
     path = request.path(request.argument())
     if not request.exists(path):
         request.view.create(path, b"", request.domid, request.connection.quota)
-        request.changed_node(path)
+        request.changed(path)
     return OK
 
 
@@ -153,7 +157,7 @@ def do_rm(request: Request) -> bytes:
     if path == "/":
         raise XenError(EINVAL, "the root stays")
     for removed, readers in request.view.remove(path):
-        request.changed(removed, *readers, exact=removed != path)
+        request.removed(removed, readers, exact=removed != path)
     return OK
 
 
@@ -187,7 +191,7 @@ def do_set_perms(request: Request) -> bytes:
     if not request.connection.privileged and perms[0].domid != old[0].domid:
         raise XenError(EPERM, "a guest cannot give a node away")
     request.view.set_perms(path, perms)
-    request.changed_node(path, old)
+    request.changed(path, old)
     return OK
 
 
@@ -286,8 +290,6 @@ def call(state: State, connection: Connection, message: Message) -> list[Deliver
         if len(payload) > abi.XENSTORE_PAYLOAD_MAX:
             raise XenError(E2BIG, "the reply is too long")
     except XenError as fault:
-        if fault.errno == ENOSPC and request.transaction is not None:
-            request.transaction.failed = True
         type_, payload = abi.XS_ERROR, join(abi.XSD_ERRORS.get(fault.errno, "EINVAL"))
     reply = Message(type_, message.req_id, message.tx_id, payload)
     return [*request.events, Delivery(connection, reply), *request.after]

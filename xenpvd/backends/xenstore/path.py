@@ -24,8 +24,8 @@ def home(domid: int) -> str:
 def canonical(raw: bytes, base: str, path_max: int, *, special: bool = False) -> str:
     """The absolute path that ``raw`` names for a connection whose home is ``base``.
 
-    ``path_max`` limits what follows ``/local/domain/<domid>/``; ``special`` allows ``@name`` (watches, perms).
-    Raises ``XenError`` EINVAL.
+    ``path_max`` limits what follows ``/local/domain/<domid>/``; ``special`` allows ``@name``, for
+    watches and permissions. Raises ``XenError`` EINVAL.
     """
     if not _CHARACTERS.fullmatch(raw):
         raise XenError(EINVAL, "no path: empty, or a character other than A-Z a-z 0-9 - / _ @")

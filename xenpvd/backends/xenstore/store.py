@@ -39,18 +39,22 @@ class Node:
         return Node(self.value, self.perms, self.generation, self.children.copy(), self.names_size)
 
     def add_child(self, leaf: str) -> None:
-        self.children[leaf] = None
-        self.names_size += len(leaf) + 1
+        if leaf not in self.children:
+            self.children[leaf] = None
+            self.names_size += len(leaf) + 1
 
     def drop_child(self, leaf: str) -> None:
-        del self.children[leaf]
-        self.names_size -= len(leaf) + 1
+        if leaf in self.children:
+            del self.children[leaf]
+            self.names_size -= len(leaf) + 1
 
 
 class View(ABC):
     """The tree as somebody sees it: the store itself, or a transaction's idea of it.
 
     Nodes that :meth:`find` gives are for reading. A change checks its quotas before it changes anything.
+    A transaction copies nodes at different times, so its view may be torn (a child that is listed and missing,
+    or the reverse). It will not commit then, but until its end everything here must bear it.
     """
 
     @abstractmethod
@@ -131,24 +135,26 @@ class View(ABC):
         """Remove a node (not the root) and all below. Returns each path removed, children before parents,
         with its :meth:`readable` perms of before."""
         order = []
-        stack = [self._entry(path)]
+        stack = [(path, self._leaves(path))]
         while stack:
-            here, node, leaves = stack[-1]
+            here, leaves = stack[-1]
             if (leaf := next(leaves, None)) is not None:
-                stack.append(self._entry(paths.child(here, leaf)))
-            else:
+                below = paths.child(here, leaf)
+                stack.append((below, self._leaves(below)))
+                continue
+            if (node := self.find(here)) is not None:
                 order.append((here, self.readable(here, node)))
-                stack.pop()
+            stack.pop()
         for here, (own, _) in order:
             self._delete(here)
             self._count(own[0].domid, -1)
-        self._edit(paths.parent(path)).drop_child(paths.name(path))
+        if self.find(paths.parent(path)) is not None:
+            self._edit(paths.parent(path)).drop_child(paths.name(path))
         return order
 
-    def _entry(self, path: str) -> tuple[str, Node, Iterator[str]]:
+    def _leaves(self, path: str) -> Iterator[str]:
         node = self.find(path)
-        assert node is not None
-        return path, node, iter(node.children)
+        return iter(node.children if node is not None else ())
 
 
 class Store(View):

@@ -7,7 +7,8 @@ has changed since in the store, and only then: changes elsewhere are no conflict
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EAGAIN, ENOMEM
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class Transaction(View):
         self._quota = quota
         self._accessed: dict[str, _Access] = {}
         self._owned: Counter[int] = Counter()
-        self.failed = False
+        self._failed = False
 
     def find(self, path: str) -> Node | None:
         return self._access(path).node
@@ -56,6 +57,23 @@ class Transaction(View):
 
     def next_generation(self) -> int:
         return self._store.next_generation()
+
+    def write(self, path: str, value: bytes, quota: Quota) -> None:
+        with self._all_or_nothing():
+            super().write(path, value, quota)
+
+    def create(self, path: str, value: bytes, creator: int, quota: Quota) -> None:
+        with self._all_or_nothing():
+            super().create(path, value, creator, quota)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """What cannot be written makes the whole transaction fail."""
+        try:
+            yield
+        except XenError:
+            self._failed = True
+            raise
 
     def note(self, path: str, exact: bool) -> None:
         """Remember to fire watches for a node that was touched."""
@@ -68,13 +86,13 @@ class Transaction(View):
         Raises ``XenError`` and changes nothing: EAGAIN (conflict), ENOMEM (an operation in it has failed for
         want of quota), ENOSPC (meanwhile there is no quota left for its new nodes).
         """
-        if self.failed:
+        if self._failed:
             raise XenError(ENOMEM, "an operation of the transaction has failed")
-        self._quota.check_nodes(self._store.owned(self._creator), self._owned[self._creator])
         for path, access in self._accessed.items():
             now = self._store.find(path)
             if (now.generation if now is not None else None) != access.generation:
                 raise XenError(EAGAIN, path)
+        self._quota.check_nodes(self._store.owned(self._creator), self._owned[self._creator])
         for path, access in self._accessed.items():
             if access.modified:
                 self._store.put(path, access.node)
@@ -84,7 +102,7 @@ class Transaction(View):
         for path, access in self._accessed.items():
             if access.exact is None:
                 continue
-            readers = () if access.perms is None else (access.perms,)
+            readers: tuple[Perms, ...] = () if access.perms is None else (access.perms,)
             if access.node is not None:
                 readers += self._store.readable(path, access.node)
             yield Change(path, access.exact, readers)
@@ -92,7 +110,8 @@ class Transaction(View):
     def _access(self, path: str) -> _Access:
         access = self._accessed.get(path)
         if access is None:
-            self._quota.check_transaction_nodes(len(self._accessed) + 1)
+            with self._all_or_nothing():
+                self._quota.check_transaction_nodes(len(self._accessed) + 1)
             node = self._store.find(path)
             access = (
                 _Access(None, None, None)

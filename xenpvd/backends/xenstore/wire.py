@@ -37,7 +37,7 @@ class Parser:
     def next(self) -> Message | None:
         """The next whole message, None while there is none.
 
-        Raises :class:`ConnectionFault` for a length above XENSTORE_PAYLOAD_MAX, as soon as its header is here.
+        Raises :class:`ConnectionFault` for a length above XENSTORE_PAYLOAD_MAX, once its header is here.
         """
         if len(self._buffer) < XSD_SOCKMSG.size:
             return None

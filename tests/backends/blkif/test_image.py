@@ -1,0 +1,301 @@
+"""Images: what is refused and with which words, who may share, and what the host's failures become."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xenpvd.backends.blkif.image import Image
+from xenpvd.errors import ImageError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(range(256)) * 64)
+    return path
+
+
+@pytest.fixture
+def image(path: Path) -> Iterator[Image]:
+    image = Image.open(path, readonly=False)
+    yield image
+    image.close()
+
+
+def views(*sizes: int) -> list[memoryview]:
+    return [memoryview(bytearray(size)) for size in sizes]
+
+
+# ---- opening
+
+
+def test_open(image: Image, path: Path) -> None:
+    assert (image.path, image.size, image.readonly) == (str(path), 16384, False)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: None, "No such file or directory. Check the path"),
+        (lambda path: path.mkdir(), "it is a directory. Use a raw image file"),
+        (lambda path: os.mkfifo(path), "it is a FIFO"),
+        (lambda path: path.symlink_to("/dev/null"), "it is a character device"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.touch(), "it is empty. Give it a size"),
+        (lambda path: path.write_bytes(bytes(513)), "its size, 513 bytes, is no multiple of 512"),
+    ],
+)
+@pytest.mark.parametrize("readonly", [True, False])
+def test_refused(tmp_path: Path, make, why: str, readonly: bool) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "x.img"
+    make(path)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ImageError) as refused:
+        Image.open(path, readonly=readonly)
+    message = str(refused.value)
+    assert message.startswith(f"cannot use image {path}: ") and why in message and message.endswith(".")
+    assert refused.value.data == {"path": str(path)}
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(ImageError, match="it is no path"):
+        Image.open(path, readonly=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open anything")
+def test_no_permission(path: Path) -> None:
+    path.chmod(0o444)
+    with pytest.raises(ImageError, match="the right to read and write"):
+        Image.open(path, readonly=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, "Permission denied. The daemon's user needs the right to read and write it."),
+        (errno.EROFS, "Read-only file system. Use access ro"),
+        (errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_open_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
+    def fail(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(ImageError) as refused:
+        Image.open(path, readonly=False)
+    assert words in str(refused.value)
+
+
+def test_fd_is_not_inherited(image: Image) -> None:
+    assert not os.get_inheritable(image._fd)
+
+
+# ---- sharing
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [("rw", "rw", False), ("rw", "ro", False), ("ro", "rw", False), ("ro", "ro", True)],
+)
+def test_one_writer_or_readers(path: Path, first: str, second: str, fits: bool) -> None:
+    holder = Image.open(path, readonly=first == "ro")
+    try:
+        if fits:
+            Image.open(path, readonly=True).close()
+        else:
+            with pytest.raises(ImageError, match=r"another program or guest uses it.* Stop that first"):
+                Image.open(path, readonly=second == "ro")
+    finally:
+        holder.close()
+    Image.open(path, readonly=second == "ro").close()  # the lock went with the image
+
+
+def test_by_another_name_it_is_the_same_image(path: Path, image: Image) -> None:
+    other = path.with_name("hard.img")
+    other.hardlink_to(path)
+    with pytest.raises(ImageError, match="uses it"):
+        Image.open(other, readonly=False)
+
+
+HOLD = """
+import sys
+from xenpvd.backends.blkif.image import Image
+image = Image.open(sys.argv[1], readonly=False)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process(path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin and holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ImageError, match="another program or guest uses it"):
+            Image.open(path, readonly=False)
+        holder.stdin.close()
+        holder.wait(5)
+    Image.open(path, readonly=False).close()
+
+
+def test_a_process_lock_tells_its_owner(path: Path) -> None:
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ImageError, match=f"process {os.getpid()} uses it"):
+            Image.open(path, readonly=False)
+
+
+def test_qemu_s_byte_locks_collide(path: Path) -> None:
+    with path.open("r+b") as file:  # QEMU takes read locks of single bytes from 100 on
+        lock = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+        with pytest.raises(ImageError, match="uses it"):
+            Image.open(path, readonly=False)
+
+
+def test_a_rename_over_it_does_not_matter(path: Path, image: Image) -> None:
+    other = path.with_name("new.img")
+    other.write_bytes(b"n" * 512)
+    other.rename(path)
+    (view,) = views(4)
+    image.read([view], 0)
+    assert bytes(view) == b"\0\1\2\3"
+
+
+# ---- transfers
+
+
+def test_read_and_write_what_lies_scattered(image: Image, path: Path) -> None:
+    pieces = views(512, 1024, 512)
+    for number, piece in enumerate(pieces, 1):
+        piece[:] = bytes([number]) * len(piece)
+    image.write(pieces, 1024)
+    data = path.read_bytes()
+    assert data[1024:3072] == b"\1" * 512 + b"\2" * 1024 + b"\3" * 512
+    assert data[:1024] == bytes(range(256)) * 4 and data[3072:] == bytes(range(256)) * 52
+    back = views(1536, 512)
+    image.read(back, 1024)
+    assert b"".join(back) == data[1024:3072]
+
+
+class Awkward(Image):
+    """The Nth system call fails with ``errno``; or transfers take at most ``most`` bytes each."""
+
+    fail_at = 0
+    errno = 0
+    most = 1 << 30
+    calls = 0
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise OSError(self.errno, os.strerror(self.errno))
+
+    def _some(self, views: list[memoryview]) -> list[memoryview]:
+        some, left = [], self.most
+        for view in views:
+            some.append(view[:left])
+            left -= len(some[-1])
+        return some
+
+    def _preadv(self, views: list[memoryview], offset: int) -> int:
+        self._count()
+        return super()._preadv(self._some(views), offset)
+
+    def _pwritev(self, views: list[memoryview], offset: int) -> int:
+        self._count()
+        return super()._pwritev(self._some(views), offset)
+
+    def _fdatasync(self) -> None:
+        self._count()
+        super()._fdatasync()
+
+
+@pytest.fixture
+def awkward(path: Path) -> Iterator[Awkward]:
+    image = Awkward.open(path, readonly=False)
+    assert isinstance(image, Awkward)
+    yield image
+    image.close()
+
+
+@pytest.mark.parametrize("most", [1, 7, 512, 1000, 4096])
+def test_short_transfers_are_continued(awkward: Awkward, path: Path, most: int) -> None:
+    awkward.most = most
+    pieces = views(512, 512, 1024)
+    awkward.read(pieces, 512)
+    assert b"".join(pieces) == path.read_bytes()[512:2560]
+    pieces[1][:] = b"x" * 512
+    awkward.write(pieces, 4096)
+    assert path.read_bytes()[4096:6144] == b"".join(pieces)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_the_nth_call_fails(awkward: Awkward, number: int) -> None:
+    awkward.errno, awkward.most = number, 512
+    for operation in (awkward.read, awkward.write):
+        failed = 0
+        for nth in range(1, 100):
+            awkward.calls, awkward.fail_at = 0, nth
+            try:
+                operation(views(1024, 1024), 0)
+            except OSError as fault:
+                assert fault.errno == number and awkward.calls == nth
+                failed += 1
+            else:
+                break
+        assert failed == 4
+
+
+def test_past_a_truncated_end_is_an_error_and_no_zeroes(image: Image, path: Path) -> None:
+    os.truncate(path, 1024)
+    (view,) = views(1024)
+    view[:] = b"g" * 1024
+    with pytest.raises(OSError, match="ends at or before byte 1024") as fault:
+        image.read([view], 512)
+    assert fault.value.errno == errno.EIO
+    assert bytes(view[512:]) == b"g" * 512
+    with pytest.raises(OSError, match="byte 8192"):
+        image.read(views(512), 8192)
+
+
+def test_what_it_has_grown_by_is_not_seen(image: Image, path: Path) -> None:
+    os.truncate(path, 1 << 20)
+    assert image.size == 16384
+
+
+# ---- flush
+
+
+def test_a_failed_flush_stays_failed(awkward: Awkward, path: Path) -> None:
+    awkward.flush()
+    awkward.errno, awkward.fail_at = errno.EIO, 2
+    with pytest.raises(OSError):
+        awkward.flush()
+    for _ in range(3):
+        with pytest.raises(OSError, match="earlier flush") as fault:
+            awkward.flush()
+        assert fault.value.errno == errno.EIO
+    assert awkward.calls == 2  # it was not even tried
+    awkward.close()
+    again = Image.open(path, readonly=False)
+    again.flush()
+    again.close()
+
+
+def test_close_twice(image: Image) -> None:
+    image.close()
+    image.close()

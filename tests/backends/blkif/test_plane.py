@@ -1,0 +1,511 @@
+"""The plane against a front that does real I/O, behaves badly among good requests, or breaks the ring."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import random
+import select
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.blkfront import BlkRing, pack_request
+from tests.fakes.evtchn import FakeEvtchnPort
+from tests.fakes.gnttab import FakeGnttab, FakeGrant
+from xenpvd.abi.io_blkif import (
+    BLKIF_OP_DISCARD,
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_ERROR,
+    X86_32,
+    X86_64,
+    Abi,
+)
+from xenpvd.abi.io_ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
+from xenpvd.backends.blkif import plane as plane_module
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.blkif.plane import Plane
+from xenpvd.errors import GuestFault
+
+READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
+SECTORS = 2048
+
+
+class FaultyImage(Image):
+    """``fail(call)`` is asked before each system call ("read", "write", "flush") and may raise."""
+
+    fail: Callable[[str], None] = staticmethod(lambda call: None)
+
+    def _preadv(self, views: list[memoryview], offset: int) -> int:
+        self.fail("read")
+        return super()._preadv(views, offset)
+
+    def _pwritev(self, views: list[memoryview], offset: int) -> int:
+        self.fail("write")
+        return super()._pwritev(views, offset)
+
+    def _fdatasync(self) -> None:
+        self.fail("flush")
+        super()._fdatasync()
+
+
+class Disk:
+    """A plane on a file, with the guest's ring. ``troubles`` and ``ends`` collect what the plane tells."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        abi: Abi = X86_64,
+        start: int = 0,
+        readonly: bool = False,
+        size: int | None = None,
+    ) -> None:
+        self.path = path
+        image = FaultyImage.open(path, readonly=readonly)
+        assert isinstance(image, FaultyImage)
+        self.image = image
+        self.gnttab = FakeGnttab()
+        self.ring = BlkRing(self.gnttab, abi, start)
+        self.ring.port = self.port = FakeEvtchnPort()
+        self.troubles: list[str] = []
+        self.ends: queue.Queue[BaseException | None] = queue.Queue()
+        self.plane = Plane(
+            self.ring.page,
+            self.port,
+            self.gnttab,
+            self.image,
+            abi=abi,
+            size=image.size if size is None else size,
+            readonly=readonly,
+            on_trouble=self.troubles.append,
+            on_end=self.ends.put,
+        )
+
+    def start(self) -> BlkRing:
+        self.plane.start()
+        return self.ring
+
+    def end(self) -> BaseException | None:
+        """Stop the plane and return what it ended with."""
+        self.plane.stop()
+        return self.ended()
+
+    def ended(self) -> BaseException | None:
+        fault = self.ends.get(timeout=5)
+        self.plane.join()
+        assert not self.gnttab.mapped
+        return fault
+
+    def contents(self) -> bytes:
+        return self.path.read_bytes()
+
+    def close(self) -> None:
+        self.plane.stop()
+        self.plane.join()
+        self.port.close()
+        self.image.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(0).randbytes(SECTORS * 512))
+    return path
+
+
+@pytest.fixture
+def disk(path: Path) -> Iterator[Disk]:
+    disk = Disk(path)
+    yield disk
+    disk.close()
+
+
+@pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
+@pytest.mark.parametrize("start", [0, 2**32 - 3])
+def test_random_reads_and_writes_against_a_shadow(path: Path, abi: Abi, start: int) -> None:
+    disk = Disk(path, abi=abi, start=start)
+    try:
+        ring, shadow, rng = disk.start(), bytearray(disk.contents()), random.Random(start)
+        for _ in range(300):
+            count = rng.randint(1, 88)
+            sector = rng.randint(0, SECTORS - count)
+            where = slice(sector * 512, (sector + count) * 512)
+            if rng.random() < 0.5:
+                assert ring.read(sector, count) == shadow[where]
+            else:
+                shadow[where] = rng.randbytes(count * 512)
+                ring.write(sector, shadow[where])
+            if rng.random() < 0.05:
+                assert ring.flush() == 0
+        assert disk.end() is None
+        assert disk.contents() == shadow
+        stats = disk.plane.stats()
+        assert stats["reads"] + stats["writes"] == 300 and stats["errors"] == stats["in_flight"] == 0
+        assert disk.troubles == []
+    finally:
+        disk.close()
+
+
+def test_full_rings_of_requests(disk: Disk) -> None:
+    """Thirty-two at a time, each with its own pages; each response belongs to its request."""
+    ring, shadow = disk.start(), disk.contents()
+    pages = [ring.data_page() for _ in range(32)]
+    for lap in range(20):
+        rng = random.Random(lap)
+        sectors = [rng.randint(0, SECTORS - 8) for _ in pages]
+        slots = [
+            pack_request(READ, id=lap << 32 | n, sector=sector, segments=[(gref, 0, 7)])
+            for n, (sector, (_, gref)) in enumerate(zip(sectors, pages, strict=True))
+        ]
+        assert ring.do(*slots) == [(lap << 32 | n, READ, 0) for n in range(32)]
+        for sector, (page, _) in zip(sectors, pages, strict=True):
+            assert bytes(page.view) == shadow[sector * 512 : sector * 512 + 4096]
+    stats = disk.plane.stats()
+    assert stats["reads"] == 640 and stats["read_bytes"] == 640 * 4096
+    assert stats["notifications"] + stats["notifications_suppressed"] >= 20 * 4  # in groups of eight at most
+
+
+def test_the_guest_is_notified_only_as_it_asked(disk: Disk) -> None:
+    ring = disk.ring
+    for n in range(32):
+        ring.put(pack_request(FLUSH, id=n))
+    ring.push()
+    ring.page.store32(RSP_EVENT, 32)  # "tell me at the last"
+    disk.start()
+    assert select.select([disk.port.irq_fd], [], [], 5)[0], "not notified"
+    assert ring.take() == [(n, FLUSH, 0) for n in range(32)]
+    stats = disk.plane.stats()
+    assert disk.port.notified == stats["notifications"] == 1
+    assert stats["notifications_suppressed"] == 3
+
+
+def test_requests_from_before_the_start_need_no_kick(disk: Disk) -> None:
+    disk.ring.put(pack_request(FLUSH, id=1))
+    disk.ring.push()
+    disk.start()
+    assert disk.ring.wait(1) == [(1, FLUSH, 0)]
+    assert disk.ring.kicks == 0
+
+
+def test_kicks_without_requests(disk: Disk) -> None:  # A8
+    ring = disk.start()
+    for _ in range(1000):
+        ring.kick()
+    assert ring.flush() == 0
+    assert disk.port.notified == 1
+
+
+GOOD = 31
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (pack_request(9, id=99), BLKIF_RSP_EOPNOTSUPP),
+        (pack_request(BLKIF_OP_DISCARD, id=99), BLKIF_RSP_EOPNOTSUPP),
+        (pack_request(READ, id=99, nr_segments=0), BLKIF_RSP_ERROR),
+        (pack_request(WRITE, id=99, nr_segments=255), BLKIF_RSP_ERROR),
+        (pack_request(WRITE, id=99, sector=SECTORS, segments=[(8, 0, 7)]), BLKIF_RSP_ERROR),
+        (pack_request(WRITE, id=99, sector=2**64 - 1, segments=[(8, 0, 7)]), BLKIF_RSP_ERROR),
+        (pack_request(READ, id=99, segments=[(0, 0, 7)]), BLKIF_RSP_ERROR),  # D1: bad grefs
+        (pack_request(READ, id=99, segments=[(2**32 - 1, 0, 7)]), BLKIF_RSP_ERROR),
+        (pack_request(WRITE, id=99, segments=[(8, 0, 7), (12345, 0, 7)]), BLKIF_RSP_ERROR),  # D9: one of two
+    ],
+)
+def test_one_bad_request_among_good_ones(disk: Disk, bad: bytes, status: int) -> None:
+    ring, before = disk.start(), disk.contents()
+    pages = [ring.data_page() for _ in range(GOOD)]
+    slots = [
+        pack_request(READ, id=n, sector=8 * n, segments=[(gref, 0, 7)]) for n, (_, gref) in enumerate(pages)
+    ]
+    slots.insert(13, bad)
+    responses = ring.do(*slots)
+    assert responses.pop(13) == (99, bad[0], status)
+    assert responses == [(n, READ, 0) for n in range(GOOD)]
+    for n, (page, _) in enumerate(pages):
+        assert bytes(page.view) == before[n * 4096 : (n + 1) * 4096]
+    assert disk.plane.stats()["errors"] == 1 and len(disk.troubles) == 1
+    assert disk.contents() == before
+    assert ring.flush() == 0
+    assert not disk.gnttab.mapped
+
+
+def test_all_with_the_same_id(disk: Disk) -> None:  # A12
+    ring = disk.start()
+    assert ring.do(*[pack_request(FLUSH, id=5)] * 32) == [(5, FLUSH, 0)] * 32
+
+
+def test_one_page_for_several_segments(disk: Disk) -> None:  # B18
+    ring = disk.start()
+    page, gref = ring.data_page()
+    (response,) = ring.do(pack_request(READ, segments=[(gref, 0, 3), (gref, 4, 7), (gref, 0, 0)]))
+    assert response[2] == 0
+    data = disk.contents()
+    assert bytes(page.view) == data[4096:4608] + data[512:4096]
+    assert disk.gnttab.maps == 1
+
+
+def test_reading_into_a_page_granted_for_reading_only(disk: Disk) -> None:  # B19, D3
+    ring = disk.start()
+    page, gref = ring.data_page(readonly=True)
+    _, fine = ring.data_page()
+    assert ring.do(pack_request(READ, id=1, segments=[(fine, 0, 7), (gref, 0, 7)])) == [(1, READ, -1)]
+    assert not any(page.view)
+    assert ring.do(pack_request(WRITE, id=2, segments=[(gref, 0, 0)])) == [(2, WRITE, 0)]  # from it is fine
+    assert disk.contents()[:512] == bytes(512)
+
+
+def test_a_read_only_disk(path: Path) -> None:  # B7
+    disk = Disk(path, readonly=True)
+    try:
+        ring, before = disk.start(), disk.contents()
+        _, gref = ring.data_page()
+        assert ring.do(pack_request(WRITE, id=1, segments=[(gref, 0, 7)])) == [(1, WRITE, -1)]
+        assert ring.read(0, 88) == before[: 88 * 512]
+        assert ring.flush() == 0
+        assert disk.contents() == before
+    finally:
+        disk.close()
+
+
+def test_nothing_beyond_the_size_it_was_given(path: Path) -> None:
+    disk = Disk(path, size=16 * 512)
+    try:
+        ring = disk.start()
+        _, gref = ring.data_page()
+        assert ring.do(pack_request(WRITE, id=1, sector=9, segments=[(gref, 0, 7)])) == [(1, WRITE, -1)]
+        assert ring.do(pack_request(WRITE, id=2, sector=8, segments=[(gref, 0, 7)])) == [(2, WRITE, 0)]
+    finally:
+        disk.close()
+
+
+def test_a_slot_that_changes_under_us(disk: Disk) -> None:  # B14: only the private copy is used
+    """The guest turns a request over once it is being carried out: what was copied is what happens."""
+    ring = disk.ring
+    page, gref = ring.data_page()
+    slot = pack_request(READ, id=1, sector=8, segments=[(gref, 0, 7)])
+    swapped = pack_request(WRITE, id=2, sector=0, segments=[(gref, 0, 7)])
+    disk.image.fail = lambda call: ring.page.write(64, swapped)
+    disk.start()
+    before = disk.contents()
+    ring.submit(slot)
+    assert ring.wait(1) == [(1, READ, 0)]
+    assert bytes(page.view) == before[4096:8192] and disk.contents() == before
+
+
+def test_a_guest_that_flips_its_slots_all_the_time(disk: Disk) -> None:  # B14 by chance
+    ring, before = disk.start(), disk.contents()
+    one = ring.data_page()
+    two = ring.data_page()
+    slots = [
+        pack_request(READ, id=1, sector=0, segments=[(one[1], 0, 7)]),
+        pack_request(FLUSH, id=2, sector=2**64 - 1),
+        pack_request(READ, id=3, sector=SECTORS - 1, segments=[(two[1], 0, 0)]),
+    ]
+    done = threading.Event()
+
+    def flip() -> None:
+        view, rng = ring.page.view, random.Random(1)
+        while not done.is_set():
+            offset = 64 + 112 * rng.randrange(32)
+            slot = rng.choice(slots)
+            part = rng.randrange(0, 112, 8)
+            view[offset + part : offset + part + 8] = slot[part : part + 8]
+
+    flipper = threading.Thread(target=flip)
+    flipper.start()
+    try:
+        for _ in range(100):
+            assert len(ring.do(*slots)) == 3
+    finally:
+        done.set()
+        flipper.join()
+    assert disk.contents() == before
+    assert disk.end() is None
+
+
+@pytest.mark.parametrize("jump", [33, 2**31, 2**32 - 1])
+def test_a_broken_ring_ends_this_plane(disk: Disk, jump: int) -> None:  # A1, A2
+    ring = disk.start()
+    assert ring.flush() == 0
+    before = disk.contents()
+    for n in range(32):
+        ring.put(pack_request(WRITE, id=n, segments=[(8, 0, 7)]))
+    ring.page.store32(REQ_PROD, 1 + jump)
+    ring.kick()
+    assert isinstance(disk.ended(), GuestFault)
+    assert ring.page.load32(RSP_PROD) == 1  # not one of them was carried out
+    assert disk.contents() == before
+
+
+def test_a_ring_that_is_broken_from_the_start(path: Path) -> None:
+    gnttab, port = FakeGnttab(), FakeEvtchnPort()
+    ring = BlkRing(gnttab)
+    ring.page.store32(REQ_PROD, 1000)
+    image = Image.open(path, readonly=False)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(GuestFault):
+        Plane(
+            ring.page,
+            port,
+            gnttab,
+            image,
+            abi=X86_64,
+            size=512,
+            readonly=False,
+            on_trouble=print,
+            on_end=print,
+        )
+    assert os.listdir("/proc/self/fd") == before
+    port.close()
+    image.close()
+
+
+def test_garbage_in_the_event_indexes(disk: Disk) -> None:  # A5, A6
+    ring = disk.start()
+    for garbage in (2**31, 2**32 - 1, 0):
+        ring.page.store32(REQ_EVENT, garbage)
+        ring.page.store32(RSP_EVENT, garbage)
+        ring.put(pack_request(FLUSH, id=1))
+        ring.push()
+        ring.kick()
+        assert ring.wait(1) == [(1, FLUSH, 0)]  # wait() sets rsp_event right, and looks
+
+
+# ---- the host fails
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_the_nth_call_fails(disk: Disk, number: int) -> None:  # O1, O2
+    ring, calls, fail_at = disk.start(), 0, 0
+
+    def fail(call: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise OSError(number, os.strerror(number))
+
+    disk.image.fail = fail
+    page, gref = ring.data_page()
+    slots = [
+        pack_request(op, id=n, sector=8 * n, segments=[(gref, 0, 7)])
+        for n, op in enumerate([READ, WRITE, READ, WRITE, WRITE])
+    ]
+    for fail_at in range(1, len(slots) + 2):
+        calls = 0
+        statuses = [status for _, _, status in ring.do(*slots)]
+        assert statuses == [BLKIF_RSP_ERROR if n + 1 == fail_at else 0 for n in range(len(slots))]
+    assert disk.plane.stats()["errors"] == len(slots)
+    assert not disk.gnttab.mapped
+    assert os.strerror(number) in disk.troubles[0] and str(disk.path) in disk.troubles[0]
+
+
+def test_a_failed_flush_stays_failed(disk: Disk) -> None:
+    ring, failing = disk.start(), True
+
+    def fail(call: str) -> None:
+        if call == "flush" and failing:
+            raise OSError(errno.EIO, "Input/output error")
+
+    disk.image.fail = fail
+    assert ring.flush() == BLKIF_RSP_ERROR
+    failing = False
+    assert ring.flush() == BLKIF_RSP_ERROR
+    assert ring.read(0, 1) == disk.contents()[:512]  # the rest goes on
+
+
+def test_a_truncated_image(disk: Disk) -> None:  # O4
+    ring = disk.start()
+    os.truncate(disk.path, 4096)
+    page, gref = ring.data_page()
+    page.view[:] = b"g" * 4096
+    assert ring.do(pack_request(READ, id=1, sector=8, segments=[(gref, 0, 7)])) == [(1, READ, -1)]
+    assert bytes(page.view) == b"g" * 4096
+
+
+def test_troubles_are_told_seldom_and_all_counted(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(plane_module.time, "monotonic", lambda: now)
+    ring = disk.start()
+    for _ in range(10):
+        ring.do(*[pack_request(77, id=1)] * 32)
+    assert len(disk.troubles) == 1
+    now += plane_module.TROUBLE_PAUSE
+    ring.do(pack_request(77, id=1))
+    assert len(disk.troubles) == 2 and "319 more" in disk.troubles[1]
+    assert disk.plane.stats()["errors"] == 321
+
+
+# ---- the end
+
+
+def test_stop_finishes_what_was_taken_and_flushes(disk: Disk) -> None:
+    ring = disk.ring
+    page, gref = ring.data_page()
+    page.view[:] = b"w" * 4096
+    taken, go = threading.Event(), threading.Event()
+    calls = []
+
+    def fail(call: str) -> None:
+        calls.append(call)
+        taken.set()
+        assert go.wait(5)
+
+    disk.image.fail = fail
+    disk.start()
+    ring.submit(*[pack_request(WRITE, id=n, sector=8 * n, segments=[(gref, 0, 7)]) for n in range(20)])
+    assert taken.wait(5)
+    disk.plane.stop()
+    assert disk.plane.stats()["in_flight"] == 8
+    go.set()
+    assert disk.ended() is None
+    assert ring.take() == [(n, WRITE, 0) for n in range(8)]
+    assert disk.contents()[: 8 * 4096] == b"w" * 8 * 4096
+    assert calls == ["write"] * 8 + ["flush"]
+    assert disk.plane.stats()["in_flight"] == 0
+
+
+def test_stop_before_start_and_twice(disk: Disk) -> None:
+    disk.plane.stop()
+    disk.start()
+    assert disk.ended() is None
+    disk.plane.stop()
+    disk.plane.join()
+
+
+def test_a_plane_that_never_started_leaves_no_fd(path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    Disk(path).close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_our_own_fault_ends_it_and_is_told(disk: Disk) -> None:
+    class Broken(FakeGrant):
+        pass
+
+    def broken(gref: int, *, readonly: bool = False) -> FakeGrant:
+        raise ZeroDivisionError("ours")
+
+    disk.gnttab.map = broken  # type: ignore[method-assign]
+    ring = disk.start()
+    ring.submit(pack_request(READ, segments=[(8, 0, 7)]))
+    assert isinstance(disk.ended(), ZeroDivisionError)
+
+
+def test_a_port_that_is_closed_under_us_is_no_busy_loop(disk: Disk) -> None:
+    """A closed fd polls ready for ever."""
+    disk.start()
+    assert disk.ring.flush() == 0
+    os.eventfd_write(disk.port.kick_fd, 1)
+    os.close(disk.port.kick_fd)
+    disk.port.closed = True
+    os.close(disk.port.irq_fd)
+    disk.plane.stop()
+    disk.ends.get(timeout=5)

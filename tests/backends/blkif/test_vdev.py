@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenpvd.backends.blkif.vdev import devid
+from xenpvd.errors import BadConfig
+
+
+@pytest.mark.parametrize(
+    ("vdev", "number"),
+    [
+        ("xvda", 51712),
+        ("xvdb", 51728),
+        ("xvda1", 51713),
+        ("xvdp15", 202 << 8 | 15 << 4 | 15),
+        ("xvdq", 1 << 28 | 16 << 8),
+        ("xvda16", 1 << 28 | 16),
+        ("xvdz", 1 << 28 | 25 << 8),
+        ("xvdaa", 1 << 28 | 26 << 8),
+        ("xvdtq37", 1 << 28 | 536 << 8 | 37),  # the manual page's example, also as
+        ("d536p37", 1 << 28 | 536 << 8 | 37),
+        ("d0", 51712),
+        ("d0p0", 51712),
+        ("d1p2", 51730),
+        ("d1048575p255", 1 << 28 | 1048575 << 8 | 255),
+        ("sda", 2048),
+        ("sdb3", 2048 + 16 + 3),
+        ("sdp15", 8 << 8 | 255),
+        ("hda", 768),
+        ("hdb1", 768 + 64 + 1),
+        ("hdc2", 22 << 8 | 2),
+        ("hdd63", 22 << 8 | 64 | 63),
+    ],
+)
+def test_numbers(vdev: str, number: int) -> None:
+    assert devid(vdev) == number
+
+
+@pytest.mark.parametrize(
+    "vdev",
+    [
+        "",
+        "xvd",
+        "xvda0",
+        "xvda01",
+        "xvda256",
+        "xvdA",
+        "xvdа",
+        "xvda ",
+        "xvda1p1",
+        "a",
+        "d",
+        "d-1",
+        "d01",
+        "d1p",
+    ]
+    + [
+        "d1048576",
+        "d0p256",
+        "d0p01",
+        "sdq",
+        "sda16",
+        "hde",
+        "hda64",
+        "xvdzzzzzz",
+        "vda",
+        "xvda\n",
+        "d٣",
+        "../x",
+    ],
+)
+def test_refused(vdev: str) -> None:
+    with pytest.raises(BadConfig, match="Use xvda") as refused:
+        devid(vdev)
+    assert refused.value.problems[0][0] == "vdev"
+
+
+@given(
+    a=st.tuples(st.integers(0, 1 << 20), st.integers(0, 256)),
+    b=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_no_two_disks_share_a_number(a: tuple[int, int], b: tuple[int, int]) -> None:
+    numbers = []
+    for disk, partition in (a, b):
+        try:
+            numbers.append(devid(f"d{disk}p{partition}"))
+        except BadConfig:
+            return
+    assert (numbers[0] == numbers[1]) is (a == b)
+    assert all(0 < number < 1 << 29 for number in numbers)

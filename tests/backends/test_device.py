@@ -1,0 +1,502 @@
+"""The life cycle with the real store: nodes and permissions, handshakes good and bad, removal, the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from xenpvd.abi.io_xenbus import XenbusState as S
+from xenpvd.backends import device
+from xenpvd.backends.device import Frontend, XenbusDevice
+from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.errors import Busy, GuestFault, TimedOut, XenpvdError, XenstoreFault
+from xenpvd.tasks import Tasks
+
+FRONTEND = "/local/domain/1/device/test/7"
+BACKEND = "/local/domain/0/backend/test/1/7"
+
+
+class Recorder:
+    """A driver that only notes what it is asked for; ``refuse`` and ``hold`` change how it answers."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.connected = False
+        self.refuse: str | None = None
+        self.broken: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.changes: list[tuple[str, str]] = []
+        self.device: XenbusDevice | None = None
+
+    def on_connect(self, frontend: Frontend) -> None:
+        assert not self.connected
+        self.calls.append("connect")
+        if self.broken:
+            raise self.broken
+        if self.refuse:
+            raise GuestFault(self.refuse)
+        self.connected = True
+
+    async def on_disconnect(self) -> None:
+        if self.connected:
+            self.calls.append("disconnect")
+            if self.hold:
+                await self.hold.wait()
+            self.connected = False
+
+    def on_change(self) -> None:
+        assert self.device
+        self.changes.append((self.device.state.name, self.device.frontend_state.name))
+
+
+class Rig:
+    """A device with its store; ``guest`` writes the frontend's state and waits until it is seen."""
+
+    def __init__(self) -> None:
+        self.store = Xenstore(lambda *args, **kwargs: None)
+        self.client = self.store.client
+        self.client.mkdir("/local/domain/1/device")
+        self.client.set_perms("/local/domain/1/device", ["n0", "r1"])
+        self.driver = Recorder()
+        self.faults: list[BaseException] = []
+        self.device = XenbusDevice(
+            "test",
+            7,
+            label="xvdb",
+            domid=1,
+            xenstore=self.client,
+            driver=self.driver,
+            on_fault=lambda name, fault: self.faults.append(fault),
+        )
+        self.driver.device = self.device
+        self._tasks = Tasks(on_fault=lambda name, fault: None)
+
+    def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that is awaited later."""
+        return self._tasks.spawn(coro, "test")
+
+    def start(self) -> None:
+        self.device.start({"colour": "red"}, {"feature-x": "1"})
+
+    def nodes(self, path: str) -> dict[str, str]:
+        return {n.path.removeprefix(f"{path}/"): n.value for n in self.store.tree(path) if n.path != path}
+
+    def backend(self) -> S:
+        """The backend's state as the guest reads it; it is always the one the device believes in."""
+        state = S(int(self.client.read(f"{BACKEND}/state")))
+        assert state is self.device.state
+        return state
+
+    def write(self, state: S | str) -> None:
+        self.client.write(f"{FRONTEND}/state", state if isinstance(state, str) else f"{state:d}")
+
+    async def guest(self, *states: S | str) -> S:
+        for state in states:
+            self.write(state)
+            await self.settle()
+        return self.backend()
+
+    async def settle(self) -> None:
+        """Let every task run until all of them wait; nothing here waits for time."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def until(self, predicate: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            await self.device._wait(predicate)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    rig.start()
+    await rig.settle()
+    yield rig
+    await rig.device.close()
+    assert rig.faults == []
+
+
+# ---- nodes
+
+
+async def test_nodes_of_both_ends(rig: Rig) -> None:
+    assert rig.nodes(FRONTEND) == {"backend": BACKEND, "backend-id": "0", "colour": "red", "state": "1"}
+    assert rig.nodes(BACKEND) == {
+        "frontend": FRONTEND,
+        "frontend-id": "1",
+        "online": "1",
+        "feature-x": "1",
+        "state": "2",
+    }
+
+
+async def test_permissions(rig: Rig) -> None:
+    for path, perms in ((FRONTEND, ("n1", "r0")), (BACKEND, ("n0", "r1"))):
+        assert {node.perms for node in rig.store.tree(path)} == {perms}
+    # the guest can neither add devices to itself nor touch a backend's folder
+    for path in ("/local/domain/1/device/test", "/local/domain/0/backend/test/1"):
+        (node,) = rig.store.tree(path, 0)
+        assert node.perms[0] == "n0"
+
+
+async def test_stale_nodes_are_swept() -> None:
+    rig = Rig()
+    rig.client.write(f"{FRONTEND}/ring-ref", "8")
+    rig.client.write(f"{BACKEND}/error", "old")
+    rig.start()
+    assert "ring-ref" not in rig.nodes(FRONTEND) and "error" not in rig.nodes(BACKEND)
+    await rig.device.close()
+
+
+async def test_all_nodes_or_none() -> None:
+    rig = Rig()
+    with pytest.raises(XenstoreFault):
+        rig.device.start({}, {"not a node name": "1"})
+    assert not rig.store.exists(FRONTEND) and not rig.store.exists(BACKEND)
+
+
+# ---- handshakes
+
+
+async def test_connect_close_and_reconnect(rig: Rig) -> None:
+    assert await rig.guest(S.Initialised) is S.Connected
+    assert await rig.guest(S.Connected) is S.Connected
+    assert rig.driver.calls == ["connect"]
+    # Closing is agreed to while the ring still works; only Closed ends it
+    assert await rig.guest(S.Closing) is S.Closing
+    assert rig.driver.connected
+    assert await rig.guest(S.Closed) is S.Closed
+    assert rig.driver.calls == ["connect", "disconnect"]
+    assert await rig.guest(S.Initialising) is S.InitWait
+    assert await rig.guest(S.Initialised, S.Connected) is S.Connected
+    assert rig.driver.calls == ["connect", "disconnect", "connect"]
+
+
+async def test_what_the_operator_sees(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    assert list(dict.fromkeys(rig.driver.changes)) == [
+        ("InitWait", "Initialising"),
+        ("Connected", "Initialised"),
+        ("Connected", "Connected"),
+    ]
+
+
+async def test_reconnect_a_thousand_times(rig: Rig) -> None:  # L5
+    for _ in range(1000):
+        assert await rig.guest(S.Initialised) is S.Connected
+        assert await rig.guest(S.Closed) is S.Closed
+        assert await rig.guest(S.Initialising) is S.InitWait
+    assert rig.driver.calls == ["connect", "disconnect"] * 1000
+
+
+async def test_flip_between_initialised_and_closed(rig: Rig) -> None:  # L2
+    tasks = len(asyncio.all_tasks())
+    for _ in range(500):
+        await rig.guest(S.Initialised, S.Closed)
+    assert rig.driver.calls == ["connect", "disconnect"] * 500
+    assert len(asyncio.all_tasks()) == tasks
+
+
+async def test_a_new_kernel_that_never_closed_the_old_ring(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    assert await rig.guest(S.Initialising) is S.InitWait
+    assert not rig.driver.connected
+    assert await rig.guest(S.Initialised) is S.Connected
+
+
+@pytest.mark.parametrize("garbage", ["99", "abc", "", "-1", "4" * 1000, "\xff", "2", "7", "8"])
+@pytest.mark.parametrize("before", [S.Initialising, S.Connected])
+async def test_senseless_states_change_nothing(rig: Rig, garbage: str, before: S) -> None:  # L1
+    if before is S.Connected:
+        await rig.guest(S.Initialised, S.Connected)
+    own = rig.device.state
+    assert await rig.guest(garbage) is own
+    assert rig.driver.connected is (before is S.Connected)
+    # and the device still works
+    assert await rig.guest(S.Closed) is S.Closed
+    assert await rig.guest(S.Initialising, S.Initialised) is S.Connected
+
+
+async def test_skipped_states(rig: Rig) -> None:  # L1
+    assert await rig.guest(S.Connected) is S.Connected  # 1 → 4, as Mini-OS
+    assert await rig.guest(S.Closed) is S.Closed
+    assert await rig.guest(S.Connected) is S.Closed  # 6 → 4
+    assert not rig.driver.connected
+
+
+async def test_the_frontend_vanishes(rig: Rig) -> None:  # L4
+    await rig.guest(S.Initialised, S.Connected)
+    rig.client.remove(FRONTEND)
+    await rig.settle()
+    assert rig.backend() is S.Closed
+    assert rig.device.frontend_state is S.Unknown
+    assert rig.driver.calls == ["connect", "disconnect"]
+
+
+async def test_the_backends_nodes_vanish(rig: Rig) -> None:
+    rig.client.remove(BACKEND)
+    await rig.guest(S.Initialised, S.Closed)
+    assert rig.faults == []
+
+
+# ---- faults
+
+
+async def test_a_refused_connection(rig: Rig) -> None:
+    rig.driver.refuse = "ring-ref is missing"
+    assert await rig.guest(S.Initialised) is S.Closing
+    assert rig.nodes(BACKEND)["error"] == rig.device.error == "ring-ref is missing"
+    # the frontend does not move: nor do we, however often it writes the same
+    await rig.guest(S.Initialised, S.Initialised)
+    assert rig.driver.calls == ["connect"]
+    assert await rig.guest(S.Closed) is S.Closed
+    rig.driver.refuse = None
+    assert await rig.guest(S.Initialising, S.Initialised) is S.Connected
+    assert rig.device.error is None and "error" not in rig.nodes(BACKEND)
+
+
+async def test_a_fault_while_connected(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    rig.device.fail("the ring is broken")
+    await rig.settle()
+    assert rig.backend() is S.Closing
+    assert rig.nodes(BACKEND)["error"] == "the ring is broken"
+    assert not rig.driver.connected
+    assert await rig.guest(S.Closing, S.Closed) is S.Closed
+
+
+async def test_our_own_fault_reaches_the_owner(rig: Rig) -> None:
+    rig.driver.broken = ZeroDivisionError("ours")
+    await rig.guest(S.Initialised)
+    assert [type(fault) for fault in rig.faults] == [ZeroDivisionError]
+    rig.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0", 0),
+        ("8", 8),
+        ("0008", 8),
+        ("4294967295", 2**32 - 1),
+        ("4294967296", None),
+        ("99999999999999999999", None),
+        ("-1", None),
+        ("", None),
+        ("x", None),
+        (" 8", None),
+        ("8\0", None),
+        ("0x8", None),
+        ("1_0", None),
+        ("1" * 2000, None),
+        (None, None),
+    ],
+)
+async def test_numbers_of_the_guest(rig: Rig, value: str | None, expected: int | None) -> None:
+    if value is not None:
+        rig.client.write(f"{FRONTEND}/ring-ref", value)
+    frontend = Frontend(rig.client, FRONTEND)
+    if expected is None:
+        with pytest.raises(GuestFault, match="ring-ref"):
+            frontend.number("ring-ref")
+    else:
+        assert frontend.number("ring-ref") == expected
+    if value is None:
+        assert frontend.number("ring-ref", 5) == 5
+
+
+async def test_texts_of_the_guest(rig: Rig) -> None:
+    frontend = Frontend(rig.client, FRONTEND)
+    assert frontend.text("protocol", "default") == "default"
+    rig.client.write(f"{FRONTEND}/protocol", b"\xff\0abi")
+    assert frontend.text("protocol", "default") == "\ufffd\0abi"
+
+
+# ---- waiting
+
+
+async def test_wait_connected(rig: Rig) -> None:
+    waiting = rig.spawn(rig.device.wait_connected(5))
+    await rig.guest(S.Initialised)
+    assert not waiting.done()  # both ends, not ours alone
+    await rig.guest(S.Connected)
+    await waiting
+    await rig.device.wait_connected(5)
+
+
+async def test_wait_connected_tells_why_not(rig: Rig) -> None:
+    with pytest.raises(
+        TimedOut, match=r"xvdb is not connected after 0 s: the guest's end is Initialising\. It s"
+    ):
+        await rig.device.wait_connected(0)
+    rig.driver.refuse = "protocol 'x' is not known"
+    waiting = rig.spawn(rig.device.wait_connected(5))
+    await rig.guest(S.Initialised)
+    with pytest.raises(XenpvdError, match="protocol 'x' is not known"):
+        await waiting
+
+
+async def test_wait_connected_ends_with_the_device(rig: Rig) -> None:
+    waiting = rig.spawn(rig.device.wait_connected(5))
+    await rig.settle()
+    await rig.device.close()
+    with pytest.raises(XenpvdError, match="removed meanwhile"):
+        await waiting
+
+
+# ---- removal
+
+
+async def removed(rig: Rig, guest: Any = None, **how: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        if guest is not None:
+            group.create_task(guest)
+        await rig.device.remove(**{"force": False, "timeout": 5, **how})
+    assert not rig.store.exists(FRONTEND) and not rig.store.exists(BACKEND)
+    assert rig.store.exists("/local/domain/1/device")
+    assert not rig.driver.connected
+
+
+@pytest.mark.parametrize("answers", [[S.Closed], [S.Closing, S.Closed]])
+async def test_remove(rig: Rig, answers: list[S]) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+
+    async def guest() -> None:
+        await rig.until(lambda: rig.device.state is S.Closing)
+        assert rig.nodes(BACKEND)["online"] == "0"
+        assert rig.driver.connected  # it may still write back what it has
+        for state in answers:
+            rig.write(state)
+            await rig.settle()
+
+    await removed(rig, guest())
+    assert rig.driver.calls == ["connect", "disconnect"]
+    assert (rig.device.state, rig.device.frontend_state) == (S.Closed, S.Unknown)
+
+
+@pytest.mark.parametrize("states", [[], [S.Initialised, S.Closed], ["0"]])
+async def test_remove_what_nobody_uses_asks_nobody(rig: Rig, states: list[S]) -> None:
+    if states:
+        await rig.guest(*states)
+    await removed(rig, timeout=0)
+
+
+async def test_remove_once_the_frontend_is_gone(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+
+    async def guest() -> None:
+        await rig.until(lambda: rig.device.state is S.Closing)
+        rig.client.remove(FRONTEND)
+
+    await removed(rig, guest())
+
+
+async def test_the_guest_does_not_let_go(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    message = r"^guest still uses xvdb \(state Connected after 0.01 s\); it stays attached\."
+    with pytest.raises(TimedOut, match=message):
+        await rig.device.remove(force=False, timeout=0.01)
+    # it is attached as if nobody had asked, for both ends
+    assert rig.backend() is S.Connected and rig.driver.connected
+    assert rig.nodes(BACKEND)["online"] == "1"
+    await removed(rig, polite_guest(rig))
+
+
+async def polite_guest(rig: Rig) -> None:
+    await rig.until(lambda: rig.device.state is S.Closing)
+    rig.write(S.Closed)
+
+
+async def test_the_guest_closes_too_late(rig: Rig) -> None:
+    """An old Linux goes to Closing and waits for the last user (umount)."""
+    await rig.guest(S.Initialised, S.Connected)
+
+    async def guest() -> None:
+        await rig.until(lambda: rig.device.state is S.Closing)
+        rig.write(S.Closing)
+
+    with pytest.raises(TimedOut, match=r"state Closing"):
+        async with asyncio.timeout(5):
+            helper = rig.spawn(guest())
+            await rig.device.remove(force=False, timeout=0.05)
+    await helper
+    assert rig.driver.connected  # it still reads and writes
+    assert await rig.guest(S.Closed) is S.Closed
+    await removed(rig, timeout=0)
+
+
+async def test_nothing_opens_while_it_is_being_removed(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+
+    async def guest() -> None:
+        await rig.until(lambda: rig.device.state is S.Closing)
+        assert await rig.guest(S.Initialising) is S.Closing
+        assert await rig.guest(S.Initialised) is S.Closing
+        rig.write(S.Closed)
+
+    await removed(rig, guest())
+    assert rig.driver.calls == ["connect", "disconnect"]
+
+
+async def test_force(rig: Rig) -> None:  # L6
+    await rig.guest(S.Initialised, S.Connected)
+    await removed(rig, force=True)
+
+
+async def test_force_while_somebody_asks_politely(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    polite = rig.spawn(rig.device.remove(force=False, timeout=5))
+    await rig.settle()
+    with pytest.raises(Busy, match="under way"):
+        await rig.device.remove(force=False, timeout=5)
+    await removed(rig, force=True)
+    await polite
+
+
+async def test_nobody_waits_for_the_removal_any_more(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    asking = rig.spawn(rig.device.remove(force=False, timeout=5))
+    await rig.settle()
+    assert rig.backend() is S.Closing
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert rig.backend() is S.Connected
+
+
+async def test_a_fault_during_the_removal_is_not_undone(rig: Rig) -> None:
+    await rig.guest(S.Initialised, S.Connected)
+    asking = rig.spawn(rig.device.remove(force=False, timeout=0.05))
+    await rig.settle()
+    rig.device.fail("the ring is broken")
+    with pytest.raises(TimedOut):
+        await asking
+    assert rig.backend() is S.Closing
+
+
+async def test_storage_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.01)
+    await rig.guest(S.Initialised, S.Connected)
+    rig.driver.hold = asyncio.Event()
+    with pytest.raises(TimedOut, match="cannot cut off xvdb: its requests have not ended after 0.01 s"):
+        await rig.device.remove(force=True, timeout=5)
+    assert not rig.store.exists(BACKEND)
+    rig.driver.hold.set()
+    await removed(rig)  # again, once it goes on
+
+
+async def test_close_while_it_disconnects(rig: Rig) -> None:
+    """The guest closes, its requests take time, and the VM ends meanwhile."""
+    await rig.guest(S.Initialised, S.Connected)
+    rig.driver.hold = asyncio.Event()
+    rig.write(S.Closed)
+    await rig.settle()
+    assert rig.driver.calls == ["connect", "disconnect"] and rig.driver.connected
+    closing = rig.spawn(rig.device.close())
+    await rig.settle()
+    assert not closing.done()
+    rig.driver.hold.set()
+    await closing
+    assert not rig.driver.connected and not rig.store.exists(FRONTEND)

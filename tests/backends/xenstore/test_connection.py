@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from xenpvd.backends.xenstore.connection import Connection
+from xenpvd.backends.xenstore.store import Store
+from xenpvd.backends.xenstore.transaction import Transaction
+from xenpvd.errors import XenError
+
+
+def begin(connection: Connection) -> int:
+    return connection.begin(Transaction(Store(), connection.domid, connection.quota))
+
+
+def test_ids_are_not_reused_while_open():
+    guest = Connection(1)
+    first = begin(guest)
+    guest._last_tx_id = 2**32 - 2
+    assert [begin(guest) for _ in range(3)] == [2**32 - 1, first + 1, first + 2]
+    assert first == 1
+
+
+def test_eleven_transactions_and_no_more():
+    guest = Connection(1)
+    ids = [begin(guest) for _ in range(11)]
+    with pytest.raises(XenError, match="No space"):
+        begin(guest)
+    guest.end(ids[3])
+    begin(guest)
+    guest.reset_transactions()
+    with pytest.raises(XenError, match="No such"):
+        guest.transaction(ids[0])
+
+
+def test_domain_0_is_exempt():
+    own = Connection(0)
+    assert len({begin(own) for _ in range(100)}) == 100
+    assert own.privileged
+    assert not Connection(1).privileged

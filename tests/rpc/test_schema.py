@@ -1,0 +1,89 @@
+"""The OpenRPC document is whole, and what is kept in schemas/ is what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tests.fakes.service import FakeService
+from tests.rpc.conftest import Peer
+from xenpvd.rpc import schema
+from xenpvd.rpc.methods import METHODS
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+DOCUMENT = schema.document(METHODS)
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if "$ref" in value else []
+        return own + [ref for child in value.values() for ref in references(child)]
+    return [ref for child in value for ref in references(child)] if isinstance(value, list) else []
+
+
+def resolve(reference: str) -> Any:
+    found: Any = DOCUMENT
+    for part in reference.removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+@pytest.mark.parametrize(("name", "option"), [("openrpc.json", []), ("rpc.md", ["--markdown"])])
+def test_no_drift(
+    name: str, option: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["schema", *option])
+    schema.main()
+    generated = capsys.readouterr().out
+    command = " ".join(["python -m xenpvd.rpc.schema", *option, f"> schemas/{name}"])
+    assert (SCHEMAS / name).read_text() == generated, f"run: {command}"
+
+
+def test_references_lead_somewhere_and_all_shapes_are_used() -> None:
+    found = set(references(DOCUMENT))
+    for reference in found:
+        assert isinstance(resolve(reference), dict)
+    for kind in ("schemas", "errors"):
+        assert {f"#/components/{kind}/{name}" for name in DOCUMENT["components"][kind]} <= found
+
+
+def test_every_schema_is_one() -> None:
+    for method in DOCUMENT["methods"]:
+        for descriptor in [*method["params"], method["result"]]:
+            Draft202012Validator.check_schema({**descriptor["schema"], "components": DOCUMENT["components"]})
+    for each in DOCUMENT["components"]["schemas"].values():
+        Draft202012Validator.check_schema(each)
+
+
+def test_openrpc_rules() -> None:
+    assert DOCUMENT["openrpc"].startswith("1.3")
+    names = [method["name"] for method in DOCUMENT["methods"]]
+    assert len(set(names)) == len(names)
+    for method in DOCUMENT["methods"]:
+        assert set(method) >= {"name", "summary", "params", "result", "errors", "paramStructure", "x-role"}
+        required = [param["required"] for param in method["params"]]
+        assert required == sorted(required, reverse=True), f"{method['name']}: required ones come first"
+
+
+async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> None:
+    asked: dict[str, dict[str, Any]] = {
+        "daemon.info": {},
+        "daemon.ping": {},
+        "guest.status": {},
+        "guest.config": {},
+        "guest.wait": {"for": "devices"},
+        "drive.add": {"vdev": "xvdb", "target": "/b"},
+        "drive.list": {},
+        "console.read": {},
+        "xenstore.tree": {},
+        "events.history": {},
+        "guest.shutdown": {},
+    }
+    by_name = {method["name"]: method for method in DOCUMENT["methods"]}
+    for name, params in asked.items():
+        result = await peer.result(name, **params)
+        expected = {**by_name[name]["result"]["schema"], "components": DOCUMENT["components"]}
+        assert not list(Draft202012Validator(expected).iter_errors(result)), name

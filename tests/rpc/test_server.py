@@ -1,0 +1,124 @@
+"""The socket: how it appears, who gets in, how it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.service import FakeService
+from tests.rpc.conftest import Peer
+from xenpvd.errors import HostError
+from xenpvd.rpc import server as server_module
+from xenpvd.rpc.connection import CONNECTIONS_MAX
+from xenpvd.rpc.server import RpcServer
+
+
+async def test_the_socket(server: RpcServer, path: Path, tmp_path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rpc.sock"]
+    await server.stop()
+    assert not list(tmp_path.iterdir())
+    await server.stop()
+
+
+async def test_it_listens_before_it_has_its_name(
+    service: FakeService, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    rename = Path.rename
+
+    def spy(self: Path, target: Path) -> Path:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self))
+        seen.append(stat.S_IMODE(self.stat().st_mode))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", spy)
+    server = RpcServer(service, path)
+    await server.start()
+    await server.stop()
+    assert seen == [0o660]
+
+
+async def test_stale_sockets_are_replaced(service: FakeService, path: Path) -> None:
+    for name in (path, path.with_suffix(".new")):
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(name))
+    server = RpcServer(service, path)
+    await server.start()
+    peer = await Peer.connect(path)
+    assert (await peer.call("daemon.ping"))["id"] == 1
+    await peer.close()
+    await server.stop()
+
+
+@pytest.mark.parametrize("name", ["missing/rpc.sock", "x" * 200 + "/rpc.sock"])
+async def test_a_place_that_cannot_be(service: FakeService, tmp_path: Path, name: str) -> None:
+    with pytest.raises(HostError, match="cannot listen at"):
+        await RpcServer(service, tmp_path / name).start()
+
+
+async def test_too_many_clients(server: RpcServer, path: Path) -> None:
+    peers = [await Peer.connect(path) for _ in range(CONNECTIONS_MAX)]
+    refused = await Peer.connect(path, greet=False)
+    assert (await refused.receive())["error"]["data"] == {"reason": "LIMIT"}
+    assert await refused.receive() is None
+    await refused.close()
+    await peers.pop().close()
+    async with asyncio.timeout(5):
+        while len(server._connections) == CONNECTIONS_MAX:
+            await asyncio.sleep(0)
+    peers.append(await Peer.connect(path))
+    assert (await peers[-1].call("daemon.ping"))["id"] == 1
+    for peer in peers:
+        await peer.close()
+
+
+async def test_stop_flushes_replies_and_ends_waits(
+    server: RpcServer, path: Path, service: FakeService
+) -> None:
+    peer = await Peer.connect(path)
+    waiting, adding = service.hold("guest_wait"), service.hold("drive_add")
+    peer.request("guest.wait", id_="wait", **{"for": "stopped"})
+    peer.request("drive.add", id_="add", vdev="xvdb", target="/b")
+    await waiting.entered.wait()
+    await adding.entered.wait()
+    asyncio.get_running_loop().call_soon(adding.open.set)
+    await server.stop()
+    assert (await peer.receive())["id"] == "add", "an effect gets a moment to answer"
+    assert await peer.receive() is None
+    assert service.done == ["drive_add"]
+    await peer.close()
+
+
+async def test_stop_does_not_wait_for_ever(
+    server: RpcServer, path: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call that never ends, and one client that never reads."""
+    for module in (server_module, "xenpvd.rpc.connection"):
+        monkeypatch.setattr(
+            module if isinstance(module, str) else module.__name__, "GRACE", 0.05, raising=False
+        ) if 0 else None
+    monkeypatch.setattr("xenpvd.rpc.server.GRACE", 0.05)
+    monkeypatch.setattr("xenpvd.rpc.connection.GRACE", 0.05)
+    peer = await Peer.connect(path)
+    gate = service.hold("drive_add")
+    peer.request("drive.add", vdev="xvdb", target="/b")
+    await gate.entered.wait()
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.setblocking(False)
+        deaf.connect(str(path))
+        try:
+            while True:
+                deaf.send(b'{"jsonrpc":"2.0","method":"rpc.discover","id":1}\n')
+                await asyncio.sleep(0)
+        except BlockingIOError:
+            pass
+        async with asyncio.timeout(5):
+            await server.stop()
+    assert await peer.receive() is None
+    await peer.close()

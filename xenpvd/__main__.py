@@ -1,0 +1,76 @@
+"""The ``xenpvd`` command: the daemon in the foreground. Exit status: 0, 1 failed, 2 usage or definition,
+3 the name is in use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from xenpvd import __version__, config
+from xenpvd.daemon import Daemon
+from xenpvd.errors import BadConfig, Busy, XenpvdError
+
+
+def default_run_dir() -> Path:
+    """/run/xenpvd for root, else the user's own."""
+    if os.geteuid() == 0:
+        return Path("/run/xenpvd")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
+
+
+def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if kind == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Guest definition (TOML) to run.")
+@click.option("--name", help="The guest's name; default: the definition's, or its file's.")
+@click.option("--run-dir", type=click.Path(path_type=Path), envvar="XENPVD_RUN_DIR", help="Where sockets go.")
+@click.option("--start/--no-start", default=True, help="Boot the guest at once, or wait for guest.start.")
+@click.option("--stop-timeout", default=60.0, show_default=True, help="Seconds a guest has to shut down.")
+@click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.version_option(__version__)
+def main(
+    file: Path | None,
+    name: str | None,
+    run_dir: Path | None,
+    start: bool,
+    stop_timeout: float,
+    loop: str,
+    log_level: str,
+) -> None:
+    """Run one Xen PV guest on KVM, or, without --config, wait for guest.start on the RPC socket."""
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        definition = config.load(file) if file is not None else None
+        name = name or (definition.name if definition else "guest")
+        if not config.NAME.fullmatch(name):
+            raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
+        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+            runner.run(_run(name, run_dir or default_run_dir(), definition, stop_timeout, start))
+    except XenpvdError as fault:
+        print(f"xenpvd: {fault}", file=sys.stderr)
+        sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else 1)
+
+
+async def _run(
+    name: str, run_dir: Path, definition: config.GuestConfig | None, stop_timeout: float, start: bool
+) -> None:
+    await Daemon(name, run_dir, definition, stop_timeout).run(start=start)
+
+
+if __name__ == "__main__":
+    main()

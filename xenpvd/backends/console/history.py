@@ -1,0 +1,67 @@
+"""A bounded recording of a byte stream with absolute offsets: byte 0 is the first one ever recorded."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class History:
+    """Keeps the last ``limit`` bytes (settable). Loop thread only; appending never waits for a reader."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept = bytearray()
+        self._end = 0
+        self._grown = asyncio.Event()
+        self._closed = False
+
+    @property
+    def start(self) -> int:
+        """The offset of the oldest byte that is kept."""
+        return self._end - min(len(self._kept), self.limit)
+
+    @property
+    def end(self) -> int:
+        """The offset that the next byte will get."""
+        return self._end
+
+    def append(self, data: bytes) -> None:
+        self._kept += data
+        self._end += len(data)
+        if len(self._kept) > 2 * self.limit:  # seldom, so that a byte is moved once, not at every append
+            del self._kept[: -self.limit]
+        self._wake()
+
+    def read(self, since: int, limit: int) -> tuple[int, bytes]:
+        """Up to ``limit`` bytes from offset ``since`` on, or from the oldest kept: (their offset, them)."""
+        since = min(max(since, self.start), self._end)
+        at = since - (self._end - len(self._kept))
+        return since, bytes(self._kept[at : at + limit])
+
+    def tail(self, length: int) -> bytes:
+        return self.read(self._end - length, length)[1]
+
+    async def wait(self, offset: int) -> bool:
+        """Wait for a byte at ``offset``; False if the recording ends before."""
+        while self._end <= offset and not self._closed:
+            await self._grown.wait()
+        return self._end > offset
+
+    async def find(self, text: bytes, since: int = 0) -> bool:
+        """Wait until ``text`` stands in the recording at or after ``since``; False if it ends before."""
+        while True:
+            start, data = self.read(since, self.limit)
+            if text in data:
+                return True
+            since = max(start, start + len(data) - len(text) + 1)
+            if not await self.wait(start + len(data)):
+                return False
+
+    def close(self) -> None:
+        """Nothing more will come: whoever waits is told."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._grown.set()
+        self._grown = asyncio.Event()

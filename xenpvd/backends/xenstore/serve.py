@@ -1,0 +1,121 @@
+"""One guest's ring, served: the task between its kicks, the parser, the calls and what waits to go out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from xenpvd.abi.io_xs_wire import XENSTORE_ERROR_COMM
+from xenpvd.abi.page import SharedPage
+from xenpvd.backends.ops import EvtchnPort
+from xenpvd.backends.port import PortKicks
+from xenpvd.backends.xenstore.outbox import Outbox
+from xenpvd.backends.xenstore.quota import Quota
+from xenpvd.backends.xenstore.ring import Ring
+from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser
+from xenpvd.tasks import Tasks
+
+#: Steps between two looks at the rest of the loop: a guest that never pauses must not starve it.
+BURST = 128
+
+
+class RingServer:
+    """Serves from construction until :meth:`close` or a fault.
+
+    ``handle(request)`` must lead to one :meth:`deliver` of its reply; ``reset()`` drops what the connection
+    has set up, for a guest that reconnects; ``on_cut(task's name, fault)`` is called once if the connection
+    is cut off, with ``ConnectionFault`` if that is the guest's doing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        page: SharedPage,
+        port: EvtchnPort,
+        quota: Quota,
+        handle: Callable[[Message], None],
+        reset: Callable[[], None],
+        on_cut: Callable[[str, BaseException], None],
+    ) -> None:
+        self._port = port
+        self._quota = quota
+        self._handle = handle
+        self._reset = reset
+        self._on_cut = on_cut
+        self._ring = Ring(page)
+        self._parser = Parser()
+        self._outbox = Outbox(quota)
+        self._cut = False
+        self._kicks = PortKicks(port)
+        self._tasks = Tasks(self._fault)
+        self._tasks.spawn(self._serve(), name)
+
+    def deliver(self, message: Message) -> None:
+        """Queue a reply or an event for the guest."""
+        if not self._cut:
+            self._outbox.put(message)
+            self._kicks.poke()
+
+    async def close(self) -> None:
+        """Stop; the page and the port are not touched any more. Idempotent."""
+        self._cut = True
+        await self._tasks.cancel()
+        self._kicks.close()
+
+    async def _serve(self) -> None:
+        while True:
+            if self._pump():
+                await asyncio.sleep(0)
+            else:
+                await self._kicks.wait()
+
+    def _pump(self) -> bool:
+        """Move what can be moved, for a while; False if nothing is left to do before the next kick."""
+        moved = False
+        try:
+            for _ in range(BURST):
+                if not self._step():
+                    return False
+                moved = True
+            return True
+        finally:
+            if moved:
+                self._port.notify()
+
+    def _step(self) -> bool:
+        """One thing: reconnect, or send and handle one request or take in bytes. False if there was none."""
+        if self._ring.reconnect_wanted():
+            self._reconnect()
+            return True
+        sent = self._send()
+        if self._outbox.outstanding >= self._quota.outstanding:
+            return sent
+        if (message := self._parser.next()) is not None:
+            self._handle(message)
+            return True
+        data = self._ring.consume()
+        self._parser.feed(data)
+        return sent or bool(data)
+
+    def _send(self) -> bool:
+        sent = False
+        while (data := self._outbox.head()) and (length := self._ring.produce(data)):
+            self._outbox.sent(length)
+            sent = True
+        return sent
+
+    def _reconnect(self) -> None:
+        self._reset()
+        self._parser = Parser()
+        self._outbox = Outbox(self._quota)
+        self._ring.reset()
+
+    def _fault(self, name: str, fault: BaseException) -> None:
+        """End the conversation: nothing is read or written any more, and the guest can see why."""
+        if self._cut:
+            return
+        self._cut = True
+        self._kicks.close()
+        self._ring.set_error(fault.error if isinstance(fault, ConnectionFault) else XENSTORE_ERROR_COMM)
+        self._port.notify()
+        self._on_cut(name, fault)

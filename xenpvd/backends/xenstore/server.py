@@ -1,0 +1,132 @@
+"""xenstored: the state, domain 0's client and the guests' connections. The room's public face."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from xenpvd.abi.page import SharedPage
+from xenpvd.backends.ops import EvtchnPort
+from xenpvd.backends.xenstore import path as paths
+from xenpvd.backends.xenstore import perms as permissions
+from xenpvd.backends.xenstore.call import State, call
+from xenpvd.backends.xenstore.client import Client
+from xenpvd.backends.xenstore.connection import Connection
+from xenpvd.backends.xenstore.serve import RingServer
+from xenpvd.backends.xenstore.watch import Delivery
+from xenpvd.backends.xenstore.wire import ConnectionFault, Message
+from xenpvd.errors import NotFound
+from xenpvd.events import Publish
+from xenpvd.views import XenstoreNode
+
+log = logging.getLogger(__name__)
+
+
+class Xenstore:
+    """The store of one daemon. Loop thread only.
+
+    ``publish`` hears ``xenstore.fault`` (domid, why) when a guest's connection is cut off for good. If that
+    is our fault and not the guest's, ``on_fault(task's name, exception)`` is called as well.
+    """
+
+    def __init__(
+        self, publish: Publish, on_fault: Callable[[str, BaseException], None] | None = None
+    ) -> None:
+        self._publish = publish
+        self._on_fault = on_fault
+        self._state = State()
+        self._servers: dict[int, tuple[Connection, RingServer]] = {}
+        self._outlets: dict[Connection, Callable[[Message], None]] = {}
+        own = Connection(0)
+        #: domain 0's connection; fits ``ops.XenstoreOps``
+        self.client = Client(lambda message: self._call(own, message))
+        self._outlets[own] = self.client.deliver
+
+    def connect(
+        self,
+        domid: int,
+        page: SharedPage,
+        port: EvtchnPort,
+        on_request: Callable[[], None] | None = None,
+    ) -> None:
+        """Serve the ring in ``page``, which is emptied, and introduce the domain (@introduceDomain).
+
+        ``on_request`` is called before each request is answered. ``page`` and ``port`` must stay until
+        :meth:`disconnect` has returned. Raises ``ValueError`` for a domain that is connected.
+        """
+        if domid in self._state.introduced:
+            raise ValueError(f"domain {domid} is connected")
+        connection = Connection(domid)
+
+        def handle(message: Message) -> None:
+            if on_request is not None:
+                on_request()
+            self._call(connection, message)
+
+        server = RingServer(
+            f"xenstore-{domid}",
+            page,
+            port,
+            connection.quota,
+            handle=handle,
+            reset=lambda: self._state.reset(connection),
+            on_cut=lambda name, fault: self._cut(connection, name, fault),
+        )
+        self._servers[domid] = connection, server
+        self._outlets[connection] = server.deliver
+        self._state.introduced.add(domid)
+        self._route(self._state.special(paths.INTRODUCE_DOMAIN, domid))
+
+    async def disconnect(self, domid: int) -> None:
+        """Stop serving a domain and drop its watches and transactions, not its nodes (@releaseDomain).
+
+        Does nothing if it is not connected.
+        """
+        if domid not in self._servers:
+            return
+        connection, server = self._servers.pop(domid)
+        await server.close()
+        self._state.reset(connection)
+        del self._outlets[connection]
+        self._state.introduced.discard(domid)
+        self._route(self._state.special(paths.RELEASE_DOMAIN, domid))
+
+    def exists(self, path: str) -> bool:
+        return self._state.store.find(path) is not None
+
+    def tree(self, path: str = "/", depth: int | None = None) -> Iterable[XenstoreNode]:
+        """The node and what is below it, parents first, ``depth`` levels further down at most (None: all).
+
+        Raises ``NotFound``.
+        """
+        if not self.exists(path):
+            raise NotFound(f"cannot list {path}: there is no such node. Check the path.", "path", path)
+        found = []
+        stack = [(path, 0)]
+        while stack:
+            here, level = stack.pop()
+            node = self._state.store.find(here)
+            assert node is not None
+            text = node.value.decode("utf-8", "replace")
+            found.append(XenstoreNode(here, text, tuple(permissions.words(node.perms))))
+            if depth is None or level < depth:
+                stack.extend((paths.child(here, leaf), level + 1) for leaf in reversed(node.children))
+        return found
+
+    def _call(self, connection: Connection, message: Message) -> None:
+        self._route(call(self._state, connection, message))
+
+    def _route(self, deliveries: list[Delivery]) -> None:
+        for connection, message in deliveries:
+            self._outlets[connection](message)
+
+    def _cut(self, connection: Connection, name: str, fault: BaseException) -> None:
+        self._state.reset(connection)
+        if isinstance(fault, ConnectionFault):
+            why = str(fault)
+        else:
+            log.error("task %s failed", name, exc_info=fault)
+            why = f"internal error: {fault!r}"
+        self._publish("xenstore.fault", domid=connection.domid, why=why)
+        if self._on_fault is not None and not isinstance(fault, ConnectionFault):
+            self._on_fault(name, fault)

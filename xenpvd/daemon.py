@@ -1,0 +1,219 @@
+"""The front hall: one daemon for one guest. Lock, sockets, signals, readiness, and the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import xenpvd
+from xenpvd import check
+from xenpvd.config import GuestConfig
+from xenpvd.errors import BadConfig, Busy, HostError, StateError
+from xenpvd.events import EventLog
+from xenpvd.guest import Guest
+from xenpvd.rpc.server import RpcServer
+from xenpvd.rpc.service import ConsoleViewer
+from xenpvd.tasks import Tasks
+from xenpvd.views import (
+    DaemonInfo,
+    GuestStatus,
+    Runstate,
+    ShutdownResult,
+    XenstoreNode,
+)
+from xenpvd.vmm.vcpu import install_kick_handler
+
+log = logging.getLogger(__name__)
+
+API = "1.0"
+FEATURES = ("console-upgrade", "drive-hotadd", "events-replay", "reboot")
+
+
+class NameLock:
+    """RUN_DIR/NAME/lock, held as long as the daemon lives: one daemon per name. A kill -9 frees it."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Raises :class:`Busy` if the name is in use, :class:`HostError` if the directory can't be made."""
+        try:
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as fault:
+            raise HostError(
+                f"cannot use {directory}: {fault.strerror}. Choose another with --run-dir.",
+                fault.errno or 0,
+                str(directory),
+            ) from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            raise Busy(
+                f"cannot start {name}: a daemon of that name runs already (pid {holder}). "
+                "Choose another name, or stop that one.",
+                by=f"pid {holder}",
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+class Service:
+    """:class:`xenpvd.rpc.service.Service`: what the street may ask, answered by the guest and the daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._guest = daemon.guest
+        self.events = daemon.events
+        self.drive_list = self._guest.drive_list
+        self.drive_add = self._guest.drive_add
+        self.drive_remove = self._guest.drive_remove
+        self.console_read = self._guest.console_read
+        self.console_write = self._guest.console_write
+        self.daemon_info = daemon.info
+        self.daemon_quit = daemon.quit
+
+    def guest_status(self) -> GuestStatus:
+        return self._guest.status(self._daemon.name)
+
+    def guest_config(self) -> GuestConfig:
+        config = self._guest.config or self._daemon.config
+        if config is None:
+            raise StateError("there is no guest yet. Start one with guest.start.", Runstate.DEFINED, [])
+        return config
+
+    async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
+        return await asyncio.to_thread(check.problems, config)
+
+    async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
+        config = config or self._guest.config or self._daemon.config
+        if config is None:
+            raise BadConfig("cannot start: this daemon has no guest definition. Pass one as config.")
+        await self._guest.start(config)
+        return self.guest_status()
+
+    async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
+        return await self._guest.shutdown(mode, timeout, then)
+
+    async def guest_destroy(self) -> GuestStatus:
+        await self._guest.destroy()
+        return self.guest_status()
+
+    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
+        await self._guest.wait(for_, timeout)
+        return self.guest_status()
+
+    def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
+        return self._guest.console_attach(mode, since, who)
+
+    def xenstore_read(self, path: str) -> bytes:
+        return self._guest.xenstore.client.read(path)
+
+    def xenstore_list(self, path: str) -> list[str]:
+        return self._guest.xenstore.client.directory(path)
+
+    def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
+        return self._guest.xenstore_tree(path, depth)
+
+
+class Daemon:
+    """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest."""
+
+    def __init__(self, name: str, run_dir: Path, config: GuestConfig | None, stop_timeout: float) -> None:
+        self.name = name
+        self.config = config
+        self.events = EventLog()
+        self.guest = Guest(self.events.publish, self._guest_over)
+        self._directory = run_dir / name
+        self._stop_timeout = stop_timeout
+        self._started = time.time()
+        self._quit = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._tasks = Tasks()
+
+    async def run(self, *, start: bool) -> None:
+        """Serve until told to end. Raises what keeps it from starting."""
+        lock = NameLock(self._directory, self.name)
+        rpc = RpcServer(Service(self), self._directory / "rpc.sock")
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_fault)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        install_kick_handler()
+        try:
+            await rpc.start()
+            if self.config is not None and start:
+                await self.guest.start(self.config)
+            notify("READY=1")
+            log.info("%s is ready at %s", self.name, self._directory / "rpc.sock")
+            await self._quit.wait()
+        finally:
+            notify("STOPPING=1")
+            self.events.publish("daemon.stopping")
+            await self._end_guest()
+            await rpc.stop()
+            lock.release()
+
+    async def _end_guest(self) -> None:
+        """Ask it to shut down, for at most the stop time; then, or on a second signal, end it."""
+        if self.guest.state is Runstate.RUNNING:
+            asked = self._tasks.spawn(
+                self.guest.shutdown("poweroff", self._stop_timeout, "destroy"), "shutdown at the end"
+            )
+            hurry = self._tasks.spawn(self._at_once.wait(), "second signal")
+            await asyncio.wait({asked, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            asked.cancel()
+        await self.guest.close()
+        await self._tasks.cancel()
+
+    def info(self) -> DaemonInfo:
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        return DaemonInfo(
+            name=self.name,
+            version=xenpvd.__version__,
+            api=API,
+            pid=os.getpid(),
+            epoch=self.events.epoch,
+            started=self._started,
+            loop=loop,
+            features=FEATURES,
+        )
+
+    def quit(self) -> None:
+        self._quit.set()
+
+    def _guest_over(self) -> None:
+        if self.config is not None:
+            self._quit.set()
+
+    def _on_signal(self, signum: int) -> None:
+        log.info("%s: ending", signal.Signals(signum).name)
+        if self._quit.is_set():
+            self._at_once.set()
+        self._quit.set()
+
+    def _on_loop_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        fault = context.get("exception")
+        log.error("in the loop: %s", context.get("message"), exc_info=fault)
+        if fault is not None and "handle" in context:  # a callback of ours; transports' faults are theirs
+            self.guest.fault("callback", fault)
+
+
+def notify(state: str) -> None:
+    """sd_notify(3): tell the supervisor, if there is one that wants to know."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)

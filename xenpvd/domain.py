@@ -1,0 +1,174 @@
+"""One life of a guest: a machine with the store, the console and the disks connected to it.
+
+The store, the console and the images live longer (``guest.py`` owns them); a reboot is another Domain. With
+``guest.py`` the only place that knows both the engine room and the backends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xenpvd.backends.blkif.backend import BlockBackend
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.console.backend import Console
+from xenpvd.backends.ops import EvtchnPort, XenstoreTx
+from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.errors import XenpvdError, XenstoreFault
+from xenpvd.events import Publish
+from xenpvd.vmm import boot, layout
+from xenpvd.vmm.machine import Machine, MachineConfig, Owner
+
+log = logging.getLogger(__name__)
+
+DOMID = 1
+XEN_VERSION = (4, 17)
+HOME = f"/local/domain/{DOMID}"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a domain is connected to and outlives it; ``uuid`` is the guest's over all its lives."""
+
+    uuid: str
+    xenstore: Xenstore
+    console: Console
+    publish: Publish
+    on_fault: Callable[[str, BaseException], None]
+
+
+class Domain:
+    """Made by :meth:`create`, ended by :meth:`end`. Loop thread only."""
+
+    def __init__(self, config: GuestConfig, machine: Machine, surroundings: Surroundings) -> None:
+        self.config = config
+        self.machine = machine
+        self.drives: dict[str, BlockBackend] = {}
+        self._around = surroundings
+        self._store_port: EvtchnPort | None = None
+        self._ended = False
+
+    @classmethod
+    async def create(
+        cls,
+        config: GuestConfig,
+        image: boot.BootImage,
+        images: dict[str, tuple[DiskConfig, Image]],
+        surroundings: Surroundings,
+        owner: Owner,
+        on_request: Callable[[], None],
+    ) -> Domain:
+        """Build the machine and connect everything; no vCPU runs yet. Leaves nothing behind if it raises."""
+        machine_config = MachineConfig(config.memory * layout.MIB, config.vcpus, DOMID, XEN_VERSION)
+        machine = await asyncio.to_thread(Machine, machine_config, image, owner)
+        domain = cls(config, machine, surroundings)
+        try:
+            domain._publish_nodes()
+            domain._connect(on_request)
+            for disk, opened in images.values():
+                domain.add_drive(disk, opened)
+        except BaseException:
+            await domain.end()
+            raise
+        return domain
+
+    def start(self) -> None:
+        self.machine.start()
+
+    def add_drive(self, disk: DiskConfig, image: Image) -> BlockBackend:
+        """Offer a disk to the guest. Raises :class:`BadConfig` for a vdev without a number."""
+        drive = BlockBackend(
+            disk,
+            image,
+            domid=DOMID,
+            xenstore=self._around.xenstore.client,
+            evtchn=self.machine,
+            gnttab=self.machine.grants,
+            publish=self._around.publish,
+            on_fault=self._around.on_fault,
+        )
+        self.drives[disk.vdev] = drive
+        drive.start()
+        return drive
+
+    async def end(self) -> None:
+        """Stop the vCPUs, take the console's last bytes, finish and flush the disks, leave no node behind.
+
+        The images stay open. Can be called again; a disk that hangs is logged and left behind.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        await asyncio.to_thread(self.machine.stop)
+        await self._around.console.disconnect()
+        for vdev, drive in self.drives.items():
+            try:
+                await drive.disconnect()
+            except XenpvdError as fault:
+                log.error("disk %s: %s", vdev, fault)
+        await self._around.xenstore.disconnect(DOMID)
+        if self._store_port is not None:
+            self._store_port.close()
+        client = self._around.xenstore.client
+        for path in (HOME, f"/vm/{self._around.uuid}"):
+            with contextlib.suppress(XenstoreFault):
+                client.remove(path)
+        self.machine.close()
+
+    def _connect(self, on_request: Callable[[], None]) -> None:
+        self._around.console.connect(
+            self.machine.page(layout.CONSOLE_PFN), self.machine.bind_interdomain(self.machine.console_port)
+        )
+        self._store_port = self.machine.bind_interdomain(self.machine.store_port)
+        self._around.xenstore.connect(
+            DOMID, self.machine.page(layout.STORE_PFN), self._store_port, on_request
+        )
+
+    def _publish_nodes(self) -> None:
+        """What libxl publishes for a PV guest (docs/misc/xenstore-paths.pandoc), at once and whole.
+
+        ``memory/target`` is left out on purpose: Linux takes it for an absolute figure, and would balloon
+        for ever towards the VM's size, which includes the shim's share.
+        """
+        vm = f"/vm/{self._around.uuid}"
+        readable, writable = ["n0", f"r{DOMID}"], [f"n{DOMID}"]
+        kib = self.config.memory * 1024
+        nodes = {
+            vm: "",
+            f"{vm}/uuid": self._around.uuid,
+            f"{vm}/name": self.config.name,
+            HOME: "",
+            f"{HOME}/vm": vm,
+            f"{HOME}/name": self.config.name,
+            f"{HOME}/domid": f"{DOMID}",
+            f"{HOME}/memory/static-max": f"{kib}",
+            f"{HOME}/device": "",
+            f"{HOME}/control": "",
+            f"{HOME}/control/platform-feature-multiprocessor-suspend": "1",
+            f"{HOME}/control/platform-feature-xs_reset_watches": "1",
+            f"{HOME}/store/port": f"{self.machine.store_port}",
+            f"{HOME}/store/ring-ref": f"{layout.STORE_PFN}",
+            f"{HOME}/console/port": f"{self.machine.console_port}",
+            f"{HOME}/console/ring-ref": f"{layout.CONSOLE_PFN}",
+            f"{HOME}/console/type": "xenpvd",
+            **{f"{HOME}/cpu/{n}/availability": "online" for n in range(self.config.vcpus)},
+        }
+        for_guest = [
+            *(f"control/{leaf}" for leaf in ("shutdown", "sysrq")),
+            *(f"control/feature-{leaf}" for leaf in ("poweroff", "reboot", "suspend")),
+            *("data", "drivers", "feature", "attr", "error"),
+        ]
+        with self._around.xenstore.client.transaction() as tx:
+            for path, value in nodes.items():
+                _write(tx, path, value, readable)
+            for leaf in for_guest:
+                _write(tx, f"{HOME}/{leaf}", "", writable)
+
+
+def _write(tx: XenstoreTx, path: str, value: str, perms: list[str]) -> None:
+    tx.write(path, value)
+    tx.set_perms(path, perms)
