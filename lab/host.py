@@ -7,6 +7,7 @@ QEMU inherits says whether it lives, so no pid is ever guessed at.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -23,7 +24,7 @@ from lab.cpio import Cpio
 from lab.guest import tool
 from lab.modules import load_order
 from lab.packages import LAB_KERNEL, only
-from lab.paths import cache, locked
+from lab.paths import asset, cache, locked
 from lab.progress import LabError, step
 from lab.wire import PORT, READY
 
@@ -42,6 +43,8 @@ class Host:
     pid: int
     port: int
     token: str
+    code: str = ""
+    """a digest of what it was booted from"""
 
 
 def folder() -> Path:
@@ -61,23 +64,30 @@ def running() -> Host | None:
 def up() -> Host:
     """The lab host, started if there is none. Raises LabError if it does not come up."""
     with locked(folder() / "lock"):
-        if host := _running():
+        host = _running()
+        if host and host.code != _code():
+            with step("stop", "lab host (its code is another one by now)"):
+                _stop(host)
+            host = None
+        if host and READY in _console().read_text(errors="replace"):
             return host
         with step("boot", "lab host"):
-            return _start()
+            host = host or _start()
+            try:
+                _wait_ready()
+            except BaseException:
+                _stop(host)
+                raise
+        return host
 
 
 def down() -> bool:
     """Stop the lab host, True if there was one."""
     with locked(folder() / "lock"):
-        state = _state()
-        if not _alive() or state is None:
-            return False
-        os.kill(state.pid, signal.SIGKILL)
-        with (folder() / "alive").open("w") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)  # waits until it is gone
-        (folder() / "host.json").unlink()
-        return True
+        host = _running()
+        if host:
+            _stop(host)
+        return host is not None
 
 
 def last_words(lines: int = 12) -> str:
@@ -90,25 +100,47 @@ def last_words(lines: int = 12) -> str:
     return "\n".join(f"    {line}" for line in found)
 
 
-def _state() -> Host | None:
-    try:
-        return Host(**json.loads((folder() / "host.json").read_text()))
-    except FileNotFoundError:
-        return None
-
-
-def _alive() -> bool:
-    """True while a QEMU holds the lock that it inherited."""
-    with (folder() / "alive").open("w") as alive:
-        try:
-            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def _console() -> Path:
+    return folder() / "console.log"
 
 
 def _running() -> Host | None:
-    return _state() if _alive() else None
+    with (folder() / "alive").open("w") as alive:
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # QEMU holds the lock that it inherited
+            pass
+        else:
+            return None
+    try:
+        return Host(**json.loads((folder() / "host.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise LabError(
+            f"cannot tell which lab host runs: {folder() / 'host.json'} is no good. "
+            f"End the qemu process that holds {folder() / 'alive'} (fuser -k), then try again."
+        ) from None
+
+
+def _stop(host: Host) -> None:
+    if _running() is not None:
+        os.kill(host.pid, signal.SIGKILL)
+    with (folder() / "alive").open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)  # ours once it is gone
+    (folder() / "host.json").unlink(missing_ok=True)
+
+
+def _code() -> str:
+    """A digest of what a lab host is booted from: a warm one of another digest is of no use."""
+    digest = hashlib.sha256(
+        repr((asset(LAB_KERNEL.name, "version").read_text(), MODULES, _python())).encode()
+    )
+    for path in (*(HERE / name for name in CODE), *sorted((HERE / "host_files").iterdir()), HERE / "host.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _python() -> str:
+    return str(Path(sys.executable).resolve())
 
 
 def _start() -> Host:
@@ -117,10 +149,11 @@ def _start() -> Host:
     initrd = state / "initrd"
     initrd.touch(mode=0o600)
     initrd.write_bytes(_initramfs(token))
-    console = state / "console.log"
-    console.write_text("")
+    _console().write_text("")
     port = _free_port()
-    argv = _qemu(only(LAB_KERNEL, "boot/vmlinuz-*"), initrd, console, port)
+    argv = _qemu(only(LAB_KERNEL, "boot/vmlinuz-*"), initrd, _console(), port)
+    secret = state / "host.json"
+    secret.touch(mode=0o600)
     with (state / "alive").open("w") as alive, (state / "qemu.log").open("wb") as log:
         fcntl.flock(alive, fcntl.LOCK_EX)
         qemu = subprocess.Popen(
@@ -131,27 +164,16 @@ def _start() -> Host:
             start_new_session=True,
             pass_fds=(alive.fileno(),),
         )
-    host = Host(qemu.pid, port, token)
-    secret = state / "host.json"
-    secret.touch(mode=0o600)
+    host = Host(qemu.pid, port, token, _code())
     secret.write_text(json.dumps(asdict(host)))
-    try:
-        _wait_ready(qemu, console)
-    except BaseException:
-        qemu.kill()
-        qemu.wait()
-        secret.unlink()
-        raise
     return host
 
 
-def _wait_ready(qemu: subprocess.Popen[bytes], console: Path) -> None:
+def _wait_ready() -> None:
     limit = time.monotonic() + BOOT_LIMIT
-    while READY not in (said := console.read_text(errors="replace")):
-        if qemu.poll() is not None:
-            raise LabError(
-                f"cannot start the lab host: it ended while booting:\n{last_words()}\nTry make lab-up."
-            )
+    while READY not in (said := _console().read_text(errors="replace")):
+        if _running() is None:
+            raise LabError(f"cannot start the lab host: it ended while booting:\n{last_words()}")
         if time.monotonic() > limit:
             raise LabError(f"cannot start the lab host: not up after {BOOT_LIMIT:.0f} s:\n{last_words()}")
         time.sleep(0.1)
@@ -184,7 +206,7 @@ def _initramfs(token: str) -> bytes:
     for name in CODE:
         cpio.file(f"lab/code/lab/{name}", (HERE / name).read_bytes())
     cpio.file("lab/token", token.encode(), 0o600)
-    cpio.file("lab/python", f"{Path(sys.executable).resolve()}\n".encode())
+    cpio.file("lab/python", f"{_python()}\n".encode())
     return cpio.finish()
 
 

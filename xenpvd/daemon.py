@@ -10,26 +10,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import xenpvd
-from xenpvd import check
 from xenpvd.config import GuestConfig
-from xenpvd.errors import BadConfig, Busy, HostError, StateError
+from xenpvd.errors import Busy, HostError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.rpc.server import RpcServer
-from xenpvd.rpc.service import ConsoleViewer
+from xenpvd.service import Service
 from xenpvd.tasks import Tasks
-from xenpvd.views import (
-    DaemonInfo,
-    GuestStatus,
-    Runstate,
-    ShutdownResult,
-    XenstoreNode,
-)
+from xenpvd.views import DaemonInfo, Runstate
 from xenpvd.vmm.vcpu import install_kick_handler
 
 log = logging.getLogger(__name__)
@@ -69,64 +61,6 @@ class NameLock:
         os.close(self._fd)
 
 
-class Service:
-    """:class:`xenpvd.rpc.service.Service`: what the street may ask, answered by the guest and the daemon."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-        self._guest = daemon.guest
-        self.events = daemon.events
-        self.drive_list = self._guest.drive_list
-        self.drive_add = self._guest.drive_add
-        self.drive_remove = self._guest.drive_remove
-        self.console_read = self._guest.console_read
-        self.console_write = self._guest.console_write
-        self.daemon_info = daemon.info
-        self.daemon_quit = daemon.quit
-
-    def guest_status(self) -> GuestStatus:
-        return self._guest.status(self._daemon.name)
-
-    def guest_config(self) -> GuestConfig:
-        config = self._guest.config or self._daemon.config
-        if config is None:
-            raise StateError("there is no guest yet. Start one with guest.start.", Runstate.DEFINED, [])
-        return config
-
-    async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
-        return await asyncio.to_thread(check.problems, config)
-
-    async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
-        config = config or self._guest.config or self._daemon.config
-        if config is None:
-            raise BadConfig("cannot start: this daemon has no guest definition. Pass one as config.")
-        await self._guest.start(config)
-        return self.guest_status()
-
-    async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
-        return await self._guest.shutdown(mode, timeout, then)
-
-    async def guest_destroy(self) -> GuestStatus:
-        await self._guest.destroy()
-        return self.guest_status()
-
-    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
-        await self._guest.wait(for_, timeout)
-        return self.guest_status()
-
-    def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
-        return self._guest.console_attach(mode, since, who)
-
-    def xenstore_read(self, path: str) -> bytes:
-        return self._guest.xenstore.client.read(path)
-
-    def xenstore_list(self, path: str) -> list[str]:
-        return self._guest.xenstore.client.directory(path)
-
-    def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
-        return self._guest.xenstore_tree(path, depth)
-
-
 class Daemon:
     """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest."""
 
@@ -145,7 +79,7 @@ class Daemon:
     async def run(self, *, start: bool) -> None:
         """Serve until told to end. Raises what keeps it from starting."""
         lock = NameLock(self._directory, self.name)
-        rpc = RpcServer(Service(self), self._directory / "rpc.sock")
+        rpc = RpcServer(Service(self.guest, self), self._directory / "rpc.sock")
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_fault)
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -18,7 +18,7 @@ from xenpvd.backends.console.backend import Console
 from xenpvd.backends.ops import EvtchnPort, XenstoreTx
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig
-from xenpvd.errors import XenpvdError, XenstoreFault
+from xenpvd.errors import StateError, XenpvdError, XenstoreFault
 from xenpvd.events import Publish
 from xenpvd.vmm import boot, layout
 from xenpvd.vmm.machine import Machine, MachineConfig, Owner
@@ -80,7 +80,10 @@ class Domain:
         self.machine.start()
 
     def add_drive(self, disk: DiskConfig, image: Image) -> BlockBackend:
-        """Offer a disk to the guest. Raises :class:`BadConfig` for a vdev without a number."""
+        """Offer a disk to the guest. Raises :class:`BadConfig` for a vdev without a number, and
+        :class:`StateError` if this life is over."""
+        if self._ended:
+            raise StateError(f"cannot add {disk.vdev}: the guest has just ended.", "stopped", ["running"])
         drive = BlockBackend(
             disk,
             image,

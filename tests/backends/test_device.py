@@ -110,7 +110,8 @@ class Rig:
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(device, "BURST", 10_000)
     rig = Rig()
     rig.start()
     await rig.settle()
@@ -198,6 +199,20 @@ async def test_flip_between_initialised_and_closed(rig: Rig) -> None:  # L2
         await rig.guest(S.Initialised, S.Closed)
     assert rig.driver.calls == ["connect", "disconnect"] * 500
     assert len(asyncio.all_tasks()) == tasks
+
+
+async def test_a_frontend_that_flips_too_fast_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "BURST", 4)
+    monkeypatch.setattr(device, "RATE", 100.0)
+    rig = Rig()
+    rig.start()
+    await rig.settle()
+    for _ in range(50):
+        await rig.guest(S.Initialised, S.Closed)
+    assert 4 <= len(rig.driver.calls) <= 10
+    rig.write(S.Initialising)
+    await rig.until(lambda: rig.device.state is S.InitWait)  # later, but what it wrote last counts
+    await rig.device.close()
 
 
 async def test_a_new_kernel_that_never_closed_the_old_ring(rig: Rig) -> None:
@@ -480,7 +495,7 @@ async def test_storage_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.01)
     await rig.guest(S.Initialised, S.Connected)
     rig.driver.hold = asyncio.Event()
-    with pytest.raises(TimedOut, match="cannot cut off xvdb: its requests have not ended after 0.01 s"):
+    with pytest.raises(TimedOut, match=r"cannot cut off xvdb: its requests have not ended after 0\.01 s"):
         await rig.device.remove(force=True, timeout=5)
     assert not rig.store.exists(BACKEND)
     rig.driver.hold.set()

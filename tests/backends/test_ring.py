@@ -195,7 +195,7 @@ def test_rsp_event_is_read_after_the_barrier() -> None:
     moves=st.lists(st.tuples(st.sampled_from(["put", "consume", "answer"]), st.integers(0, 40)), max_size=60),
 )
 def test_nothing_is_lost_doubled_or_reordered(start: int, moves: list[tuple[str, int]]) -> None:
-    """Any interleaving, from any index: what goes in comes out once, in order, and no side sleeps for ever."""
+    """Any interleaving, from any index: what goes in comes out once and in order; no side sleeps for ever."""
     front, back = pair(start)
     sent = consumed = answered = taken = 0
     for move, count in moves:

@@ -11,8 +11,8 @@ from xenpvd.backends.xenbus import TABLE, Step, otherend_changed, parse_state
 
 STAY, PREPARE, CONNECT, CLOSE, DISCONNECT = Step
 
-#: Rows: own state; columns: frontend Unknown, Initialising, InitWait, Initialised, Connected, Closing, Closed,
-#: Reconfiguring, Reconfigured.
+#: Rows: own state; columns: the frontend Unknown, Initialising, InitWait, Initialised, Connected, Closing,
+#: Closed, Reconfiguring, Reconfigured.
 EXPECTED = {
     S.InitWait: (DISCONNECT, STAY, STAY, CONNECT, CONNECT, CLOSE, DISCONNECT, STAY, STAY),
     S.Connected: (DISCONNECT, PREPARE, STAY, STAY, STAY, CLOSE, DISCONNECT, STAY, STAY),

@@ -1,4 +1,4 @@
-"""The guest's half of xen-block: its ring and pages (:class:`BlkRing`), and its handshake (:class:`Blkfront`)."""
+"""The guest's half of xen-block: ring and pages (:class:`BlkRing`), handshake (:class:`Blkfront`)."""
 
 from __future__ import annotations
 

@@ -45,10 +45,13 @@ class FakeViewer:
         self._wake.set()
 
     async def read(self) -> bytes:
+        """As the real one, this is not woken by close()."""
         while not self.closed.is_set():
             if data := bytes(self.console.recorded[self.offset :]):
                 self.offset += len(data)
                 return data
+            if self.console.ended:
+                break
             self._wake.clear()
             await self._wake.wait()
         return b""
@@ -60,7 +63,6 @@ class FakeViewer:
 
     def close(self) -> str:
         self.closed.set()
-        self.wake()
         if self in self.console.viewers:
             self.console.viewers.remove(self)
         return "detached"
@@ -74,10 +76,17 @@ class FakeConsole:
         self.typed = bytearray()
         self.viewers: list[FakeViewer] = []
         self.echo = False
+        self.ended = False
         self._typed_more = asyncio.Event()
 
     def print(self, data: bytes) -> None:
         self.recorded += data
+        for viewer in self.viewers:
+            viewer.wake()
+
+    def end(self) -> None:
+        """The daemon ends: every viewer reads its end."""
+        self.ended = True
         for viewer in self.viewers:
             viewer.wake()
 
@@ -158,7 +167,7 @@ class FakeService:
 
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
         await self._pass("guest_check")
-        return [("kernel", f"{config.kernel} is missing")] if "missing" in config.kernel else []
+        return [("kernel", f"{config.kernel}: no")] if "missing" in config.kernel else []
 
     async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
         await self._pass("guest_start")
@@ -171,7 +180,7 @@ class FakeService:
         self.done.append("guest_start")
         return self.guest_status()
 
-    async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:  # noqa: ASYNC109
+    async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         await self._pass("guest_shutdown")
         self.move(Runstate.STOPPED)
         self.done.append("guest_shutdown")
@@ -183,7 +192,7 @@ class FakeService:
         self.done.append("guest_destroy")
         return self.guest_status()
 
-    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:  # noqa: ASYNC109
+    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
         await self._pass("guest_wait")
         self.done.append("guest_wait")
         return self.guest_status()
@@ -191,7 +200,7 @@ class FakeService:
     def drive_list(self) -> list[DriveInfo]:
         return list(self.drives.values())
 
-    async def drive_add(self, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded:  # noqa: ASYNC109
+    async def drive_add(self, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded:
         await self._pass("drive_add")
         if old := self.drives.get(disk.vdev):
             if (old.target, old.access) != (disk.target, disk.access):
@@ -207,7 +216,7 @@ class FakeService:
         self.events.publish("drive.added", vdev=disk.vdev)
         return DriveAdded(drive, True, 41.0 if wait else None)
 
-    async def drive_remove(self, vdev: str, force: bool, missing_ok: bool, timeout: float) -> bool:  # noqa: ASYNC109
+    async def drive_remove(self, vdev: str, force: bool, missing_ok: bool, timeout: float) -> bool:
         await self._pass("drive_remove")
         if vdev not in self.drives:
             if missing_ok:

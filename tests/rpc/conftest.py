@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ from xenpvd.rpc.server import RpcServer
 @pytest.hookimpl(optionalhook=True)  # of pytest-asyncio, since 1.5: every test here runs on both loops
 def pytest_asyncio_loop_factories() -> dict[str, Any]:
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until ``condition``: for what nothing announces, as a connection's last moment."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 class Peer:

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 
 from tests.fakes.service import FakeService
-from tests.rpc.conftest import Peer
+from tests.rpc.conftest import Peer, until
 from xenpvd.rpc.connection import IN_FLIGHT_MAX
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.server import RpcServer
-
-
-async def all_gone(server: RpcServer) -> None:
-    """Wait until no connection is left. (A closed connection announces it nowhere: let the loop turn.)"""
-    async with asyncio.timeout(5):
-        while server._connections:
-            await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -70,7 +63,7 @@ async def test_in_flight_limit_holds_back_and_loses_nothing(peer: Peer, service:
     go = asyncio.Event()
     full = asyncio.Event()
 
-    async def wait(for_: str, timeout: float) -> Any:  # noqa: ASYNC109
+    async def wait(for_: str, timeout: float) -> Any:
         nonlocal entered
         entered += 1
         if entered == IN_FLIGHT_MAX:
@@ -125,7 +118,7 @@ async def test_half_close_goes_on_to_see_events(server: RpcServer, path: Path, s
     service.events.publish("later")
     assert (await peer.receive())["params"]["name"] == "later"
     await peer.close()
-    await all_gone(server)
+    await until(lambda: not server._connections)
     assert not service.events._subscriptions
 
 
@@ -141,9 +134,7 @@ async def test_a_wait_ends_with_its_client(
     await gate.entered.wait()
     others = set(server._connections)
     await peer.close()
-    async with asyncio.timeout(5):
-        while others <= server._connections:
-            await asyncio.sleep(0)
+    await until(lambda: not others <= server._connections)
     assert "guest_wait" not in service.done
 
 
@@ -158,9 +149,7 @@ async def test_an_effect_outlives_its_client(
     (gone,) = (connection for connection in server._connections if connection._calls)
     await gone._gone.wait()
     gate.open.set()
-    async with asyncio.timeout(5):
-        while gone in server._connections:
-            await asyncio.sleep(0)
+    await until(lambda: gone not in server._connections)
     assert service.done == ["drive_add"]
 
 
@@ -225,11 +214,8 @@ async def test_reset(
     if request_first:
         sock.sendall(b'{"jsonrpc":"2.0","method":"guest.config","id":1}\n' * 100)
     sock.close()
-    while len(server._connections) < 2:
-        await asyncio.sleep(0)
-    async with asyncio.timeout(5):
-        while len(server._connections) > 1:
-            await asyncio.sleep(0)
+    await until(lambda: len(server._connections) == 2)
+    await until(lambda: len(server._connections) == 1)
 
 
 async def test_a_subscriber_that_does_not_read_loses_events_only(
@@ -275,9 +261,7 @@ async def test_a_client_that_never_reads_replies_stops_itself(
     else:
         pytest.fail(f"took {sent} bytes of requests and never held back")
     sock.close()
-    async with asyncio.timeout(5):
-        while len(server._connections) > 1:
-            await asyncio.sleep(0)
+    await until(lambda: len(server._connections) == 1)
 
 
 async def test_a_service_that_cannot_greet_ends_that_connection(

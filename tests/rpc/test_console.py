@@ -68,8 +68,9 @@ async def test_busy_steal(peer: Peer, server: RpcServer, path: Path, service: Fa
 async def test_the_viewer_ends(peer: Peer, service: FakeService) -> None:
     await peer.result("console.attach")
     service.console.print(b"last words")
-    service.console.viewers[0].close()
-    assert b"last words".startswith(await asyncio.wait_for(peer.reader.read(), 5))
+    service.console.end()
+    assert await asyncio.wait_for(peer.reader.read(), 5) == b"last words"
+    assert not service.console.viewers
 
 
 async def test_the_client_leaves(peer: Peer, service: FakeService) -> None:

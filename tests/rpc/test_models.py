@@ -21,9 +21,7 @@ REFUSED: list[tuple[type[models.Params] | type[models.DriveAddParams], dict[str,
     (models.WaitParams, {}),
     (models.WaitParams, {"for": "ready"}),
     (models.WaitParams, {"for": "console:"}),
-    (models.WaitParams, {"for": "console:("}),
     (models.WaitParams, {"for": "console:" + "(" * 249}),
-    (models.WaitParams, {"for": "console:x{99999999999}"}),
     (models.WaitParams, {"for_": "devices"}),
     (models.DriveAddParams, {"vdev": "../x", "target": "/a"}),
     (models.DriveAddParams, {"vdev": "xvda", "target": "/a\0b"}),
@@ -31,7 +29,6 @@ REFUSED: list[tuple[type[models.Params] | type[models.DriveAddParams], dict[str,
     (models.DriveAddParams, {"vdev": "xvda", "target": "/a", "wait": "yes"}),
     (models.DriveRemoveParams, {"vdev": "xvda", "force": 1}),
     (models.ConsoleReadParams, {"stream": "daemon"}),
-    (models.ConsoleReadParams, {"since": -1}),
     (models.ConsoleReadParams, {"since": 2**63}),
     (models.ConsoleReadParams, {"max": 0}),
     (models.ConsoleWriteParams, {}),
@@ -58,7 +55,7 @@ def test_refused(model: type[models.Params], params: dict[str, Any]) -> None:
         model.model_validate(params)
 
 
-@pytest.mark.parametrize("for_", [*Phase, *Runstate, "console:login: $", "console:a:b"])
+@pytest.mark.parametrize("for_", [*Phase, *Runstate, "console:login: (", "console:a:b"])
 def test_wait_for(for_: str) -> None:
     assert models.WaitParams.model_validate({"for": for_}).for_ == for_
 

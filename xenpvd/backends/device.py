@@ -19,6 +19,11 @@ from xenpvd.tasks import Tasks
 #: Seconds that requests under way have to end when a device is cut off.
 CUT_OFF_TIMEOUT = 30.0
 
+#: Changes of state that a frontend may make at once, and how many more per second: each is a thread, an
+#: event and a log line, and an honest one makes a handful in its life.
+BURST = 50
+RATE = 10.0
+
 #: Frontend states in which nobody uses the device: gone, waiting for a driver, let go of.
 _IDLE = frozenset({XenbusState.Unknown, XenbusState.Initialising, XenbusState.Closed})
 
@@ -200,16 +205,21 @@ class XenbusDevice:
     # ---- the task
 
     async def _serve_frontend(self, watch: XenstoreWatch) -> None:
+        loop = asyncio.get_running_loop()
+        credit, then = float(BURST), loop.time()
         async for _ in watch:
+            raw = _read(self._xenstore, f"{self.frontend_path}/state")
+            frontend_state = XenbusState.Unknown if raw is None else parse_state(raw)
+            if frontend_state is None or frontend_state == self.frontend_state:
+                continue
             async with self._steps:
-                await self._look()
+                await self._otherend_changed(frontend_state)
+            now = loop.time()
+            credit, then = min(BURST, credit + (now - then) * RATE) - 1, now
+            if credit < 0:
+                await asyncio.sleep(-credit / RATE)
 
-    async def _look(self) -> None:
-        """See what the frontend's state is now, and act if it is another one."""
-        raw = _read(self._xenstore, f"{self.frontend_path}/state")
-        frontend_state = XenbusState.Unknown if raw is None else parse_state(raw)
-        if frontend_state is None or frontend_state == self.frontend_state:
-            return
+    async def _otherend_changed(self, frontend_state: XenbusState) -> None:
         self.frontend_state = frontend_state
         match otherend_changed(self.state, frontend_state, online=self._online):
             case Step.STAY:

@@ -8,7 +8,7 @@ import logging
 import select
 import socket
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from xenpvd.errors import LimitReached
 from xenpvd.events import QUEUE, Subscription
 from xenpvd.rpc import models
-from xenpvd.rpc.console import serve_console
+from xenpvd.rpc.console import serve_output, serve_typing
 from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
 from xenpvd.rpc.errors import CODES, PARSE_ERROR, protocol_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, Framer, MessageTooLong, parse
@@ -47,6 +47,7 @@ class Connection:
         self._tasks = Tasks(self._broken)
         self._calls: set[asyncio.Task[Any]] = set()
         self._waits: set[asyncio.Task[Any]] = set()  # calls to cancel when the client has gone
+        self._streams: set[asyncio.Task[Any]] = set()  # events, or the console's output
         self._gone = asyncio.Event()  # the peer has closed both directions
         self.subscription: Subscription | None = None
         self._viewer: ConsoleViewer | None = None
@@ -60,8 +61,7 @@ class Connection:
             await self._greet()
             typed = await self._serve_messages()
             if self._viewer is not None:
-                why = await serve_console(self._viewer, self._reader, self._writer, typed, self._tasks)
-                log.info("%s left the console: %s", self.who, why)
+                await self._serve_console(self._viewer, typed)
             await self._finish_calls()
             if self.subscription is not None:
                 await self._gone.wait()  # it ended its sending side only
@@ -82,10 +82,10 @@ class Connection:
             except (TimeoutError, ConnectionError):
                 self._writer.transport.abort()
 
-    @property
-    def effects(self) -> set[asyncio.Task[Any]]:
-        """The calls under way that have an effect."""
-        return self._calls - self._waits
+    def ending(self) -> set[asyncio.Task[Any]]:
+        """The daemon ends: no new events; returns the tasks which still have something to say."""
+        self.follow(None)
+        return (self._calls - self._waits) | self._streams
 
     async def _serve_messages(self) -> bytes:
         """Take messages until the end of input, or until one made this a console; returns what follows."""
@@ -126,7 +126,8 @@ class Connection:
                 await self._send(fault.reply(None))
                 return
             single = isinstance(message, dict) and "id" in message
-            call = Call(self.service, self, single and not self._calls and self.subscription is None)
+            alone = single and not self._calls and self.subscription is None
+            call = Call(self.service, self, asyncio.current_task(), alone)
             reply = await dispatch(message, call)
             if reply is not None:
                 await self._send(reply)
@@ -145,8 +146,6 @@ class Connection:
         self._gone.set()
         for task in self._waits:
             task.cancel()
-        if self._viewer is not None:
-            self._viewer.close()
 
     def _broken(self, name: str, fault: BaseException) -> None:
         log.error("%s: %s failed", self.who, name, exc_info=fault)
@@ -156,7 +155,7 @@ class Connection:
 
     async def _send(self, message: Any) -> None:
         """Write ``message`` in its turn; waits while the peer does not read, which bounds what is queued."""
-        line = to_json(message, fallback=str, bytes_mode="base64", inf_nan_mode="null") + b"\n"
+        line = to_json(message, inf_nan_mode="null") + b"\n"
         async with self._sending:
             if self._gone.is_set() or self._writer.transport.is_closing():
                 raise ConnectionResetError
@@ -197,7 +196,13 @@ class Connection:
         self.subscription = subscription
 
     def serve_events(self, subscription: Subscription) -> None:
-        self._tasks.spawn(self._serve_events(subscription), "rpc events")
+        self._stream(self._serve_events(subscription), "rpc events")
+
+    def _stream(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._tasks.spawn(coro, name)
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+        return task
 
     async def _serve_events(self, subscription: Subscription) -> None:
         epoch = self.service.events.epoch
@@ -208,16 +213,26 @@ class Connection:
     def become(self, viewer: ConsoleViewer) -> None:
         self._viewer = viewer
 
-    async def waiting(self, run: Awaitable[_T]) -> _T:
-        task = asyncio.current_task()
-        assert task is not None
-        self._waits.add(task)
+    async def _serve_console(self, viewer: ConsoleViewer, typed: bytes) -> None:
+        """Raw bytes both ways until the viewer ends or the peer has gone; one that only ends its sending side
+        watches on."""
+        output = self._stream(serve_output(viewer, self._writer), "console output")
+        typing = self._tasks.spawn(serve_typing(viewer, self._reader, typed), "console typing")
+        gone = self._tasks.spawn(self._gone.wait(), "console hangup")
+        await asyncio.wait({output, gone}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (output, typing, gone):
+            task.cancel()
+        log.info("%s left the console: %s", self.who, viewer.close())
+
+    async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
+        assert call.task is not None
+        self._waits.add(call.task)
         try:
             if self._gone.is_set():
-                task.cancel()
+                call.task.cancel()
             return await run
         finally:
-            self._waits.discard(task)
+            self._waits.discard(call.task)
 
 
 class _Hangup:

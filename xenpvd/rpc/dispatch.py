@@ -96,7 +96,7 @@ def _handler(method: Method) -> Callable[..., Awaitable[Result]]:
             _refuse(invalid_params(fault, method.name))
         try:
             run = method.run(call, fields)
-            result = await (call.client.waiting(run) if method.wait else run)
+            result = await (call.client.waiting(call, run) if method.wait else run)
             return Success(method.result.dump_python(result, mode="json", by_alias=True))
         except Exception as fault:
             _refuse(fault_of(fault, method.name))

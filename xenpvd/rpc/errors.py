@@ -88,7 +88,7 @@ def fault_of(fault: Exception, method: str) -> Fault:
         return Fault(INTERNAL_ERROR, message, {"reason": "INTERNAL", "incident": incident})
     reason = fault.reason if isinstance(fault, XenpvdError) else "GUEST_PROTOCOL"
     told = fault.data if isinstance(fault, XenpvdError) else {}
-    data = to_jsonable_python(told, fallback=str, bytes_mode="base64", inf_nan_mode="strings")
+    data = to_jsonable_python(told, fallback=str, bytes_mode="base64")
     return Fault(code, str(fault), {**data, "reason": reason})
 
 

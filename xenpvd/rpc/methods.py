@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,11 @@ TREE_MAX = 10_000
 @method("rpc.discover", "viewer")
 async def discover(call: Call, params: models.NoParams) -> dict[str, Any]:
     """This API as an OpenRPC document."""
+    return _document()
+
+
+@cache
+def _document() -> dict[str, Any]:
     return schema.document(METHODS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ class Client(Protocol):
     def serve_events(self, subscription: Subscription) -> None:
         """Begin to send its events."""
 
-    async def waiting(self, run: Awaitable[_T]) -> _T:
-        """Await ``run``; cancelled when the client leaves."""
+    async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
+        """Await ``run``; ``call`` is cancelled when the client leaves."""
 
     def become(self, viewer: ConsoleViewer) -> None:
         """The connection ends to be JSON after this reply; its bytes are ``viewer``'s."""
@@ -47,6 +48,7 @@ class Call:
 
     service: Service
     client: Client
+    task: asyncio.Task[Any] | None
     alone: bool
     after_reply: list[Callable[[], None]] = field(default_factory=list)
 

@@ -32,15 +32,15 @@ class RpcServer:
         self._server = await asyncio.start_unix_server(self._accept, sock=_listen(self._path))
 
     async def stop(self) -> None:
-        """Take no more clients, give the calls under way a moment to answer, and end every connection."""
+        """Take no more clients, give the others a moment to get what is under way, and end them."""
         if self._server is None:
             return
         self._server.close()
         self._server = None
         self._path.unlink(missing_ok=True)
-        calls = {call for connection in self._connections for call in connection.effects}
-        if calls:
-            await asyncio.wait(calls, timeout=GRACE)
+        ending = {task for connection in self._connections for task in connection.ending()}
+        if ending:
+            await asyncio.wait(ending, timeout=GRACE)
         await self._tasks.cancel()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -58,13 +58,13 @@ def test_open(image: Image, path: Path) -> None:
 def test_refused(tmp_path: Path, make, why: str, readonly: bool) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "x.img"
     make(path)
-    before = os.listdir("/proc/self/fd")
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ImageError) as refused:
         Image.open(path, readonly=readonly)
     message = str(refused.value)
     assert message.startswith(f"cannot use image {path}: ") and why in message and message.endswith(".")
     assert refused.value.data == {"path": str(path)}
-    assert os.listdir("/proc/self/fd") == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])

@@ -33,7 +33,7 @@ _CURES = {
     "EAGAIN": "A node of it was changed meanwhile: do it all again.",
     "EINVAL": "Paths hold A-Z a-z 0-9 - / _ @ and no doubled or trailing slash; permissions are as n0, r1.",
     "ENOENT": "Check the path.",
-    "E2BIG": f"Path and value together have {abi.XENSTORE_PAYLOAD_MAX} bytes.",
+    "E2BIG": f"Path and value together may have {abi.XENSTORE_PAYLOAD_MAX} bytes.",
 }
 _ERRNO = {name: number for number, name in abi.XSD_ERRORS.items()}
 

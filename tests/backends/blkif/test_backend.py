@@ -1,0 +1,466 @@
+"""A disk from its nodes to its end: the real store, a frontend, a ring, a file."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.blkfront import Blkfront, BlkRing, pack_request
+from tests.fakes.evtchn import FakeEvtchnOps
+from tests.fakes.gnttab import FakeGnttab
+from tests.fakes.page import FakePage
+from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE, X86_32, X86_64, Abi
+from xenpvd.abi.io_ring import REQ_PROD
+from xenpvd.abi.io_xenbus import XenbusState as S
+from xenpvd.backends import device
+from xenpvd.backends.blkif.backend import BlockBackend
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.config import DiskConfig
+from xenpvd.errors import BadConfig, TimedOut, XenpvdError
+from xenpvd.tasks import Tasks
+
+SIZE = 1 << 20
+
+
+class Rig:
+    """A guest's disks: ``disk(vdev)`` makes one, with its frontend."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.store = Xenstore(self.publish)
+        self.client = self.store.client
+        self.client.mkdir("/local/domain/1/device")
+        self.client.set_perms("/local/domain/1/device", ["n0", "r1"])
+        self.evtchn = FakeEvtchnOps()
+        self.gnttab = FakeGnttab()
+        self.faults: list[BaseException] = []
+        self.disks: list[BlockBackend] = []
+        self._tasks = Tasks(on_fault=lambda name, fault: None)
+
+    def publish(self, name: str, /, **data: Any) -> None:
+        self.events.append((name, data))
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [data for event, data in self.events if event == name]
+
+    def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.spawn(coro, "test")
+
+    def image(self, vdev: str, access: str = "rw", cls: type[Image] = Image) -> Image:
+        path = self.tmp_path / f"{vdev}.img"
+        if not path.exists():
+            path.write_bytes(random.Random(vdev).randbytes(SIZE))
+        return cls.open(path, readonly=access == "ro")
+
+    def disk(
+        self, vdev: str = "xvda", access: Any = "rw", image: Image | None = None, abi: Abi = X86_64
+    ) -> tuple[BlockBackend, Blkfront]:
+        image = image or self.image(vdev, access)
+        backend = BlockBackend(
+            DiskConfig(vdev=vdev, target=image.path, access=access),
+            image,
+            domid=1,
+            xenstore=self.client,
+            evtchn=self.evtchn,
+            gnttab=self.gnttab,
+            publish=self.publish,
+            on_fault=lambda name, fault: self.faults.append(fault),
+        )
+        backend.start()
+        self.disks.append(backend)
+        return backend, Blkfront(self.client, self.evtchn, self.gnttab, backend.devid, abi=abi)
+
+    def nodes(self, path: str) -> dict[str, str]:
+        return {n.path.removeprefix(f"{path}/"): n.value for n in self.store.tree(path) if n.path != path}
+
+    async def close(self) -> None:
+        for backend in self.disks:
+            await backend.disconnect()
+            backend.image.close()
+        self.evtchn.close()
+        await self._tasks.cancel()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    threads = threading.active_count()
+    rig = Rig(tmp_path)
+    yield rig
+    await rig.close()
+    assert rig.faults == []
+    assert not rig.gnttab.mapped
+    assert all(port.closed for port in rig.evtchn.ports.values())
+    assert threading.active_count() == threads
+
+
+# ---- nodes
+
+
+async def test_nodes(rig: Rig) -> None:
+    backend, front = rig.disk("xvdb")
+    assert rig.nodes(front.path) == {
+        "backend": front.backend,
+        "backend-id": "0",
+        "virtual-device": "51728",
+        "device-type": "disk",
+        "state": "1",
+    }
+    assert rig.nodes(front.backend) == {
+        "frontend": front.path,
+        "frontend-id": "1",
+        "online": "1",
+        "dev": "xvdb",
+        "device-type": "disk",
+        "mode": "w",
+        "removable": "0",
+        "info": "0",
+        "sectors": "2048",
+        "sector-size": "512",
+        "physical-sector-size": "4096",
+        "feature-flush-cache": "1",
+        "state": "2",
+    }
+    assert rig.named("drive.added") == [
+        {"vdev": "xvdb", "devid": 51728, "target": backend.image.path, "access": "rw", "size": SIZE}
+    ]
+
+
+async def test_nodes_of_a_read_only_disk_of_an_odd_size(rig: Rig) -> None:
+    (rig.tmp_path / "xvdc.img").write_bytes(bytes(512 * 9))
+    _, front = rig.disk("xvdc", "ro")
+    nodes = rig.nodes(front.backend)
+    assert (nodes["mode"], nodes["info"], nodes["sectors"]) == ("r", "4", "9")
+    assert "physical-sector-size" not in nodes  # the size must be a multiple of it
+
+
+async def test_a_name_without_a_number(rig: Rig) -> None:
+    image = rig.image("xvda")
+    with pytest.raises(BadConfig):
+        rig.disk("sdzz", image=image)
+    image.close()
+    assert rig.events == []
+
+
+# ---- connected
+
+
+@pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
+async def test_read_write_flush(rig: Rig, abi: Abi) -> None:
+    backend, front = rig.disk(abi=abi)
+    waiting = rig.spawn(backend.wait_connected(5))
+    ring = await front.connect()
+    await waiting
+    before = Path(backend.image.path).read_bytes()
+    assert ring.read(8, 16) == before[4096 : 24 * 512]
+    ring.write(100, b"hello!!!" * 64)
+    assert ring.flush() == 0
+    assert Path(backend.image.path).read_bytes()[51200:51712] == b"hello!!!" * 64
+    info = backend.info()
+    assert (info.vdev, info.devid, info.state, info.frontend_state) == (
+        "xvda",
+        51712,
+        "Connected",
+        "Connected",
+    )
+    assert (info.access, info.size, info.sector_size, info.error) == ("rw", SIZE, 512, None)
+    assert (info.stats["reads"], info.stats["writes"], info.stats["flushes"]) == (1, 1, 1)
+    assert rig.named("drive.state") == [
+        {"vdev": "xvda", "backend": "InitWait", "frontend": "Initialising"},
+        {"vdev": "xvda", "backend": "Connected", "frontend": "Initialised"},
+        {"vdev": "xvda", "backend": "Connected", "frontend": "Connected"},
+    ]
+
+
+async def test_two_disks_and_one_breaks_its_ring(rig: Rig) -> None:
+    a, front_a = rig.disk("xvda")
+    b, front_b = rig.disk("xvdb")
+    ring_a, ring_b = await front_a.connect(), await front_b.connect()
+    ring_a.page.store32(REQ_PROD, 1000)
+    ring_a.kick()
+    await front_a.wait_backend(S.Closing)
+    info = a.info()
+    assert info.error is not None and info.error.startswith("the ring is broken: req_prod 0x3e8")
+    assert rig.nodes(front_a.backend)["error"] == info.error
+    assert rig.named("drive.error") == [{"vdev": "xvda", "error": info.error}]
+    assert ring_b.read(0, 8) == Path(b.image.path).read_bytes()[:4096]
+    assert b.info().state == "Connected"
+    # the guest closes it and tries again with a sane ring
+    front_a.switch(S.Closed)
+    await front_a.wait_backend(S.Closed)
+    front_a.switch(S.Initialising)
+    ring_a = await front_a.connect()
+    assert ring_a.flush() == 0
+    assert a.info().error is None
+
+
+async def test_counters_outlive_a_connection(rig: Rig) -> None:
+    backend, front = rig.disk()
+    for lap in range(1, 4):
+        ring = await front.connect()
+        ring.write(0, bytes(512))
+        front.switch(S.Closing)
+        await front.wait_backend(S.Closing)
+        assert ring.flush() == 0  # a guest that closes may still have to write
+        front.switch(S.Closed)
+        await front.wait_backend(S.Closed)
+        assert backend.info().stats["writes"] == lap
+        assert backend.info().stats["in_flight"] == 0
+        front.switch(S.Initialising)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ({"ring_ref": None}, "ring-ref is missing"),
+        ({"ring_ref": "x"}, "ring-ref is no number"),
+        ({"ring_ref": "0"}, "ring-ref 0 cannot be mapped"),
+        ({"ring_ref": 2**32}, "ring-ref is no number"),
+        ({"event_channel": None}, "event-channel is missing"),
+        ({"event_channel": 4096}, "event-channel 4096 cannot be bound"),
+        ({"protocol": "bogus"}, "protocol 'bogus' is not known"),
+        ({"protocol": ""}, "protocol '' is not known"),
+        ({"protocol": "\u00e4" * 1000}, "is not known"),
+        ({"ring_page_order": "1"}, "a ring of several pages was not offered"),  # A13
+        ({"ring_page_order": 2**31}, "a ring of several pages was not offered"),
+        ({"ring_page_order": "x"}, "ring-page-order is no number"),
+        ({"num_ring_pages": "3"}, "a ring of several pages was not offered"),
+        ({"num_ring_pages": "0"}, "a ring of several pages was not offered"),
+        ({"ring_ref": None, "multi_queue_num_queues": "2"}, "ring-ref is missing"),  # not offered either
+    ],
+)
+async def test_offers_that_are_refused(rig: Rig, nodes: dict[str, Any], why: str) -> None:
+    backend, front = rig.disk()
+    waiting = rig.spawn(backend.wait_connected(5))
+    front.offer(**nodes)
+    with pytest.raises(XenpvdError, match="xvda did not connect") as refused:
+        await waiting
+    assert why in str(refused.value)
+    assert front.backend_state() is S.Closing
+    assert not rig.gnttab.mapped
+
+
+@pytest.mark.parametrize(
+    "nodes", [{"ring_page_order": "0"}, {"num_ring_pages": "1"}, {"multi_queue_num_queues": 1}]
+)
+async def test_offers_of_one_page_in_many_words(rig: Rig, nodes: dict[str, Any]) -> None:
+    _, front = rig.disk()
+    front.offer(**nodes)
+    await front.wait_backend(S.Connected)
+
+
+async def test_no_protocol_is_x86_32(rig: Rig) -> None:
+    _, front = rig.disk(abi=X86_32)
+    ring = front.offer(protocol=None)
+    await front.wait_backend(S.Connected)
+    ring.port = rig.evtchn.ports[1]
+    assert ring.flush() == 0
+
+
+async def test_a_ring_that_starts_broken(rig: Rig) -> None:
+    _, front = rig.disk()
+    ring = BlkRing(rig.gnttab)
+    ring.page.view[:] = b"\xff" * 4096
+    ring.page.store32(REQ_PROD, 77)
+    front.offer(ring_ref=ring.gref)
+    await front.wait_backend(S.Closing)
+    assert "req_prod" in rig.nodes(front.backend)["error"]
+
+
+async def test_nodes_rewritten_while_connected(rig: Rig) -> None:  # L3, B16
+    _, front = rig.disk()
+    ring = await front.connect()
+    front.write("ring-ref", 4711)
+    front.write("event-channel", 4711)
+    front.write("protocol", "bogus")
+    front.switch(S.Initialised)
+    front.switch(S.Connected)
+    assert ring.flush() == 0
+    assert front.backend_state() is S.Connected
+
+
+async def test_two_disks_with_one_ring_page(rig: Rig) -> None:  # A15
+    _, front_a = rig.disk("xvda")
+    b, front_b = rig.disk("xvdb")
+    ring = await front_a.connect()
+    front_b.offer(ring_ref=ring.gref)
+    await front_b.wait_backend(S.Connected)
+    assert ring.flush() == 0
+    await b.remove(force=True)
+    assert ring.flush() == 0
+
+
+async def test_the_frontend_is_removed_with_requests_under_way(rig: Rig) -> None:  # L4
+    backend, front = rig.disk()
+    ring = await front.connect()
+    pages = [ring.data_page() for _ in range(32)]
+    ring.submit(*[pack_request(BLKIF_OP_READ, id=n, segments=[(g, 0, 7)]) for n, (_, g) in enumerate(pages)])
+    rig.client.remove(front.path)
+    await front.wait_backend(S.Closed)
+    assert backend.info().frontend_state == "Unknown"
+    assert not rig.gnttab.mapped
+
+
+async def test_reconnect_many_times_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:  # L5
+    monkeypatch.setattr(device, "BURST", 1000)
+    _, front = rig.disk()
+    fds = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(50):
+        ring = await front.connect()
+        assert ring.flush() == 0
+        front.switch(S.Closed)
+        await front.wait_backend(S.Closed)
+        front.switch(S.Initialising)
+        rig.gnttab.end_access(ring.gref)
+    assert len(list(Path("/proc/self/fd").iterdir())) == fds
+    assert not rig.gnttab.mapped
+
+
+# ---- faults of the host and of ours
+
+
+class FailingImage(Image):
+    def _preadv(self, views: list[memoryview], offset: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+async def test_a_bad_sector_is_an_event(rig: Rig) -> None:
+    _, front = rig.disk(image=rig.image("xvda", cls=FailingImage))
+    ring = await front.connect()
+    _, gref = ring.data_page()
+    assert ring.do(pack_request(BLKIF_OP_READ, segments=[(gref, 0, 7)])) == [(0, BLKIF_OP_READ, -1)]
+    assert ring.flush() == 0
+    await rig.disks[0].disconnect()
+    (event,) = rig.named("drive.error")
+    assert event["vdev"] == "xvda" and "Input/output error" in event["error"]
+
+
+async def test_our_own_fault_closes_the_disk_and_reaches_the_owner(rig: Rig) -> None:
+    _, front = rig.disk()
+    ring = await front.connect()
+
+    def broken(gref: int, *, readonly: bool = False) -> Any:
+        raise ZeroDivisionError("ours")
+
+    rig.gnttab.map = broken  # type: ignore[method-assign]
+    ring.submit(pack_request(BLKIF_OP_READ, segments=[(8, 0, 7)]))
+    await front.wait_backend(S.Closing)
+    assert [type(fault) for fault in rig.faults] == [ZeroDivisionError]
+    rig.faults.clear()
+
+
+# ---- the end
+
+
+async def let_go(front: Blkfront) -> None:
+    """As Linux: Closing is answered by Closed."""
+    await front.wait_backend(S.Closing)
+    front.switch(S.Closed)
+
+
+async def test_remove(rig: Rig) -> None:
+    backend, front = rig.disk("xvdb")
+    ring = await front.connect()
+    ring.write(0, b"x" * 512)
+    guest = rig.spawn(let_go(front))
+    await backend.remove(timeout=5)
+    await guest
+    assert not rig.store.exists(front.path) and not rig.store.exists(front.backend)
+    assert rig.named("drive.removed") == [{"vdev": "xvdb", "forced": False}]
+    again = Image.open(backend.image.path, readonly=False)  # it gave up its lock
+    again.close()
+
+
+async def test_add_remove_and_add_again(rig: Rig) -> None:
+    for _ in range(10):
+        backend, front = rig.disk("xvdb")
+        ring = await front.connect()
+        assert ring.read(0, 1)
+        guest = rig.spawn(let_go(front))
+        await backend.remove(timeout=5)
+        await guest
+
+
+async def test_remove_while_in_use(rig: Rig) -> None:
+    backend, front = rig.disk("xvdb")
+    ring = await front.connect()
+    with pytest.raises(TimedOut, match=r"guest still uses xvdb \(state Connected after 0.01 s\); it stays"):
+        await backend.remove(timeout=0.01)
+    assert ring.flush() == 0
+    assert rig.named("drive.removed") == []
+    await backend.remove(force=True)
+    assert rig.named("drive.removed") == [{"vdev": "xvdb", "forced": True}]
+
+
+async def test_remove_before_the_guest_looked(rig: Rig) -> None:  # L8
+    backend, front = rig.disk("xvdb")
+    await backend.remove(timeout=0)
+    assert not rig.store.exists(front.path)
+
+
+async def test_the_vm_goes_and_the_image_stays(rig: Rig) -> None:
+    """A reboot: what was written is flushed, the next life has the same image and fresh nodes."""
+    flushed = threading.Event()
+
+    class Watched(Image):
+        def _fdatasync(self) -> None:
+            super()._fdatasync()
+            flushed.set()
+
+    image = rig.image("xvda", cls=Watched)
+    backend, front = rig.disk(image=image)
+    ring = await front.connect()
+    ring.write(7, b"first life......" * 32)
+    assert not flushed.is_set()
+    await backend.disconnect()
+    assert flushed.is_set()
+    assert not rig.store.exists(front.path) and not rig.store.exists(front.backend)
+    assert not rig.gnttab.mapped
+    await backend.disconnect()
+
+    backend, front = rig.disk(image=image)
+    ring = await front.connect()
+    assert ring.read(7, 1) == b"first life......" * 32
+
+
+async def test_a_disk_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:  # O9
+    monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.05)
+    asked, go = threading.Event(), threading.Event()
+
+    class Hanging(Image):
+        def _pwritev(self, views: list[memoryview], offset: int) -> int:
+            asked.set()
+            assert go.wait(5)
+            return super()._pwritev(views, offset)
+
+    backend, front = rig.disk("xvdb", image=rig.image("xvdb", cls=Hanging))
+    _, other = rig.disk("xvda")
+    ring, other_ring = await front.connect(), await other.connect()
+    _, gref = ring.data_page()
+    ring.submit(pack_request(BLKIF_OP_WRITE, id=3, segments=[(gref, 0, 7)]))
+    assert asked.wait(5)
+    assert other_ring.flush() == 0
+    with pytest.raises(TimedOut, match="The storage behind it hangs"):
+        await backend.remove(force=True)
+    assert rig.gnttab.mapped[gref] == 1  # the page is not given back while the host may touch it
+    go.set()
+    await backend.remove(force=True)
+    assert gref not in rig.gnttab.mapped
+
+
+async def test_an_unknown_page_is_never_touched(rig: Rig) -> None:  # S5
+    _, front = rig.disk()
+    ring = await front.connect()
+    canary = FakePage()
+    canary.view[:] = b"c" * 4096
+    gref = rig.gnttab.grant(canary, domid=5)
+    assert ring.do(pack_request(BLKIF_OP_READ, segments=[(gref, 0, 7)])) == [(0, BLKIF_OP_READ, -1)]
+    assert bytes(canary.view) == b"c" * 4096

@@ -1,0 +1,122 @@
+"""The verbs of the street, answered: :class:`xenpvd.rpc.service.Service` over the guest and its daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from xenpvd import check
+from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.errors import BadConfig, Busy, NotFound, StateError
+from xenpvd.events import EventLog
+from xenpvd.guest import Guest
+from xenpvd.rpc.service import ConsoleViewer
+from xenpvd.views import (
+    ConsoleChunk,
+    DaemonInfo,
+    DriveAdded,
+    DriveInfo,
+    GuestStatus,
+    Runstate,
+    ShutdownResult,
+    XenstoreNode,
+)
+
+
+class DaemonVerbs(Protocol):
+    """What the daemon itself answers."""
+
+    name: str
+    events: EventLog
+    config: GuestConfig | None
+
+    def info(self) -> DaemonInfo: ...
+
+    def quit(self) -> None: ...
+
+
+class Service:
+    """:class:`xenpvd.rpc.service.Service`: what the street may ask, answered by the guest and the daemon."""
+
+    def __init__(self, guest: Guest, daemon: DaemonVerbs) -> None:
+        self._guest = guest
+        self._daemon = daemon
+        self.events = daemon.events
+        self.daemon_info = daemon.info
+        self.daemon_quit = daemon.quit
+
+    def guest_status(self) -> GuestStatus:
+        return self._guest.status(self._daemon.name)
+
+    def guest_config(self) -> GuestConfig:
+        config = self._guest.config or self._daemon.config
+        if config is None:
+            raise StateError("there is no guest yet. Start one with guest.start.", Runstate.DEFINED, [])
+        return config
+
+    async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
+        return await asyncio.to_thread(check.problems, config)
+
+    async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
+        config = config or self._guest.config or self._daemon.config
+        if config is None:
+            raise BadConfig("cannot start: this daemon has no guest definition. Pass one as config.")
+        await self._guest.start(config)
+        return self.guest_status()
+
+    async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
+        return await self._guest.shutdown(mode, timeout, then)
+
+    async def guest_destroy(self) -> GuestStatus:
+        await self._guest.destroy()
+        return self.guest_status()
+
+    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
+        await self._guest.wait(for_, timeout)
+        return self.guest_status()
+
+    def drive_list(self) -> list[DriveInfo]:
+        domain = self._guest.domain
+        return [drive.info() for drive in domain.drives.values()] if domain else []
+
+    async def drive_add(self, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded:
+        domain = self._guest.running(f"add {disk.vdev}")
+        return await self._guest.drives.add(domain, disk, wait, timeout)
+
+    async def drive_remove(self, vdev: str, force: bool, missing_ok: bool, timeout: float) -> bool:
+        return await self._guest.drives.remove(
+            self._guest.domain, vdev, force=force, missing_ok=missing_ok, timeout=timeout
+        )
+
+    def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk:
+        """``stream``: "guest" (hvc0) or "xen" (the shim's own log); ``since`` below 0 counts from the end."""
+        histories = {"guest": self._guest.console.history, "xen": self._guest.xen_log}
+        if stream not in histories:
+            raise NotFound(f"there is no console stream {stream!r}: guest and xen are.", "console", stream)
+        history = histories[stream]
+        wanted = max(0, history.end + since) if since < 0 else since
+        start, data = history.read(wanted, limit)
+        return ConsoleChunk(start, start + len(data), max(0, start - wanted), data)
+
+    async def console_write(self, data: bytes) -> int:
+        self._guest.running("type")
+        console = self._guest.console
+        if console.writer is not None:
+            raise Busy(
+                f"cannot type: {console.writer} has the keyboard. Ask it to detach.", by=console.writer
+            )
+        await console.type(data)
+        return len(data)
+
+    def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
+        return self._guest.console.attach(mode, since, who)
+
+    def xenstore_read(self, path: str) -> bytes:
+        return self._guest.xenstore.client.read(path)
+
+    def xenstore_list(self, path: str) -> list[str]:
+        return self._guest.xenstore.client.directory(path)
+
+    def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
+        return self._guest.xenstore.tree(path, depth)
