@@ -96,7 +96,7 @@ class Drives:
         return image
 
     def _check_free(self, vdev: str) -> None:
-        """Two names may mean one number: d51712 is xvda."""
+        """Two names may mean one number: d0 is xvda."""
         number = devid(vdev)
         for other in self.images:
             if devid(other) == number:

@@ -166,8 +166,10 @@ async def test_broken_protocol_cuts_off(rig: Rig, harm, error: int, why: str):
     handled = len(rig.handled)
     rig.page.store32(abi.REQ_PROD, rig.page.load32(abi.REQ_CONS))
     rig.guest.put(request(READ, b"again"))
+    outstanding = rig.server._outbox.outstanding
     rig.server.deliver(Message(READ, 0, 0, b""))
     await rig.settle()
+    assert rig.server._outbox.outstanding == outstanding
     assert len(rig.handled) == handled
     assert len(rig.cut) == 1
 

@@ -114,6 +114,8 @@ async def test_a_guests_fault_ends_its_connection_only(host: Host):
     bad, good = host.boot(1), host.boot(2)
     await bad.ask(abi.XS_WATCH, b"data\0t\0")
     await bad.event()
+    connection = host.xenstore._servers[1][0]
+    assert host.xenstore._state.watches.count(connection) == 1
     bad.page.store32(abi.REQ_PROD, 5000)
     bad.port.guest_kick()
     await bad.port.guest_wait()
@@ -121,6 +123,7 @@ async def test_a_guests_fault_ends_its_connection_only(host: Host):
     assert [(name, data["domid"]) for name, data in host.published] == [("xenstore.fault", 1)]
     assert "req_prod" in host.published[0][1]["why"]
     assert host.faults == []
+    assert host.xenstore._state.watches.count(connection) == 0
     assert await good.ask(abi.XS_READ, b"data\0") == b""
     before = bad.page.load32(abi.RSP_PROD)
     host.client.write("/local/domain/1/data", "x")

@@ -121,6 +121,7 @@ class Xenstore:
             self._outlets[connection](message)
 
     def _cut(self, connection: Connection, name: str, fault: BaseException) -> None:
+        self._state.reset(connection)
         if isinstance(fault, ConnectionFault):
             why = str(fault)
         else:

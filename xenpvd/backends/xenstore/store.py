@@ -53,8 +53,8 @@ class View(ABC):
     """The tree as somebody sees it: the store itself, or a transaction's idea of it.
 
     Nodes that :meth:`find` gives are for reading. A change checks its quotas before it changes anything.
-    A transaction copies nodes at different times, so its view may be torn (a child that is listed and missing,
-    or the reverse). It will not commit then, but until its end everything here must bear it.
+    A transaction copies nodes at different times, so its view may be torn (a child that is listed and
+    missing, or the reverse). It will not commit then, but until its end everything here must bear it.
     """
 
     @abstractmethod

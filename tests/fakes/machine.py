@@ -1,0 +1,98 @@
+"""A machine without KVM: the doors of ``vmm.machine.Machine``, and a guest's half for tests to play.
+
+``machines`` (a fixture in tests/conftest.py) puts it in the real one's place and collects every life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.fakes.blkfront import Blkfront
+from tests.fakes.evtchn import FakeEvtchnOps
+from tests.fakes.gnttab import FakeGnttab
+from tests.fakes.page import FakePage
+from tests.fakes.xenstore_frontend import XenstoreFrontend
+from xenpvd.vmm import layout
+from xenpvd.vmm.boot import BootImage
+from xenpvd.vmm.machine import MachineConfig, Owner
+
+WRITE = 11
+WATCH = 4
+
+
+class FakeMachine:
+    """One life. ``guest_*`` is what the guest inside would do."""
+
+    xen_caps = 0x1FF
+    hypercall_count = 31
+    log_writes = 3
+
+    def __init__(self, config: MachineConfig, image: BootImage, owner: Owner) -> None:
+        self.config, self.image, self.owner = config, image, owner
+        self.evtchn = FakeEvtchnOps()
+        self.grants = FakeGnttab()
+        self.console_port = self.evtchn.alloc_unbound()
+        self.store_port = self.evtchn.alloc_unbound()
+        self.pages = {layout.CONSOLE_PFN: FakePage(), layout.STORE_PFN: FakePage()}
+        self.started = asyncio.Event()
+        self.stopped = self.closed = False
+
+    def page(self, gfn: int) -> FakePage:
+        return self.pages[gfn]
+
+    def bind_interdomain(self, remote_port: int) -> object:
+        return self.evtchn.bind_interdomain(remote_port)
+
+    def start(self) -> None:
+        self.started.set()
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def close(self) -> None:
+        assert self.stopped
+        self.closed = True
+
+    def end(self, reason: str, detail: str = "", regs: dict[str, int] | None = None) -> None:
+        self.owner.machine_ended(reason, detail, regs)
+
+    # -- the guest's half
+
+    def guest_prints(self, data: bytes) -> None:
+        """Into hvc0's ring, with a kick; at most what fits."""
+        page = self.pages[layout.CONSOLE_PFN]
+        prod = page.load32(3084)
+        for n, byte in enumerate(data):
+            page.write(1024 + (prod + n) % 2048, bytes([byte]))
+        page.store32(3084, prod + len(data))
+        if (port := self.evtchn.ports.get(self.console_port)) is not None and not port.closed:
+            port.guest_kick()
+
+    def guest_typed(self) -> bytes:
+        """What waits in hvc0's input, taken."""
+        page = self.pages[layout.CONSOLE_PFN]
+        cons, prod = page.load32(3072), page.load32(3076)
+        data = b"".join(page.read((cons + n) % 1024, 1) for n in range((prod - cons) % 2**32))
+        page.store32(3072, prod)
+        return data
+
+    def guest_store(self) -> XenstoreFrontend:
+        return XenstoreFrontend(self.pages[layout.STORE_PFN], self.evtchn.ports[self.store_port])
+
+    def guest_disk(self, store: object, devid: int) -> Blkfront:
+        """``store``: any connection that may write the front end's nodes."""
+        return Blkfront(store, self.evtchn, self.grants, devid)  # type: ignore[arg-type]
+
+    async def guest_obeys_shutdown(self) -> str:
+        """Wait for control/shutdown, acknowledge it, end as told; returns what was asked."""
+        store = self.guest_store()
+        assert await store.ask(WATCH, b"control/shutdown\0t\0") == b"OK\0"
+        while True:
+            await store.event()
+            asked = await store.ask(2, b"control/shutdown\0")
+            assert isinstance(asked, bytes)
+            if asked:
+                break
+        assert await store.ask(WRITE, b"control/shutdown\0") == b"OK\0"
+        self.end("reboot" if asked == b"reboot" else "poweroff")
+        return asked.decode()

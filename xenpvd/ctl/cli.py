@@ -1,0 +1,56 @@
+"""The ``xenpvctl`` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xenpvd.ctl import boot, drive, guest, look, rundir
+from xenpvd.ctl.output import Verbs, json_option
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 no such guest, 4 timeout.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="XENPVD_RUN_DIR",
+    help="Where guests' sockets are; default /run/xenpvd, or $XDG_RUNTIME_DIR/xenpvd.",
+)
+@json_option
+@click.version_option(package_name="xenpvd", message="%(version)s")
+@click.pass_context
+def cli(ctx: click.Context, run_dir: Path | None) -> None:
+    """Run Xen PV guests on KVM, and look after them."""
+    ctx.obj = rundir.RunDir(run_dir or rundir.default())
+
+
+for verb in (
+    boot.run,
+    boot.start,
+    guest.list_,
+    guest.status,
+    look.console,
+    drive.drive,
+    look.xenstore_ls,
+    guest.shutdown,
+    guest.destroy,
+    look.events,
+    look.call,
+    boot.check,
+    boot.doctor,
+    look.log,
+):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    cli(prog_name="xenpvctl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""drive add, drive remove, drive list."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from xenpvd.ctl.guest import drive_line
+from xenpvd.ctl.output import Verbs, emit, json_option, size, table
+from xenpvd.ctl.rundir import RunDir
+
+
+@click.group(cls=Verbs)
+def drive() -> None:
+    """A guest's disks: add and remove them while it runs."""
+
+
+@drive.command("list")
+@click.argument("name")
+@json_option
+@click.pass_obj
+def list_(place: RunDir, name: str) -> None:
+    """The disks, and what both ends say."""
+    with place.connect(name) as client:
+        drives = client.call("drive.list")
+    rows = (
+        (each["vdev"], each["access"], size(each["size"]), each["state"], each["frontend_state"], each["target"])
+        for each in drives
+    )
+    emit(drives, table(("VDEV", "ACCESS", "SIZE", "STATE", "GUEST", "TARGET"), rows))
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@click.argument("target")
+@click.option("--ro", is_flag=True, help="Read-only.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has connected it.")
+@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@json_option
+@click.pass_obj
+def add(place: RunDir, name: str, vdev: str, target: str, ro: bool, no_wait: bool, timeout: float) -> None:
+    """Attach TARGET, a raw image file or a block device, as VDEV (xvdb)."""
+    params = {
+        "vdev": vdev,
+        "target": os.path.abspath(target),
+        "access": "ro" if ro else "rw",
+        "wait": not no_wait,
+        "timeout": timeout,
+    }
+    with place.connect(name) as client:
+        added = client.call("drive.add", params)
+    if not added["changed"]:
+        said = f"{vdev} was there already: {drive_line(added['drive'])}"
+    elif added["connected_ms"] is None:
+        said = f"{vdev} added"
+    else:
+        said = f"{vdev} connected in {added['connected_ms']:.0f} ms"
+    emit(added, said)
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@click.option("--force", is_flag=True, help="Cut it off though the guest still uses it.")
+@click.option("--missing-ok", is_flag=True, help="It is no fault if there is none.")
+@click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@json_option
+@click.pass_obj
+def remove(place: RunDir, name: str, vdev: str, force: bool, missing_ok: bool, timeout: float) -> None:
+    """Detach VDEV; ends when the guest has let go of it."""
+    params = {"vdev": vdev, "force": force, "missing_ok": missing_ok, "timeout": timeout}
+    with place.connect(name) as client:
+        done = client.call("drive.remove", params)
+    emit(done, f"{vdev} removed" if done["removed"] else f"there was no {vdev}")

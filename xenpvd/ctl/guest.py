@@ -1,0 +1,116 @@
+"""list, status, shutdown, destroy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.output import duration, emit, json_option, size, table
+from xenpvd.ctl.rundir import NoGuest, RunDir
+
+#: One daemon that hangs must not hide the others.
+LIST_TIMEOUT = 2.0
+
+
+@click.command("list")
+@json_option
+@click.pass_obj
+def list_(place: RunDir) -> None:
+    """The guests of this host. A dead one's daemon was killed."""
+    guests = [_glance(place, name) for name in place.names()]
+    rows = [
+        (
+            guest["name"],
+            guest["state"],
+            guest.get("vcpus", "-"),
+            guest.get("memory_mib", "-"),
+            duration(guest.get("uptime")),
+            " ".join(guest["drives"]) or "-",
+        )
+        for guest in guests
+    ]
+    emit(guests, table(("NAME", "STATE", "VCPUS", "MEM", "UPTIME", "DRIVES"), rows))
+
+
+def _glance(place: RunDir, name: str) -> dict[str, Any]:
+    try:
+        with place.connect(name, LIST_TIMEOUT) as client:
+            status = client.call("guest.status", timeout=LIST_TIMEOUT)
+            drives = client.call("drive.list", timeout=LIST_TIMEOUT)
+    except NoGuest:
+        return {"name": name, "state": "dead", "drives": []}
+    except (NoAnswer, RpcFault):
+        return {"name": name, "state": "no answer", "drives": []}
+    except PermissionError:
+        return {"name": name, "state": "no permission", "drives": []}
+    return {**status, "name": name, "drives": [drive["vdev"] for drive in drives]}
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def status(place: RunDir, name: str) -> None:
+    """Where a guest is, and what it runs on."""
+    with place.connect(name) as client:
+        found = client.call("guest.status")
+        drives = client.call("drive.list")
+    emit({**found, "drives": drives}, _status_lines(found, drives))
+
+
+def _status_lines(found: dict[str, Any], drives: list[dict[str, Any]]) -> list[str]:
+    times = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in found["boot_times"].items())
+    host = found["host"]
+    rows = [
+        ("name", found["name"]),
+        ("state", found["state"] + (f" ({found['reason']})" if found["reason"] else "")),
+        ("memory", f"{found['memory_mib']} MiB"),
+        ("vcpus", found["vcpus"]),
+        ("uptime", duration(found["uptime"])),
+        ("boot", times or "-"),
+        ("hypercalls", found["hypercalls"]),
+        *((("host", f"{host['accel']} ({host['accel_why']})"), ("pages", f"{host['pages']} ({host['pages_why']})"))
+          if host else ()),
+        *((("shim", found["shim"]),) if found["shim"] else ()),
+        *((drive["vdev"], drive_line(drive)) for drive in drives),
+    ]  # fmt: skip
+    return [f"{label + ':':<12}{value}" for label, value in rows]
+
+
+def drive_line(drive: dict[str, Any]) -> str:
+    state = drive["state"] if drive["state"] == drive["frontend_state"] else (
+        f"{drive['state']} (the guest's end: {drive['frontend_state']})"
+    )  # fmt: skip
+    error = f": {drive['error']}" if drive["error"] else ""
+    return f"{drive['target']}, {drive['access']}, {size(drive['size'])}, {state}{error}"
+
+
+@click.command()
+@click.argument("name")
+@click.option("--reboot", "mode", flag_value="reboot", help="Boot it again.")
+@click.option("--halt", "mode", flag_value="halt", help="Halt, do not power off.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@click.option("--destroy", is_flag=True, help="Destroy it when the time is up.")
+@json_option
+@click.pass_obj
+def shutdown(place: RunDir, name: str, mode: str | None, timeout: float, destroy: bool) -> None:
+    """Ask a guest to shut itself down, and wait until it has."""
+    params = {"mode": mode or "poweroff", "timeout": timeout, "then": "destroy" if destroy else "fail"}
+    with place.connect(name) as client:
+        done = client.call("guest.shutdown", params)
+    took = f" after {done['stopped']:.1f} s" if done["stopped"] is not None else ""
+    how = "" if done["acknowledged"] is not None else " (it did not answer and was destroyed)"
+    emit(done, f"{name} is {done['state']}{took}{how}")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def destroy(place: RunDir, name: str) -> None:
+    """End a guest at once, as by pulling the plug."""
+    with place.connect(name) as client:
+        done = client.call("guest.destroy")
+    emit(done, f"{name} is {done['state']}")

@@ -1,0 +1,166 @@
+"""console, log, events, xenstore-ls, call: what goes on in a guest."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from typing import Any
+
+import click
+
+from xenpvd.ctl.output import FAILED, OK, USAGE, Failure, emit, json_option, moment, wants_json
+from xenpvd.ctl.rundir import RunDir
+
+
+@click.command()
+@click.argument("name")
+@click.option("--ro", "mode", flag_value="ro", help="Watch only.")
+@click.option("--steal", "mode", flag_value="steal", help="Take the keyboard from who has it.")
+@click.option("-e", "--escape", default="^]", show_default=True, help="The key that leaves: ^A to ^_, or a letter.")
+@json_option
+@click.pass_context
+def console(ctx: click.Context, name: str, mode: str | None, escape: str) -> None:
+    """A guest's console: what it printed so far, then live.
+
+    Without a terminal stdin is typed until its end, and stdout gets what the guest prints.
+    """
+    from xenpvd.ctl import console as terminal
+
+    place: RunDir = ctx.obj
+    try:
+        key = terminal.parse_escape(escape)
+    except ValueError as fault:
+        raise click.BadParameter(str(fault), param_hint="--escape") from None
+    with place.connect(name) as client:
+        attached, sock, pending = client.attach(mode or "rw")
+        rw = attached["mode"] == "rw"
+        words = "read-write" if rw else "read-only"
+        end = terminal.converse(
+            sock, pending, name=f"{name} console ({words})", escape=key, keyboard=rw
+        )
+    if end is terminal.End.CLOSED:
+        raise Failure(f"the console of {name} ended: its daemon left, or this viewer was too slow.", FAILED)
+    ctx.exit(OK)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--stream", type=click.Choice(["guest", "xen"]), default="guest", show_default=True)
+@json_option
+@click.pass_obj
+def log(place: RunDir, name: str, stream: str) -> None:
+    """Print what a console has recorded: the guest's, or Xen's own."""
+    since, first, recorded = 0, None, bytearray()
+    with place.connect(name) as client:
+        while True:
+            chunk = client.call("console.read", {"stream": stream, "since": since})
+            first = chunk["start"] if first is None else first
+            text, encoded = chunk["text"], chunk["base64"]
+            recorded += text.encode() if text is not None else base64.b64decode(encoded)
+            if chunk["end"] <= since or chunk["start"] == chunk["end"]:
+                break
+            since = chunk["end"]
+    if wants_json():
+        text = recorded.decode(errors="replace")
+        emit({"stream": stream, "start": first, "end": since, "text": text}, "")
+    else:
+        out = click.get_binary_stream("stdout")
+        out.write(recorded)
+        out.flush()
+
+
+@click.command()
+@click.argument("name")
+@click.argument("patterns", nargs=-1)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens.")
+@json_option
+@click.pass_obj
+def events(place: RunDir, name: str, patterns: tuple[str, ...], follow: bool) -> None:
+    """What has happened, of all names or those that match PATTERNS ('drive.*')."""
+    names = list(patterns) or ["*"]
+    with place.connect(name) as client:
+        if not follow:
+            for event in client.call("events.history", {"names": names}):
+                _emit_event(event)
+            return
+        client.call("events.subscribe", {"names": names, "since": 0})
+        try:
+            for method, params in client.notifications():
+                if method == "event":
+                    _emit_event(params)
+        except KeyboardInterrupt:
+            return
+
+
+def _emit_event(event: dict[str, Any]) -> None:
+    fields = " ".join(f"{key}={_brief(value)}" for key, value in event["data"].items())
+    emit(event, f"{moment(event['time'])} {event['seq']:>5} {event['name']} {fields}".rstrip())
+    sys.stdout.flush()
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if text.isprintable() and " " not in text and text else json.dumps(text)
+
+
+@click.command("xenstore-ls")
+@click.argument("name")
+@click.argument("path", default="/")
+@click.option("-f", "--full", is_flag=True, help="Full paths, no indentation.")
+@click.option("-p", "--perms", is_flag=True, help="Permissions as well.")
+@click.option("--depth", default=64, help="Levels below PATH.")
+@json_option
+@click.pass_obj
+def xenstore_ls(place: RunDir, name: str, path: str, full: bool, perms: bool, depth: int) -> None:
+    """A guest's xenstore, or the branch at PATH."""
+    with place.connect(name) as client:
+        nodes = client.call("xenstore.tree", {"path": path, "depth": depth})
+    lines = []
+    base = path.rstrip("/").count("/")
+    for node in nodes:
+        below = node["path"].rstrip("/").count("/") - base
+        if not below:
+            continue
+        label = node["path"] if full else " " * (below - 1) + node["path"].rpartition("/")[2]
+        # the guest writes these: no control characters reach the terminal
+        value = json.dumps(node["value"], ensure_ascii=False)
+        lines.append(f"{label} = {value}" + (f"  ({','.join(node['perms'])})" if perms else ""))
+    emit(nodes, lines)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("method")
+@click.argument("params", nargs=-1, metavar="[KEY=VALUE...|-]")
+@json_option
+@click.pass_obj
+def call(place: RunDir, name: str, method: str, params: tuple[str, ...]) -> None:
+    """Call METHOD (rpc.discover lists them).
+
+    A VALUE is JSON if it can be read so, else a text; - reads all parameters as a JSON object from stdin.
+    """
+    fields = _read_params() if params == ("-",) else dict(_pair(param) for param in params)
+    with place.connect(name) as client:
+        result = client.call(method, fields)
+    emit(result, json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def _read_params() -> dict[str, Any]:
+    try:
+        fields = json.load(sys.stdin)
+    except ValueError as fault:
+        raise Failure(f"the parameters on stdin are no JSON: {fault}.", USAGE) from None
+    if not isinstance(fields, dict):
+        raise Failure("the parameters on stdin must be a JSON object.", USAGE)
+    return fields
+
+
+def _pair(param: str) -> tuple[str, Any]:
+    key, equals, value = param.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"{param!r} is no KEY=VALUE.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

@@ -1,0 +1,120 @@
+"""What a verb says: JSON or text, faults and exit status."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.rundir import NoGuest
+
+OK, FAILED, USAGE, NO_GUEST, TIMEOUT = range(5)
+
+INVALID_PARAMS = -32602
+
+_JSON = "xenpvd.json"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """Ends the verb with ``message`` and ``exit_code``; with --json ``error`` goes to stdout too."""
+
+    def __init__(self, message: str, exit_code: int = FAILED, error: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.error = error or {"message": message}
+        self.as_json = wants_json()
+
+    def show(self, file: Any = None) -> None:
+        if self.as_json:
+            click.echo(json.dumps({"error": self.error}))
+        click.echo(f"xenpvctl: {self.message}", err=True)
+
+
+def failure_of(fault: Exception) -> Failure:
+    """How a verb ends that met ``fault``."""
+    if isinstance(fault, RpcFault):
+        status = FAILED
+        if fault.data.get("reason") == "TIMEOUT":
+            status = TIMEOUT
+        elif fault.code == INVALID_PARAMS:
+            status = USAGE
+        return Failure(fault.message, status, {"code": fault.code, "message": fault.message, "data": fault.data})
+    if isinstance(fault, NoGuest):
+        return Failure(str(fault), NO_GUEST)
+    return Failure(str(fault))
+
+
+class Verbs(click.Group):
+    """A group whose verbs may let the client's faults go: they end in a message and the right status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (RpcFault, NoAnswer, NoGuest, PermissionError) as fault:
+            raise failure_of(fault) from None
+
+
+def json_option(verb: _F) -> _F:
+    """``--json``: seen by :func:`emit`, not by the verb."""
+
+    def note(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[_JSON] = True
+
+    return click.option(
+        "--json", is_flag=True, expose_value=False, is_eager=True, callback=note, help="Answer in JSON."
+    )(verb)
+
+
+def wants_json() -> bool:
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx is not None and ctx.meta.get(_JSON))
+
+
+def emit(value: Any, text: str | Iterable[str]) -> None:
+    """``value`` for programs, or ``text`` (lines) for people."""
+    if wants_json():
+        click.echo(json.dumps(value))
+        return
+    for line in [text] if isinstance(text, str) else text:
+        click.echo(line)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:
+    """Aligned columns."""
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """As ``3m12s``."""
+    if seconds is None:
+        return "-"
+    left = int(seconds)
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if left >= size or parts:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+    return "".join([*parts, f"{left}s"])
+
+
+def size(count: float) -> str:
+    """Bytes, as ``20.0 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:g} B"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def moment(at: float) -> str:
+    """Local time, with milliseconds."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"

@@ -1,0 +1,68 @@
+"""Where guests are: RUN_DIR/NAME/rpc.sock, and what to say when nobody is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from xenpvd.ctl.client import Client, NoAnswer
+
+#: As xenpvd.config.NAME, which would bring pydantic along.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+#: Where ``start NAME`` finds NAME.toml.
+CONFIG_DIR = Path("/etc/xenpvd")
+
+
+class NoGuest(Exception):
+    """There is no daemon of that name, or it is dead."""
+
+
+def default() -> Path:
+    """/run/xenpvd for root, else the user's own."""
+    if os.geteuid() == 0:
+        return Path("/run/xenpvd")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
+
+
+class RunDir:
+    """The runtime directory: a folder for each guest, with its socket and the log of its start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def socket(self, name: str) -> Path:
+        return self.path / name / "rpc.sock"
+
+    def log(self, name: str) -> Path:
+        return self.path / name / "xenpvd.log"
+
+    def names(self) -> list[str]:
+        """Guests that have a socket, dead or alive."""
+        return sorted(path.parent.name for path in self.path.glob("*/rpc.sock"))
+
+    def connect(self, name: str, timeout: float = 5.0) -> Client:
+        """Raises :class:`NoGuest`, PermissionError and :class:`NoAnswer` with a message for people."""
+        path = self.socket(name)
+        if not NAME.fullmatch(name):
+            raise NoGuest(f"no guest can be called {name!r}: names take a-z, 0-9, '.', '_' and '-'.")
+        try:
+            return Client.connect(path, timeout)
+        except FileNotFoundError:
+            raise NoGuest(
+                f"no guest called {name}: {path} is missing. Start it with: xenpvctl start {name}"
+            ) from None
+        except ConnectionRefusedError:
+            raise NoGuest(
+                f"{name} is dead: nobody answers at {path} (its daemon was killed). "
+                f"Start it again with: xenpvctl start {name}"
+            ) from None
+        except PermissionError:
+            raise PermissionError(
+                f"cannot reach {name}: no permission for {path}. Use sudo, or join the group that owns it."
+            ) from None
+        except NoAnswer as fault:
+            raise NoAnswer(f"cannot reach {name} at {path}: {fault}.") from None
+        except OSError as fault:
+            raise NoGuest(f"cannot reach {name} at {path}: {fault.strerror or fault}.") from None
