@@ -66,6 +66,7 @@ class GuestStatus:
     uptime: float | None
     boot_times: dict[str, float] = field(default_factory=dict)
     hypercalls: int = 0
+    log_writes: int = 0
     viewers: int = 0
     host: HostInfo | None = None
     shim: str | None = None

@@ -3,116 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from tests.fakes.device import BACKEND, FRONTEND, DeviceRig
 from xenpvd.abi.io_xenbus import XenbusState as S
 from xenpvd.backends import device
-from xenpvd.backends.device import Frontend, XenbusDevice
-from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.backends.device import Frontend
 from xenpvd.errors import Busy, GuestFault, TimedOut, XenpvdError, XenstoreFault
-from xenpvd.tasks import Tasks
-
-FRONTEND = "/local/domain/1/device/test/7"
-BACKEND = "/local/domain/0/backend/test/1/7"
-
-
-class Recorder:
-    """A driver that only notes what it is asked for; ``refuse`` and ``hold`` change how it answers."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.connected = False
-        self.refuse: str | None = None
-        self.broken: Exception | None = None
-        self.hold: asyncio.Event | None = None
-        self.changes: list[tuple[str, str]] = []
-        self.device: XenbusDevice | None = None
-
-    def on_connect(self, frontend: Frontend) -> None:
-        assert not self.connected
-        self.calls.append("connect")
-        if self.broken:
-            raise self.broken
-        if self.refuse:
-            raise GuestFault(self.refuse)
-        self.connected = True
-
-    async def on_disconnect(self) -> None:
-        if self.connected:
-            self.calls.append("disconnect")
-            if self.hold:
-                await self.hold.wait()
-            self.connected = False
-
-    def on_change(self) -> None:
-        assert self.device
-        self.changes.append((self.device.state.name, self.device.frontend_state.name))
-
-
-class Rig:
-    """A device with its store; ``guest`` writes the frontend's state and waits until it is seen."""
-
-    def __init__(self) -> None:
-        self.store = Xenstore(lambda *args, **kwargs: None)
-        self.client = self.store.client
-        self.client.mkdir("/local/domain/1/device")
-        self.client.set_perms("/local/domain/1/device", ["n0", "r1"])
-        self.driver = Recorder()
-        self.faults: list[BaseException] = []
-        self.device = XenbusDevice(
-            "test",
-            7,
-            label="xvdb",
-            domid=1,
-            xenstore=self.client,
-            driver=self.driver,
-            on_fault=lambda name, fault: self.faults.append(fault),
-        )
-        self.driver.device = self.device
-        self._tasks = Tasks(on_fault=lambda name, fault: None)
-
-    def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that is awaited later."""
-        return self._tasks.spawn(coro, "test")
-
-    def start(self) -> None:
-        self.device.start({"colour": "red"}, {"feature-x": "1"})
-
-    def nodes(self, path: str) -> dict[str, str]:
-        return {n.path.removeprefix(f"{path}/"): n.value for n in self.store.tree(path) if n.path != path}
-
-    def backend(self) -> S:
-        """The backend's state as the guest reads it; it is always the one the device believes in."""
-        state = S(int(self.client.read(f"{BACKEND}/state")))
-        assert state is self.device.state
-        return state
-
-    def write(self, state: S | str) -> None:
-        self.client.write(f"{FRONTEND}/state", state if isinstance(state, str) else f"{state:d}")
-
-    async def guest(self, *states: S | str) -> S:
-        for state in states:
-            self.write(state)
-            await self.settle()
-        return self.backend()
-
-    async def settle(self) -> None:
-        """Let every task run until all of them wait; nothing here waits for time."""
-        for _ in range(20):
-            await asyncio.sleep(0)
-
-    async def until(self, predicate: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            await self.device._wait(predicate)
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeviceRig]:
     monkeypatch.setattr(device, "BURST", 10_000)
-    rig = Rig()
+    rig = DeviceRig()
     rig.start()
     await rig.settle()
     yield rig
@@ -123,7 +29,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
 # ---- nodes
 
 
-async def test_nodes_of_both_ends(rig: Rig) -> None:
+async def test_nodes_of_both_ends(rig: DeviceRig) -> None:
     assert rig.nodes(FRONTEND) == {"backend": BACKEND, "backend-id": "0", "colour": "red", "state": "1"}
     assert rig.nodes(BACKEND) == {
         "frontend": FRONTEND,
@@ -134,7 +40,7 @@ async def test_nodes_of_both_ends(rig: Rig) -> None:
     }
 
 
-async def test_permissions(rig: Rig) -> None:
+async def test_permissions(rig: DeviceRig) -> None:
     for path, perms in ((FRONTEND, ("n1", "r0")), (BACKEND, ("n0", "r1"))):
         assert {node.perms for node in rig.store.tree(path)} == {perms}
     # the guest can neither add devices to itself nor touch a backend's folder
@@ -144,7 +50,7 @@ async def test_permissions(rig: Rig) -> None:
 
 
 async def test_stale_nodes_are_swept() -> None:
-    rig = Rig()
+    rig = DeviceRig()
     rig.client.write(f"{FRONTEND}/ring-ref", "8")
     rig.client.write(f"{BACKEND}/error", "old")
     rig.start()
@@ -153,7 +59,7 @@ async def test_stale_nodes_are_swept() -> None:
 
 
 async def test_all_nodes_or_none() -> None:
-    rig = Rig()
+    rig = DeviceRig()
     with pytest.raises(XenstoreFault):
         rig.device.start({}, {"not a node name": "1"})
     assert not rig.store.exists(FRONTEND) and not rig.store.exists(BACKEND)
@@ -162,7 +68,7 @@ async def test_all_nodes_or_none() -> None:
 # ---- handshakes
 
 
-async def test_connect_close_and_reconnect(rig: Rig) -> None:
+async def test_connect_close_and_reconnect(rig: DeviceRig) -> None:
     assert await rig.guest(S.Initialised) is S.Connected
     assert await rig.guest(S.Connected) is S.Connected
     assert rig.driver.calls == ["connect"]
@@ -176,7 +82,7 @@ async def test_connect_close_and_reconnect(rig: Rig) -> None:
     assert rig.driver.calls == ["connect", "disconnect", "connect"]
 
 
-async def test_what_the_operator_sees(rig: Rig) -> None:
+async def test_what_the_operator_sees(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     assert list(dict.fromkeys(rig.driver.changes)) == [
         ("InitWait", "Initialising"),
@@ -185,7 +91,7 @@ async def test_what_the_operator_sees(rig: Rig) -> None:
     ]
 
 
-async def test_reconnect_a_thousand_times(rig: Rig) -> None:  # L5
+async def test_reconnect_a_thousand_times(rig: DeviceRig) -> None:  # L5
     for _ in range(1000):
         assert await rig.guest(S.Initialised) is S.Connected
         assert await rig.guest(S.Closed) is S.Closed
@@ -193,7 +99,7 @@ async def test_reconnect_a_thousand_times(rig: Rig) -> None:  # L5
     assert rig.driver.calls == ["connect", "disconnect"] * 1000
 
 
-async def test_flip_between_initialised_and_closed(rig: Rig) -> None:  # L2
+async def test_flip_between_initialised_and_closed(rig: DeviceRig) -> None:  # L2
     tasks = len(asyncio.all_tasks())
     for _ in range(500):
         await rig.guest(S.Initialised, S.Closed)
@@ -204,7 +110,7 @@ async def test_flip_between_initialised_and_closed(rig: Rig) -> None:  # L2
 async def test_a_frontend_that_flips_too_fast_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "BURST", 4)
     monkeypatch.setattr(device, "RATE", 100.0)
-    rig = Rig()
+    rig = DeviceRig()
     rig.start()
     await rig.settle()
     for _ in range(50):
@@ -215,7 +121,7 @@ async def test_a_frontend_that_flips_too_fast_is_slowed_down(monkeypatch: pytest
     await rig.device.close()
 
 
-async def test_a_new_kernel_that_never_closed_the_old_ring(rig: Rig) -> None:
+async def test_a_new_kernel_that_never_closed_the_old_ring(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     assert await rig.guest(S.Initialising) is S.InitWait
     assert not rig.driver.connected
@@ -224,7 +130,7 @@ async def test_a_new_kernel_that_never_closed_the_old_ring(rig: Rig) -> None:
 
 @pytest.mark.parametrize("garbage", ["99", "abc", "", "-1", "4" * 1000, "\xff", "2", "7", "8"])
 @pytest.mark.parametrize("before", [S.Initialising, S.Connected])
-async def test_senseless_states_change_nothing(rig: Rig, garbage: str, before: S) -> None:  # L1
+async def test_senseless_states_change_nothing(rig: DeviceRig, garbage: str, before: S) -> None:  # L1
     if before is S.Connected:
         await rig.guest(S.Initialised, S.Connected)
     own = rig.device.state
@@ -235,14 +141,14 @@ async def test_senseless_states_change_nothing(rig: Rig, garbage: str, before: S
     assert await rig.guest(S.Initialising, S.Initialised) is S.Connected
 
 
-async def test_skipped_states(rig: Rig) -> None:  # L1
+async def test_skipped_states(rig: DeviceRig) -> None:  # L1
     assert await rig.guest(S.Connected) is S.Connected  # 1 → 4, as Mini-OS
     assert await rig.guest(S.Closed) is S.Closed
     assert await rig.guest(S.Connected) is S.Closed  # 6 → 4
     assert not rig.driver.connected
 
 
-async def test_the_frontend_vanishes(rig: Rig) -> None:  # L4
+async def test_the_frontend_vanishes(rig: DeviceRig) -> None:  # L4
     await rig.guest(S.Initialised, S.Connected)
     rig.client.remove(FRONTEND)
     await rig.settle()
@@ -251,7 +157,7 @@ async def test_the_frontend_vanishes(rig: Rig) -> None:  # L4
     assert rig.driver.calls == ["connect", "disconnect"]
 
 
-async def test_the_backends_nodes_vanish(rig: Rig) -> None:
+async def test_the_backends_nodes_vanish(rig: DeviceRig) -> None:
     rig.client.remove(BACKEND)
     await rig.guest(S.Initialised, S.Closed)
     assert rig.faults == []
@@ -260,7 +166,7 @@ async def test_the_backends_nodes_vanish(rig: Rig) -> None:
 # ---- faults
 
 
-async def test_a_refused_connection(rig: Rig) -> None:
+async def test_a_refused_connection(rig: DeviceRig) -> None:
     rig.driver.refuse = "ring-ref is missing"
     assert await rig.guest(S.Initialised) is S.Closing
     assert rig.nodes(BACKEND)["error"] == rig.device.error == "ring-ref is missing"
@@ -273,7 +179,7 @@ async def test_a_refused_connection(rig: Rig) -> None:
     assert rig.device.error is None and "error" not in rig.nodes(BACKEND)
 
 
-async def test_a_fault_while_connected(rig: Rig) -> None:
+async def test_a_fault_while_connected(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     rig.device.fail("the ring is broken")
     await rig.settle()
@@ -283,7 +189,29 @@ async def test_a_fault_while_connected(rig: Rig) -> None:
     assert await rig.guest(S.Closing, S.Closed) is S.Closed
 
 
-async def test_our_own_fault_reaches_the_owner(rig: Rig) -> None:
+async def test_a_fault_and_the_guest_close_at_once(rig: DeviceRig) -> None:
+    """The steps do not overlap, whoever asks for them."""
+    await rig.guest(S.Initialised, S.Connected)
+    rig.driver.hold = asyncio.Event()
+    rig.device.fail("the ring is broken")
+    await rig.settle()
+    rig.write(S.Closed)
+    await rig.settle()
+    assert rig.driver.calls == ["connect", "disconnect"]
+    rig.driver.hold.set()
+    await rig.settle()
+    assert rig.driver.calls == ["connect", "disconnect"]
+    assert rig.backend() is S.Closed
+
+
+async def test_a_fault_after_the_end_writes_nothing(rig: DeviceRig) -> None:
+    await rig.device.close()
+    rig.device.fail("too late")
+    await rig.settle()
+    assert not rig.store.exists(BACKEND)
+
+
+async def test_our_own_fault_reaches_the_owner(rig: DeviceRig) -> None:
     rig.driver.broken = ZeroDivisionError("ours")
     await rig.guest(S.Initialised)
     assert [type(fault) for fault in rig.faults] == [ZeroDivisionError]
@@ -310,7 +238,7 @@ async def test_our_own_fault_reaches_the_owner(rig: Rig) -> None:
         (None, None),
     ],
 )
-async def test_numbers_of_the_guest(rig: Rig, value: str | None, expected: int | None) -> None:
+async def test_numbers_of_the_guest(rig: DeviceRig, value: str | None, expected: int | None) -> None:
     if value is not None:
         rig.client.write(f"{FRONTEND}/ring-ref", value)
     frontend = Frontend(rig.client, FRONTEND)
@@ -323,7 +251,7 @@ async def test_numbers_of_the_guest(rig: Rig, value: str | None, expected: int |
         assert frontend.number("ring-ref", 5) == 5
 
 
-async def test_texts_of_the_guest(rig: Rig) -> None:
+async def test_texts_of_the_guest(rig: DeviceRig) -> None:
     frontend = Frontend(rig.client, FRONTEND)
     assert frontend.text("protocol", "default") == "default"
     rig.client.write(f"{FRONTEND}/protocol", b"\xff\0abi")
@@ -333,7 +261,7 @@ async def test_texts_of_the_guest(rig: Rig) -> None:
 # ---- waiting
 
 
-async def test_wait_connected(rig: Rig) -> None:
+async def test_wait_connected(rig: DeviceRig) -> None:
     waiting = rig.spawn(rig.device.wait_connected(5))
     await rig.guest(S.Initialised)
     assert not waiting.done()  # both ends, not ours alone
@@ -342,7 +270,7 @@ async def test_wait_connected(rig: Rig) -> None:
     await rig.device.wait_connected(5)
 
 
-async def test_wait_connected_tells_why_not(rig: Rig) -> None:
+async def test_wait_connected_tells_why_not(rig: DeviceRig) -> None:
     with pytest.raises(
         TimedOut, match=r"xvdb is not connected after 0 s: the guest's end is Initialising\. It s"
     ):
@@ -354,7 +282,7 @@ async def test_wait_connected_tells_why_not(rig: Rig) -> None:
         await waiting
 
 
-async def test_wait_connected_ends_with_the_device(rig: Rig) -> None:
+async def test_wait_connected_ends_with_the_device(rig: DeviceRig) -> None:
     waiting = rig.spawn(rig.device.wait_connected(5))
     await rig.settle()
     await rig.device.close()
@@ -365,7 +293,7 @@ async def test_wait_connected_ends_with_the_device(rig: Rig) -> None:
 # ---- removal
 
 
-async def removed(rig: Rig, guest: Any = None, **how: Any) -> None:
+async def removed(rig: DeviceRig, guest: Any = None, **how: Any) -> None:
     async with asyncio.TaskGroup() as group:
         if guest is not None:
             group.create_task(guest)
@@ -376,7 +304,7 @@ async def removed(rig: Rig, guest: Any = None, **how: Any) -> None:
 
 
 @pytest.mark.parametrize("answers", [[S.Closed], [S.Closing, S.Closed]])
-async def test_remove(rig: Rig, answers: list[S]) -> None:
+async def test_remove(rig: DeviceRig, answers: list[S]) -> None:
     await rig.guest(S.Initialised, S.Connected)
 
     async def guest() -> None:
@@ -393,13 +321,13 @@ async def test_remove(rig: Rig, answers: list[S]) -> None:
 
 
 @pytest.mark.parametrize("states", [[], [S.Initialised, S.Closed], ["0"]])
-async def test_remove_what_nobody_uses_asks_nobody(rig: Rig, states: list[S]) -> None:
+async def test_remove_what_nobody_uses_asks_nobody(rig: DeviceRig, states: list[S]) -> None:
     if states:
         await rig.guest(*states)
     await removed(rig, timeout=0)
 
 
-async def test_remove_once_the_frontend_is_gone(rig: Rig) -> None:
+async def test_remove_once_the_frontend_is_gone(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
 
     async def guest() -> None:
@@ -409,7 +337,7 @@ async def test_remove_once_the_frontend_is_gone(rig: Rig) -> None:
     await removed(rig, guest())
 
 
-async def test_the_guest_does_not_let_go(rig: Rig) -> None:
+async def test_the_guest_does_not_let_go(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     message = r"^guest still uses xvdb \(state Connected after 0.01 s\); it stays attached\."
     with pytest.raises(TimedOut, match=message):
@@ -420,12 +348,12 @@ async def test_the_guest_does_not_let_go(rig: Rig) -> None:
     await removed(rig, polite_guest(rig))
 
 
-async def polite_guest(rig: Rig) -> None:
+async def polite_guest(rig: DeviceRig) -> None:
     await rig.until(lambda: rig.device.state is S.Closing)
     rig.write(S.Closed)
 
 
-async def test_the_guest_closes_too_late(rig: Rig) -> None:
+async def test_the_guest_closes_too_late(rig: DeviceRig) -> None:
     """An old Linux goes to Closing and waits for the last user (umount)."""
     await rig.guest(S.Initialised, S.Connected)
 
@@ -443,7 +371,7 @@ async def test_the_guest_closes_too_late(rig: Rig) -> None:
     await removed(rig, timeout=0)
 
 
-async def test_nothing_opens_while_it_is_being_removed(rig: Rig) -> None:
+async def test_nothing_opens_while_it_is_being_removed(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
 
     async def guest() -> None:
@@ -456,12 +384,12 @@ async def test_nothing_opens_while_it_is_being_removed(rig: Rig) -> None:
     assert rig.driver.calls == ["connect", "disconnect"]
 
 
-async def test_force(rig: Rig) -> None:  # L6
+async def test_force(rig: DeviceRig) -> None:  # L6
     await rig.guest(S.Initialised, S.Connected)
     await removed(rig, force=True)
 
 
-async def test_force_while_somebody_asks_politely(rig: Rig) -> None:
+async def test_force_while_somebody_asks_politely(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     polite = rig.spawn(rig.device.remove(force=False, timeout=5))
     await rig.settle()
@@ -471,7 +399,7 @@ async def test_force_while_somebody_asks_politely(rig: Rig) -> None:
     await polite
 
 
-async def test_nobody_waits_for_the_removal_any_more(rig: Rig) -> None:
+async def test_nobody_waits_for_the_removal_any_more(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     asking = rig.spawn(rig.device.remove(force=False, timeout=5))
     await rig.settle()
@@ -481,7 +409,7 @@ async def test_nobody_waits_for_the_removal_any_more(rig: Rig) -> None:
     assert rig.backend() is S.Connected
 
 
-async def test_a_fault_during_the_removal_is_not_undone(rig: Rig) -> None:
+async def test_a_fault_during_the_removal_is_not_undone(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Connected)
     asking = rig.spawn(rig.device.remove(force=False, timeout=0.05))
     await rig.settle()
@@ -491,7 +419,7 @@ async def test_a_fault_during_the_removal_is_not_undone(rig: Rig) -> None:
     assert rig.backend() is S.Closing
 
 
-async def test_storage_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_storage_that_hangs(rig: DeviceRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.01)
     await rig.guest(S.Initialised, S.Connected)
     rig.driver.hold = asyncio.Event()
@@ -502,7 +430,7 @@ async def test_storage_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     await removed(rig)  # again, once it goes on
 
 
-async def test_close_while_it_disconnects(rig: Rig) -> None:
+async def test_close_while_it_disconnects(rig: DeviceRig) -> None:
     """The guest closes, its requests take time, and the VM ends meanwhile."""
     await rig.guest(S.Initialised, S.Connected)
     rig.driver.hold = asyncio.Event()

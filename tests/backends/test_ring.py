@@ -116,8 +116,9 @@ def test_guest_garbage_in_our_indexes_does_not_move_us() -> None:
     front.push()
     back.consume()
     front.page.store32(RSP_PROD, 0xDEAD_BEEF)
+    front.page.store32(RSP_EVENT, 0)  # passed before: no notify, from 0 to 1
     back.produce(response(front, 1))
-    back.push()
+    assert back.push() is False
     assert front.page.load32(RSP_PROD) == 1
     assert front.take() == [(1, 0, 0)]
 

@@ -1,1 +1,1 @@
-"""xenpvctl: a client of rpc.sock like any other. It starts fast: stdlib and click only, the rest where needed."""
+"""xenpvctl: a client of rpc.sock like any other. It starts fast: only stdlib and click before a verb runs."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +61,9 @@ class Client:
         self.hello = message.get("params", {})
         api = str(self.hello.get("api"))
         if message.get("method") != "daemon.hello" or api.partition(".")[0] != API_MAJOR:
-            raise NoAnswer(f"it speaks another API ({api}, not {API_MAJOR}.x): use the xenpvctl that came with it")
+            raise NoAnswer(
+                f"it speaks another API ({api}, not {API_MAJOR}.x): use the xenpvctl that came with it"
+            )
 
     def call(self, method: str, params: dict[str, Any] | None = None, timeout: float | None = None) -> Any:
         """The result of ``method``. Notifications that come first are dropped: see :meth:`notifications`.
@@ -70,10 +74,8 @@ class Client:
         self._next_id += 1
         self._sock.settimeout(timeout)
         request = {"jsonrpc": "2.0", "method": method, "params": params or {}, "id": id_}
-        try:
+        with contextlib.suppress(OSError):  # it may have said why before it left
             self._sock.sendall(json.dumps(request).encode() + b"\n")
-        except OSError:
-            pass  # it may have said why before it left
         while True:
             message = self._receive()
             if message.get("id") == id_ or ("error" in message and message.get("id") is None):
@@ -90,6 +92,13 @@ class Client:
                 message = self._receive()
             except NoAnswer:
                 return
+            if "method" in message:
+                yield message["method"], message.get("params", {})
+
+    def arrived(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The notifications that are there already; never waits. Raises :class:`NoAnswer` at the end."""
+        while self._buffer.find(b"\n") >= 0 or select.select([self._sock], [], [], 0)[0]:
+            message = self._receive()
             if "method" in message:
                 yield message["method"], message.get("params", {})
 

@@ -1,4 +1,4 @@
-"""A terminal on a guest's console: raw bytes both ways until the escape key, and the terminal put right again."""
+"""A terminal on a guest's console: raw bytes both ways until the escape key; then it is as before."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from types import FrameType
 
+#: Bytes typed ahead of what the guest takes.
+TYPED_MAX = 65536
+
 #: After the end of a piped stdin the answer to what was typed may take this long, in seconds, to come.
 QUIET = 0.5
 
@@ -24,7 +27,7 @@ class End(Enum):
 
     ESCAPE = "the escape key"
     INPUT = "the end of stdin"
-    CLOSED = "the other side"
+    CLOSED = "the daemon"
     WATCHED = "what was watched for"
 
 
@@ -48,95 +51,113 @@ def converse(
     name: str,
     escape: int,
     keyboard: bool = True,
+    until_eof: bool = True,
     watch: int | None = None,
     over: Callable[[], bool] = lambda: False,
 ) -> End:
     """Carry stdin to ``sock`` and ``sock`` (``pending`` came from it already) to stdout.
 
-    Without ``keyboard`` only the escape key is looked for. ``over`` is asked when the descriptor ``watch`` can
-    be read: True ends the conversation, once the console is quiet.
+    Without ``keyboard`` only the escape key is looked for. The end of stdin ends it unless ``until_eof`` is
+    False. ``over`` is asked when the descriptor ``watch`` can be read: True ends it, once all is quiet.
     """
     stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
     on_terminal = os.isatty(stdin)
     if on_terminal:
         print(f"connected to {name}; leave with {spell(escape)}", file=sys.stderr, flush=True)
+    carry = _Carry(sock, stdin, stdout, escape if on_terminal else None, keyboard, until_eof)
     with _raw(stdin) if on_terminal else contextlib.nullcontext():
-        end = _carry(sock, pending, stdin, stdout, escape if on_terminal else None, keyboard, watch, over)
+        end = carry.run(pending, watch, over)
     if on_terminal:
         print(f"\nleft {name}", file=sys.stderr, flush=True)
     return end
 
 
-def _carry(
-    sock: socket.socket,
-    pending: bytes,
-    stdin: int,
-    stdout: int,
-    escape: int | None,
-    keyboard: bool,
-    watch: int | None,
-    over: Callable[[], bool],
-) -> End:
-    sock.setblocking(False)
-    _write_all(stdout, pending)
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    listening = keyboard or escape is not None  # a read-only pipe: stdin is not ours to eat
-    if listening:
-        poller.register(stdin, select.POLLIN)
-    if watch is not None:
-        poller.register(watch, select.POLLIN)
-    typed = bytearray()
-    ending: End | None = None
-    quiet_at = 0.0
-    while True:
-        wait = None if ending is None else max(0, round((quiet_at - time.monotonic()) * 1000))
-        ready = dict(poller.poll(wait))
-        if sock.fileno() in ready:
-            if ready[sock.fileno()] & select.POLLOUT:
-                _send(sock, typed)
-            if ready[sock.fileno()] & ~select.POLLOUT:
-                data = _receive(sock)
-                if data == b"":
-                    return ending or End.CLOSED
-                if data:
-                    _write_all(stdout, data)
-                    quiet_at = time.monotonic() + QUIET
-        if stdin in ready:
-            data = os.read(stdin, 4096)
-            head, found, _ = data.partition(bytes([escape])) if escape is not None else (data, b"", b"")
-            typed += head if keyboard else b""
-            if found:
-                _send(sock, typed)
+class _Carry:
+    """The loop between the terminal and the guest: one poll, and nothing that blocks but stdout."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        stdin: int,
+        stdout: int,
+        escape: int | None,
+        keyboard: bool,
+        until_eof: bool,
+    ) -> None:
+        sock.setblocking(False)
+        self._sock, self._stdin, self._stdout = sock, stdin, stdout
+        self._escape = escape
+        self._keyboard = keyboard
+        self._until_eof = until_eof
+        self._typed = bytearray()
+        self._ending: End | None = None  # it ends when all is quiet
+        self._quiet_at = 0.0
+
+    def run(self, pending: bytes, watch: int | None, over: Callable[[], bool]) -> End:
+        poller = select.poll()
+        if self._keyboard or self._escape is not None:  # a read-only pipe: stdin is not ours to eat
+            poller.register(self._stdin, select.POLLIN)
+        if watch is not None:
+            poller.register(watch, select.POLLIN)
+        _write_all(self._stdout, pending)
+        asked = watch is not None and over()  # what it tells may have arrived before
+        while True:
+            if asked and watch is not None:
+                poller.unregister(watch)
+                watch = None
+                self._end(End.WATCHED)
+            if self._ending is not None and not self._typed and time.monotonic() >= self._quiet_at:
+                return self._ending
+            poller.register(self._sock, select.POLLIN | (select.POLLOUT if self._typed else 0))
+            wait = None if self._ending is None else max(0.0, self._quiet_at - time.monotonic()) * 1000
+            ready = dict(poller.poll(wait))
+            if self._sock.fileno() in ready and not self._serve_guest(ready[self._sock.fileno()]):
+                return self._ending or End.CLOSED
+            # a guest that takes no input holds back the typist only
+            if self._stdin in ready and len(self._typed) < TYPED_MAX and not self._serve_keys(poller):
                 return End.ESCAPE
-            if not data:
-                poller.unregister(stdin)
-                listening, ending = False, End.INPUT
-                quiet_at = time.monotonic() + QUIET
-        if watch is not None and watch in ready and over():
-            poller.unregister(watch)
-            watch, ending = None, End.WATCHED
-            quiet_at = time.monotonic() + QUIET
-        if ending is not None and not typed and time.monotonic() >= quiet_at:
-            return ending
-        # a guest that takes no input holds the typist back, nobody else
-        poller.modify(sock, select.POLLIN | (select.POLLOUT if typed else 0))
-        if listening:
-            poller.modify(stdin, 0 if len(typed) > 65536 else select.POLLIN)
+            asked = watch is not None and watch in ready and over()
 
+    def _serve_guest(self, events: int) -> bool:
+        if events & select.POLLOUT:
+            self._send()
+        if events & ~select.POLLOUT:
+            try:
+                data = self._sock.recv(65536)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            _write_all(self._stdout, data)
+            self._quiet_at = time.monotonic() + QUIET
+            return bool(data)
+        return True
 
-def _send(sock: socket.socket, typed: bytearray) -> None:
-    with contextlib.suppress(BlockingIOError, ConnectionError):
-        del typed[: sock.send(typed)]
+    def _serve_keys(self, poller: select.poll) -> bool:
+        try:
+            data = os.read(self._stdin, 4096)
+        except OSError:  # EIO: the terminal has gone
+            data = b""
+        if not data:
+            poller.unregister(self._stdin)
+            if self._until_eof:
+                self._end(End.INPUT)
+            return True
+        head, left, _ = (
+            data.partition(bytes([self._escape])) if self._escape is not None else (data, b"", b"")
+        )
+        if self._keyboard:
+            self._typed += head
+        self._send()
+        return not left
 
+    def _send(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            del self._typed[: self._sock.send(self._typed)]
 
-def _receive(sock: socket.socket) -> bytes | None:
-    try:
-        return sock.recv(65536)
-    except BlockingIOError:
-        return None
-    except ConnectionError:
-        return b""
+    def _end(self, why: End) -> None:
+        self._ending = why
+        self._quiet_at = time.monotonic() + QUIET
 
 
 def _write_all(stdout: int, data: bytes) -> None:
@@ -144,24 +165,29 @@ def _write_all(stdout: int, data: bytes) -> None:
         data = data[os.write(stdout, data) :]
 
 
-class _Signalled(SystemExit):
-    pass
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Signals that would kill this process at once raise SystemExit instead: ``finally`` has its turn."""
+
+    def ended(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    handlers = {signum: signal.signal(signum, ended) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager
 def _raw(terminal: int) -> Iterator[None]:
     """The terminal passes every key on; whatever happens inside, it is as before afterwards."""
-
-    def ended(signum: int, frame: FrameType | None) -> None:
-        raise _Signalled(128 + signum)
-
     before = termios.tcgetattr(terminal)
-    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-    handlers = {signum: signal.signal(signum, ended) for signum in signals}
-    try:
-        tty.setraw(terminal, termios.TCSADRAIN)
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+    with ended_by_signals():
+        try:
+            tty.setraw(terminal, termios.TCSADRAIN)
+            yield
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)

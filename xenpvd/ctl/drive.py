@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import click
 
@@ -25,7 +25,14 @@ def list_(place: RunDir, name: str) -> None:
     with place.connect(name) as client:
         drives = client.call("drive.list")
     rows = (
-        (each["vdev"], each["access"], size(each["size"]), each["state"], each["frontend_state"], each["target"])
+        (
+            each["vdev"],
+            each["access"],
+            size(each["size"]),
+            each["state"],
+            each["frontend_state"],
+            each["target"],
+        )
         for each in drives
     )
     emit(drives, table(("VDEV", "ACCESS", "SIZE", "STATE", "GUEST", "TARGET"), rows))
@@ -44,7 +51,7 @@ def add(place: RunDir, name: str, vdev: str, target: str, ro: bool, no_wait: boo
     """Attach TARGET, a raw image file or a block device, as VDEV (xvdb)."""
     params = {
         "vdev": vdev,
-        "target": os.path.abspath(target),
+        "target": str(Path(target).absolute()),
         "access": "ro" if ro else "rw",
         "wait": not no_wait,
         "timeout": timeout,

@@ -71,8 +71,8 @@ def _status_lines(found: dict[str, Any], drives: list[dict[str, Any]]) -> list[s
         ("uptime", duration(found["uptime"])),
         ("boot", times or "-"),
         ("hypercalls", found["hypercalls"]),
-        *((("host", f"{host['accel']} ({host['accel_why']})"), ("pages", f"{host['pages']} ({host['pages_why']})"))
-          if host else ()),
+        ("viewers", found.get("viewers", 0)),
+        *(((key, f"{host[key]} ({host[key + '_why']})") for key in ("accel", "pages")) if host else ()),
         *((("shim", found["shim"]),) if found["shim"] else ()),
         *((drive["vdev"], drive_line(drive)) for drive in drives),
     ]  # fmt: skip

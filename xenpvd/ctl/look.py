@@ -9,25 +9,27 @@ from typing import Any
 
 import click
 
-from xenpvd.ctl.output import FAILED, OK, USAGE, Failure, emit, json_option, moment, wants_json
-from xenpvd.ctl.rundir import RunDir
+from xenpvd.ctl.client import NoAnswer
+from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment, wants_json
+from xenpvd.ctl.rundir import NoGuest, RunDir
 
 
 @click.command()
 @click.argument("name")
 @click.option("--ro", "mode", flag_value="ro", help="Watch only.")
 @click.option("--steal", "mode", flag_value="steal", help="Take the keyboard from who has it.")
-@click.option("-e", "--escape", default="^]", show_default=True, help="The key that leaves: ^A to ^_, or a letter.")
+@click.option(
+    "-e", "--escape", default="^]", show_default=True, help="The key that leaves: ^A to ^_, or a letter."
+)
 @json_option
-@click.pass_context
-def console(ctx: click.Context, name: str, mode: str | None, escape: str) -> None:
-    """A guest's console: what it printed so far, then live.
+@click.pass_obj
+def console(place: RunDir, name: str, mode: str | None, escape: str) -> None:
+    """Sit down at a guest's console.
 
-    Without a terminal stdin is typed until its end, and stdout gets what the guest prints.
+    What it printed so far comes first. Without a terminal stdin is typed until its end, and stdout gets what the guest prints.
     """
     from xenpvd.ctl import console as terminal
 
-    place: RunDir = ctx.obj
     try:
         key = terminal.parse_escape(escape)
     except ValueError as fault:
@@ -36,12 +38,21 @@ def console(ctx: click.Context, name: str, mode: str | None, escape: str) -> Non
         attached, sock, pending = client.attach(mode or "rw")
         rw = attached["mode"] == "rw"
         words = "read-write" if rw else "read-only"
-        end = terminal.converse(
-            sock, pending, name=f"{name} console ({words})", escape=key, keyboard=rw
-        )
+        end = terminal.converse(sock, pending, name=f"{name} console ({words})", escape=key, keyboard=rw)
     if end is terminal.End.CLOSED:
-        raise Failure(f"the console of {name} ended: its daemon left, or this viewer was too slow.", FAILED)
-    ctx.exit(OK)
+        _explain_end(place, name)
+
+
+def _explain_end(place: RunDir, name: str) -> None:
+    """A console ends with its daemon, as it should, or because this viewer did not keep up."""
+    try:
+        with place.connect(name) as client:
+            state = client.call("guest.status")["state"]
+    except (NoGuest, NoAnswer):
+        state = "gone"
+    if state == "running":
+        raise Failure(f"the console of {name} was cut off: this viewer was too slow. Attach again.")
+    click.echo(f"{name} is {state}", err=True)
 
 
 @click.command()
@@ -50,7 +61,7 @@ def console(ctx: click.Context, name: str, mode: str | None, escape: str) -> Non
 @json_option
 @click.pass_obj
 def log(place: RunDir, name: str, stream: str) -> None:
-    """Print what a console has recorded: the guest's, or Xen's own."""
+    """Print what a guest's console has recorded, or Xen's own log."""
     since, first, recorded = 0, None, bytearray()
     with place.connect(name) as client:
         while True:
@@ -77,7 +88,10 @@ def log(place: RunDir, name: str, stream: str) -> None:
 @json_option
 @click.pass_obj
 def events(place: RunDir, name: str, patterns: tuple[str, ...], follow: bool) -> None:
-    """What has happened, of all names or those that match PATTERNS ('drive.*')."""
+    """What has happened to a guest.
+
+    Events of all names, or of those that match PATTERNS ('drive.*').
+    """
     names = list(patterns) or ["*"]
     with place.connect(name) as client:
         if not follow:
@@ -136,9 +150,9 @@ def xenstore_ls(place: RunDir, name: str, path: str, full: bool, perms: bool, de
 @json_option
 @click.pass_obj
 def call(place: RunDir, name: str, method: str, params: tuple[str, ...]) -> None:
-    """Call METHOD (rpc.discover lists them).
+    """Call a method of a guest's RPC API.
 
-    A VALUE is JSON if it can be read so, else a text; - reads all parameters as a JSON object from stdin.
+    rpc.discover lists them. A VALUE is JSON if it can be read so, else a text; - reads all parameters as a JSON object from stdin.
     """
     fields = _read_params() if params == ("-",) else dict(_pair(param) for param in params)
     with place.connect(name) as client:

@@ -25,7 +25,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = FAILED, error: dict[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # a class variable to click
         self.error = error or {"message": message}
         self.as_json = wants_json()
 
@@ -43,7 +43,9 @@ def failure_of(fault: Exception) -> Failure:
             status = TIMEOUT
         elif fault.code == INVALID_PARAMS:
             status = USAGE
-        return Failure(fault.message, status, {"code": fault.code, "message": fault.message, "data": fault.data})
+        return Failure(
+            fault.message, status, {"code": fault.code, "message": fault.message, "data": fault.data}
+        )
     if isinstance(fault, NoGuest):
         return Failure(str(fault), NO_GUEST)
     return Failure(str(fault))
@@ -98,7 +100,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     left = int(seconds)
-    parts = []
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if left >= size or parts:
             parts.append(f"{left // size}{unit}")

@@ -7,8 +7,11 @@ backend → guest: an irqfd routed (KVM_IRQ_ROUTING_XEN_EVTCHN) to the port. Nei
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import logging
 import os
+import threading
 from collections.abc import Callable
 
 from xenpvd.abi import linux_kvm as k
@@ -23,9 +26,12 @@ from xenpvd.abi.xen import (
 )
 from xenpvd.errors import KvmError
 from xenpvd.vmm import atomic
+from xenpvd.vmm.cpuid import HYPERCALL_MSR
 from xenpvd.vmm.kvm import Vm
 from xenpvd.vmm.memory import GuestMemory
 from xenpvd.vmm.vcpu import VcpuThread
+
+log = logging.getLogger(__name__)
 
 #: GSIs below are an IOAPIC's in KVM's eyes
 FIRST_GSI = 24
@@ -34,25 +40,33 @@ FIRST_GSI = 24
 class BackendPort:
     """:class:`xenpvd.backends.ops.EvtchnPort`: two eventfds. ``on_close`` tells the port table."""
 
-    def __init__(self, port: int, kick_fd: int, irq_fd: int, on_close: Callable[[int], None]) -> None:
+    def __init__(self, port: int, kick_fd: int, irq_fd: int, on_close: Callable[[], None]) -> None:
         self.port = port
         self.kick_fd = kick_fd
         self.irq_fd = irq_fd
         self._on_close = on_close
         self._closed = False
+        self._lock = threading.Lock()  # else notify() could write into whatever has got the number since
 
     def notify(self) -> None:
-        if not self._closed:
-            # full only after 2^64 - 2 unseen notifications; then one more says nothing new
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self.irq_fd, 1)
+        with self._lock:
+            if not self._closed:
+                _signal(self.irq_fd)
 
     def close(self) -> None:
-        if not self._closed:
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._on_close(self.port)
-            os.close(self.kick_fd)
-            os.close(self.irq_fd)
+        self._on_close()
+        os.close(self.kick_fd)
+        os.close(self.irq_fd)
+
+
+def _signal(fd: int) -> None:
+    # full only after 2^64 - 2 unseen notifications; then one more says nothing new
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(fd, 1)
 
 
 class KvmXenDelivery:
@@ -69,12 +83,13 @@ class KvmXenDelivery:
         self._fds: dict[int, tuple[int, int]] = {}  # port: (kick_fd, irq_fd)
         self._routes: dict[int, tuple[int, int]] = {}  # port: (gsi, vcpu)
         self._ipis: set[int] = set()
+        self._registered: set[int] = set()  # vCPUs whose vcpu_info the guest has placed itself
 
     def configure(self) -> None:
         """Right after the VM is made, before its vCPUs."""
         # the MSR must not be 0, or KVM intercepts nothing at all; the shim calls VMMCALL without it
         flags = k.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | k.KVM_XEN_HVM_CONFIG_EVTCHN_SEND
-        self._vm.xen_config(0x4000_0000, flags)
+        self._vm.xen_config(HYPERCALL_MSR, flags)
         # KVM latches this at the write of that MSR, which never comes
         self._vm.xen_set_attr(k.KVM_XEN_ATTR_TYPE_LONG_MODE, b"\1")
 
@@ -86,39 +101,59 @@ class KvmXenDelivery:
     # -- Platform
 
     def set_shared_info(self, gfn: int) -> None:
-        self._memory.zero(gfn)
+        """A moved page keeps what it says; vCPUs that have registered their own vcpu_info keep it."""
+        if self._shared_info is None:
+            self._memory.zero(gfn)
+        else:
+            self._memory.write(gfn << PAGE_SHIFT, ctypes.string_at(self._shared_info, PAGE_SIZE))
         self._vm.xen_set_attr(k.KVM_XEN_ATTR_TYPE_SHARED_INFO, gfn.to_bytes(8, "little"))
         self._shared_info = self._memory.address(gfn << PAGE_SHIFT, PAGE_SIZE)
         for vcpu in self._vcpus[:XEN_LEGACY_MAX_VCPUS]:
-            self.set_vcpu_info(vcpu.id, (gfn << PAGE_SHIFT) + vcpu.id * VCPU_INFO_SIZE)
+            if vcpu.id not in self._registered:
+                gpa = (gfn << PAGE_SHIFT) + vcpu.id * VCPU_INFO_SIZE
+                self._set_vcpu_attr(vcpu.id, k.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
 
     def set_vcpu_info(self, vcpu: int, gpa: int) -> None:
         self._set_vcpu_attr(vcpu, k.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
+        self._registered.add(vcpu)
 
     def set_upcall_vector(self, vcpu: int, vector: int) -> None:
         self._set_vcpu_attr(vcpu, k.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, vector)
 
     def _set_vcpu_attr(self, vcpu: int, kind: int, value: int) -> None:
+        """On the vCPU's own thread. Raises :class:`KvmError` if that is the calling one; another's guest
+        finds out by itself."""
         thread = self._vcpus[vcpu]
-        thread.submit(lambda: thread.vcpu.xen_set_attr(kind, value))
+        if thread.is_current():
+            thread.vcpu.xen_set_attr(kind, value)
+            return
+
+        def act() -> None:
+            try:
+                thread.vcpu.xen_set_attr(kind, value)
+            except KvmError as fault:
+                log.warning("vCPU %d: attribute %d = %#x: %s", vcpu, kind, value, fault)
+
+        thread.submit(act)
 
     # -- Delivery
 
     def connect(self, port: int, vcpu: int) -> None:
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        kick_fd, irq_fd = os.eventfd(0, flags), os.eventfd(0, flags)
         used = {gsi for gsi, _ in self._routes.values()}
         gsi = next(n for n in range(FIRST_GSI, FIRST_GSI + EVTCHN_2L_NR_CHANNELS) if n not in used)
-        try:
+        with contextlib.ExitStack() as undo:
+            fds = []
+            for _ in range(2):
+                fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                undo.callback(os.close, fds[-1])
+            kick_fd, irq_fd = fds
             self._set_evtchn(port, EVTCHNSTAT_interdomain, 0, 0, kick_fd)
+            undo.callback(self._set_evtchn, port, EVTCHNSTAT_interdomain, k.KVM_XEN_EVTCHN_DEASSIGN)
             self._routes[port] = (gsi, vcpu)
+            undo.callback(self._routes.pop, port)
             self._set_routes()
             self._vm.irqfd(irq_fd, gsi)
-        except BaseException:
-            self._routes.pop(port, None)
-            os.close(kick_fd)
-            os.close(irq_fd)
-            raise
+            undo.pop_all()
         self._fds[port] = (kick_fd, irq_fd)
 
     def connect_ipi(self, port: int, vcpu: int) -> None:
@@ -127,7 +162,7 @@ class KvmXenDelivery:
         self._ipis.add(port)
 
     def retarget(self, port: int, vcpu: int) -> None:
-        if port in self._routes:
+        if port in self._routes and self._routes[port][1] != vcpu:
             self._routes[port] = (self._routes[port][0], vcpu)
             self._set_routes()
         if self._is_set(SHARED_INFO_evtchn_pending, port) and not self._is_set(SHARED_INFO_evtchn_mask, port):
@@ -146,8 +181,7 @@ class KvmXenDelivery:
 
     def kick(self, port: int) -> None:
         if port in self._fds:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._fds[port][0], 1)
+            _signal(self._fds[port][0])
 
     def raise_port(self, port: int, vcpu: int) -> None:
         try:

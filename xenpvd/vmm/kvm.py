@@ -32,15 +32,17 @@ def _call(fd: int, name: str, arg: int | bytes | bytearray = 0) -> int:
 
     Raises :class:`KvmError`.
     """
+    request = ctypes.c_ulong(getattr(k, name))
+    value: ctypes.c_ulong | ctypes.Array[ctypes.c_char]
     if isinstance(arg, int):
-        result = _ioctl(fd, ctypes.c_ulong(getattr(k, name)), ctypes.c_ulong(arg))
+        value = ctypes.c_ulong(arg)
     else:
-        buffer = (ctypes.c_char * len(arg)).from_buffer(arg if isinstance(arg, bytearray) else bytearray(arg))
-        result = _ioctl(fd, ctypes.c_ulong(getattr(k, name)), buffer)
-    if result < 0:
+        value = (ctypes.c_char * len(arg)).from_buffer(arg if isinstance(arg, bytearray) else bytearray(arg))
+    while (result := _ioctl(fd, request, value)) < 0:
         code = ctypes.get_errno()
-        hint = _HINTS.get((name, code), "Run xenpvctl doctor for what this host can do.")
-        raise KvmError(f"{name} failed: {os.strerror(code)}. {hint}", name, code)
+        if code != errno.EINTR:  # a signal, meant for KVM_RUN, met KVM_CREATE_VM or the like
+            hint = _HINTS.get((name, code), "Run xenpvctl doctor for what this host can do.")
+            raise KvmError(f"{name} failed: {os.strerror(code)}. {hint}", name, code)
     return int(result)
 
 
@@ -84,7 +86,8 @@ class System:
         return [entry.unpack_from(buffer, k.kvm_cpuid2.size + n * entry.size) for n in range(count)]
 
     def create_vm(self) -> Vm:
-        return Vm(_call(self._fd, "KVM_CREATE_VM", 0), _call(self._fd, "KVM_GET_VCPU_MMAP_SIZE"))
+        run_size = _call(self._fd, "KVM_GET_VCPU_MMAP_SIZE")
+        return Vm(_call(self._fd, "KVM_CREATE_VM", 0), run_size)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -152,7 +155,15 @@ class Vm:
 class Vcpu:
     def __init__(self, fd: int, run_size: int) -> None:
         self._fd = fd
-        self._run = mmap.mmap(fd, run_size)
+        try:
+            self._run = mmap.mmap(fd, run_size)
+        except OSError as fault:
+            os.close(fd)
+            raise KvmError(
+                f"cannot map a vCPU's kvm_run: {fault.strerror}. The host is out of memory.",
+                "mmap",
+                fault.errno or errno.ENOMEM,
+            ) from None
         #: struct kvm_run, shared with the kernel; the guest cannot write it
         self.run_page = memoryview(self._run)
         self._reason = self.run_page[k.KVM_RUN_exit_reason : k.KVM_RUN_exit_reason + 4].cast("I")

@@ -6,6 +6,7 @@ and advised; introspection says what the host made of it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def allocate(name: str, gpa: int, size: int, *, ram: bool) -> Region:
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     skip = -start % align
     if size >= HUGE_PAGE:
-        area.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages; page_kind() tells
+            area.madvise(mmap.MADV_HUGEPAGE)
     area.madvise(mmap.MADV_DONTDUMP)  # a core of ours shall not carry the guest's memory
     return Region(name, gpa, size, start + skip, memoryview(area)[skip : skip + size], ram, area, skip)
 

@@ -7,6 +7,7 @@ import errno
 import random
 import threading
 from collections.abc import AsyncIterator, Coroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ class Rig:
             backend.image.close()
         self.evtchn.close()
         await self._tasks.cancel()
+        states = self.named("drive.state")
+        for vdev in {state["vdev"] for state in states}:
+            mine = [state for state in states if state["vdev"] == vdev]
+            assert all(a != b for a, b in pairwise(mine)), "an event without a change"
 
 
 @pytest.fixture

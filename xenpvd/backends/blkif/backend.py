@@ -221,11 +221,9 @@ class BlockBackend:
 
     def _plane_ended(self, ended: asyncio.Event, fault: BaseException | None) -> None:
         ended.set()
-        if fault is None or self._connection is None or self._connection.ended is not ended:
-            return
         if isinstance(fault, GuestFault):
             self._device.fail(f"the ring is broken: {fault}")
-        else:
+        elif fault is not None:
             self._device.fail(f"xenpvd failed to serve the ring: {fault!r}")
             self._on_fault(f"{self.disk.vdev} plane", fault)
 

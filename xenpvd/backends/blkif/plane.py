@@ -27,6 +27,7 @@ from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
 from xenpvd.backends.blkif.request import Refusal, Request, parse
 from xenpvd.backends.ops import EvtchnPort, GnttabOps, Grant, GrantError
 from xenpvd.backends.ring import BackRing
+from xenpvd.errors import GuestFault
 
 #: Requests answered in one go. Half a ring at a time makes guest and backend take turns; one at a time
 #: costs a look at rsp_event each.
@@ -120,6 +121,8 @@ class Plane:
                 self._serve()
             finally:
                 self._flush_at_end()
+        except GuestFault as fault:
+            end = None if self._stopping else fault  # nobody minds what the ring was like at the end
         except BaseException as fault:
             end = fault
         self._on_end(end)

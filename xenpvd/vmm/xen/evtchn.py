@@ -6,6 +6,7 @@ number up to the highest, so the lowest free one is always taken. Domain 0 is th
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,15 +65,14 @@ class EventChannels:
         self._vcpus = vcpus
         self._delivery = delivery
         self._channels: dict[int, Channel] = {}
+        self._free = list(range(1, EVTCHN_2L_NR_CHANNELS))  # a heap
         self._next_dom0_port = 1
 
     # -- for the guest
 
     def alloc_unbound(self, dom: int, remote_dom: int) -> int:
         self._check_self(dom)
-        port = self._lowest_free()
-        self._channels[port] = Channel(EVTCHNSTAT_unbound, remote_dom=self._real(remote_dom))
-        return port
+        return self._allocate(Channel(EVTCHNSTAT_unbound, remote_dom=self._real(remote_dom)))
 
     def bind_interdomain(self, remote_dom: int, remote_port: int) -> int:
         """The guest binds to somebody's port: only its own exist for it (a loop-back)."""
@@ -81,16 +81,18 @@ class EventChannels:
         remote = self._get(remote_port)
         if remote.state != EVTCHNSTAT_unbound or remote.remote_dom != self._domid:
             raise XenError(EINVAL, f"port {remote_port} is not unbound for this guest")
-        port = self._lowest_free()
-        self._channels[port] = Channel(EVTCHNSTAT_interdomain, 0, self._domid, remote_port)
+        port = self._allocate(Channel(EVTCHNSTAT_interdomain, 0, self._domid, remote_port))
         remote.state, remote.remote_port = EVTCHNSTAT_interdomain, port
         return port
 
     def bind_ipi(self, vcpu: int) -> int:
         self._check_vcpu(vcpu)
-        port = self._lowest_free()
-        self._delivery.connect_ipi(port, vcpu)
-        self._channels[port] = Channel(EVTCHNSTAT_ipi, vcpu=vcpu)
+        port = self._allocate(Channel(EVTCHNSTAT_ipi, vcpu=vcpu))
+        try:
+            self._delivery.connect_ipi(port, vcpu)
+        except BaseException:
+            self._free_port(port)
+            raise
         return port
 
     def bind_vcpu(self, port: int, vcpu: int) -> None:
@@ -103,13 +105,12 @@ class EventChannels:
 
     def close(self, port: int) -> None:
         channel = self._get(port)
-        del self._channels[port]
         self._delivery.disconnect(port)
-        self._delivery.clear_pending(port)
+        self._delivery.clear_pending(port)  # else whoever gets the number next has an event at once
+        self._free_port(port)
         if channel.state == EVTCHNSTAT_interdomain and channel.remote_dom == self._domid:
-            other = self._channels.get(channel.remote_port)
-            if other is not None:  # a loop-back onto itself has just gone as a whole
-                other.state, other.remote_port = EVTCHNSTAT_unbound, 0
+            other = self._channels[channel.remote_port]
+            other.state, other.remote_port = EVTCHNSTAT_unbound, 0
 
     def send(self, port: int) -> None:
         """What the kernel does by itself for a connected port; loop-backs always come here."""
@@ -141,24 +142,26 @@ class EventChannels:
     def reset(self, dom: int) -> None:
         self._check_self(dom)
         for port in list(self._channels):
-            if port in self._channels:
-                self.close(port)
+            self.close(port)
 
     # -- for domain 0
 
-    def bind_backend(self, port: int) -> None:
-        """Domain 0 binds to a port that the guest (or the VMM for it) left unbound for it."""
+    def bind_backend(self, port: int) -> int:
+        """Domain 0 binds to a port that the guest (or the VMM for it) left unbound for it; domain 0's own
+        number, which names this binding and no later one."""
         channel = self._get(port)
         if channel.state != EVTCHNSTAT_unbound or channel.remote_dom != DOM0:
             raise XenError(EINVAL, f"port {port} is not unbound for domain 0")
         self._delivery.connect(port, channel.vcpu)
         channel.state, channel.remote_port = EVTCHNSTAT_interdomain, self._next_dom0_port
         self._next_dom0_port += 1
+        return channel.remote_port
 
-    def unbind_backend(self, port: int) -> None:
-        """Domain 0 closes its end: the guest's port is unbound again, as with Xen."""
+    def unbind_backend(self, port: int, dom0_port: int) -> None:
+        """Domain 0 closes its end: the guest's port is unbound again, as with Xen. Nothing happens if the
+        guest has closed it before, and perhaps has got the same number anew."""
         channel = self._channels.get(port)
-        if channel is not None and channel.state == EVTCHNSTAT_interdomain and channel.remote_dom == DOM0:
+        if channel is not None and (channel.remote_dom, channel.remote_port) == (DOM0, dom0_port):
             self._delivery.disconnect(port)
             channel.state, channel.remote_port = EVTCHNSTAT_unbound, 0
 
@@ -186,8 +189,13 @@ class EventChannels:
             raise XenError(EINVAL, f"port {port} is closed")
         return self._channels[port]
 
-    def _lowest_free(self) -> int:
-        for port in range(1, EVTCHN_2L_NR_CHANNELS):
-            if port not in self._channels:
-                return port
-        raise XenError(ENOSPC, "all event channels are in use")
+    def _allocate(self, channel: Channel) -> int:
+        if not self._free:
+            raise XenError(ENOSPC, "all event channels are in use")
+        port = heapq.heappop(self._free)
+        self._channels[port] = channel
+        return port
+
+    def _free_port(self, port: int) -> None:
+        del self._channels[port]
+        heapq.heappush(self._free, port)

@@ -7,7 +7,6 @@ ABI: number in RAX, arguments in RDI RSI RDX R10 R8 R9; a pointer is of the call
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +21,7 @@ from xenpvd.abi import xen as x
 from xenpvd.abi.page import PAGE_SHIFT, PAGE_SIZE
 from xenpvd.errors import XenError
 from xenpvd.vmm.xen.evtchn import EventChannels
-from xenpvd.vmm.xen.gnttab import MAX_FRAMES, GrantTable
+from xenpvd.vmm.xen.gnttab import MAX_FRAMES
 from xenpvd.vmm.xen.gva import VirtualMemory
 
 #: One CONSOLEIO_write; the shim's lines come in pieces far smaller
@@ -57,6 +56,16 @@ class Platform(Protocol):
         """No vCPU runs another instruction after this."""
 
 
+class GrantFrames(Protocol):
+    """The guest's grant table, as far as hypercalls go."""
+
+    @property
+    def nr_frames(self) -> int: ...
+
+    def set_frame(self, idx: int, gfn: int) -> None:
+        """Frame ``idx`` now lies at ``gfn``. Raises ``XenError``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls: its vCPU and its address space."""
@@ -79,7 +88,7 @@ class Hypercalls:
         e820: list[tuple[int, int, int]],
         params: dict[int, int],
         evtchn: EventChannels,
-        gnttab: GrantTable,
+        gnttab: GrantFrames,
         platform: Platform,
     ) -> None:
         self._domid = domid
@@ -90,17 +99,17 @@ class Hypercalls:
         self._gnttab = gnttab
         self._platform = platform
         self._registered: set[int] = set()
-        #: (name, op) or ("unknown", 0): count; bounded, since only known names are keys
-        self.counts: Counter[tuple[str, int]] = Counter()
+        #: handler's name: count. The keys are never more, so another thread may look at it
+        self.counts = {"unknown": 0} | {handler.__name__: 0 for handler in _TABLE.values()}
 
     def call(self, caller: Caller, number: int, args: Args) -> int:
         """The value for RAX: 0 or more, or a negative errno."""
         op = args[0] & 0xFFFF_FFFF
         handler = _TABLE.get((number, op))
         if handler is None:
-            self.counts["unknown", 0] += 1
+            self.counts["unknown"] += 1
             return -x.ENOSYS
-        self.counts[handler.__name__, op] += 1
+        self.counts[handler.__name__] += 1
         try:
             return handler(self, caller, args)
         except XenError as fault:
@@ -214,27 +223,28 @@ class Hypercalls:
     # -- event_channel_op
 
     def do_alloc_unbound(self, caller: Caller, args: Args) -> int:
-        dom, remote, _ = e.evtchn_alloc_unbound.unpack(
-            caller.memory.read(args[1], e.evtchn_alloc_unbound.size)
-        )
-        caller.memory.translate(args[1], write=True)  # the port must be told, else it would be lost
+        raw = caller.memory.read(args[1], e.evtchn_alloc_unbound.size)
+        dom, remote, _ = e.evtchn_alloc_unbound.unpack(raw)
         port = self._evtchn.alloc_unbound(dom, remote)
-        caller.memory.write(args[1], e.evtchn_alloc_unbound.pack(dom, remote, port))
-        return 0
+        return self._tell_port(caller, args, port, e.evtchn_alloc_unbound.pack(dom, remote, port))
 
     def do_bind_interdomain(self, caller: Caller, args: Args) -> int:
         raw = caller.memory.read(args[1], e.evtchn_bind_interdomain.size)
-        dom, remote_port, _ = e.evtchn_bind_interdomain.unpack(raw)
-        caller.memory.translate(args[1], write=True)
-        port = self._evtchn.bind_interdomain(dom, remote_port)
-        caller.memory.write(args[1], e.evtchn_bind_interdomain.pack(dom, remote_port, port))
-        return 0
+        dom, remote, _ = e.evtchn_bind_interdomain.unpack(raw)
+        port = self._evtchn.bind_interdomain(dom, remote)
+        return self._tell_port(caller, args, port, e.evtchn_bind_interdomain.pack(dom, remote, port))
 
     def do_bind_ipi(self, caller: Caller, args: Args) -> int:
         vcpu, _ = e.evtchn_bind_ipi.unpack(caller.memory.read(args[1], e.evtchn_bind_ipi.size))
-        caller.memory.translate(args[1], write=True)
         port = self._evtchn.bind_ipi(vcpu)
-        caller.memory.write(args[1], e.evtchn_bind_ipi.pack(vcpu, port))
+        return self._tell_port(caller, args, port, e.evtchn_bind_ipi.pack(vcpu, port))
+
+    def _tell_port(self, caller: Caller, args: Args, port: int, answer: bytes) -> int:
+        try:
+            caller.memory.write(args[1], answer)
+        except XenError:
+            self._evtchn.close(port)  # nobody would know of it
+            raise
         return 0
 
     def do_bind_vcpu(self, caller: Caller, args: Args) -> int:

@@ -1,0 +1,90 @@
+"""A data plane on a file, with the guest's ring: everything of a disk but xenstore."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.fakes.blkfront import BlkRing
+from tests.fakes.evtchn import FakeEvtchnPort
+from tests.fakes.gnttab import FakeGnttab
+from xenpvd.abi.io_blkif import X86_64, Abi
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.blkif.plane import Plane
+
+
+class FaultyImage(Image):
+    """``fail(call)`` is asked before each system call ("read", "write", "flush") and may raise."""
+
+    fail: Callable[[str], None] = staticmethod(lambda call: None)
+
+    def _preadv(self, views: list[memoryview], offset: int) -> int:
+        self.fail("read")
+        return super()._preadv(views, offset)
+
+    def _pwritev(self, views: list[memoryview], offset: int) -> int:
+        self.fail("write")
+        return super()._pwritev(views, offset)
+
+    def _fdatasync(self) -> None:
+        self.fail("flush")
+        super()._fdatasync()
+
+
+class Disk:
+    """A plane on a file, with the guest's ring. ``troubles`` and ``ends`` collect what the plane tells."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        abi: Abi = X86_64,
+        start: int = 0,
+        readonly: bool = False,
+        size: int | None = None,
+    ) -> None:
+        self.path = path
+        image = FaultyImage.open(path, readonly=readonly)
+        assert isinstance(image, FaultyImage)
+        self.image = image
+        self.gnttab = FakeGnttab()
+        self.ring = BlkRing(self.gnttab, abi, start)
+        self.ring.port = self.port = FakeEvtchnPort()
+        self.troubles: list[str] = []
+        self.ends: queue.Queue[BaseException | None] = queue.Queue()
+        self.plane = Plane(
+            self.ring.page,
+            self.port,
+            self.gnttab,
+            self.image,
+            abi=abi,
+            size=image.size if size is None else size,
+            readonly=readonly,
+            on_trouble=self.troubles.append,
+            on_end=self.ends.put,
+        )
+
+    def start(self) -> BlkRing:
+        self.plane.start()
+        return self.ring
+
+    def end(self) -> BaseException | None:
+        """Stop the plane and return what it ended with."""
+        self.plane.stop()
+        return self.ended()
+
+    def ended(self) -> BaseException | None:
+        fault = self.ends.get(timeout=5)
+        self.plane.join()
+        assert not self.gnttab.mapped
+        return fault
+
+    def contents(self) -> bytes:
+        return self.path.read_bytes()
+
+    def close(self) -> None:
+        self.plane.stop()
+        self.plane.join()
+        self.port.close()
+        self.image.close()

@@ -1,0 +1,187 @@
+"""start, run, check, doctor: bringing a guest up, and what keeps it from coming."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xenpvd.ctl import rundir
+from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
+from xenpvd.ctl.rundir import NAME, NoGuest, RunDir
+
+READY_TIMEOUT = 30.0
+
+#: Guests in these states are started over the daemon that is there.
+AT_REST = ("defined", "stopped", "crashed")
+
+
+@click.command()
+@click.argument("guest")
+@click.option(
+    "--wait",
+    "phase",
+    default="shim",
+    show_default=True,
+    metavar="PHASE",
+    help="Come back when the boot is so far: created, shim, kernel, xenbus, devices or console:TEXT.",
+)
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@json_option
+@click.pass_obj
+def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
+    """Start a guest in the background.
+
+    GUEST is a name (that of /etc/xenpvd/NAME.toml) or a TOML file.
+    """
+    from xenpvd.ctl.launch import Launched, NotReady
+
+    file = _definition_file(guest)
+    name, definition = _read_definition(file)
+    begin = time.monotonic()
+    launched: Launched | None = None
+    try:
+        client = place.connect(name)
+    except NoGuest:
+        try:
+            launched = Launched(place, name, file)
+            launched.wait_ready(min(timeout, READY_TIMEOUT))
+        except NotReady as fault:
+            raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
+        except OSError as fault:
+            raise Failure(f"cannot start {name}: {fault.filename or place.path}: {fault.strerror}.") from None
+        client = place.connect(name)
+    with client:
+        if launched is None:
+            state = client.call("guest.status")["state"]
+            if state not in AT_REST:
+                raise Failure(f"{name} is {state} already.")
+            client.call("guest.start", {"config": definition})
+        left = max(0.0, timeout - (time.monotonic() - begin))
+        try:
+            status = client.call("guest.wait", {"for": phase, "timeout": left})
+        except RpcFault as fault:
+            raise _with_tails(fault) from None
+        except NoAnswer:
+            tail = launched.tail() if launched is not None else f"see {place.log(name)}"
+            raise Failure(f"{name} ended while it booted:\n{tail}") from None
+    seconds = status["boot_times"].get(phase)
+    emit(
+        status,
+        f"{name} is {status['state']}" + (f": {phase} after {seconds:.2f} s" if seconds is not None else ""),
+    )
+
+
+def _definition_file(guest: str) -> Path:
+    if "/" in guest or guest.endswith(".toml"):
+        return Path(guest).absolute()
+    file = rundir.CONFIG_DIR / f"{guest}.toml"
+    if not file.exists():
+        raise NoGuest(f"no guest called {guest}: {file} is missing. Write it, or give another TOML file.")
+    return file
+
+
+def _read_definition(file: Path) -> tuple[str, dict[str, Any]]:
+    """Only as far as the name; the daemon checks the rest."""
+    import tomllib
+
+    try:
+        definition = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise Failure(f"cannot read {file}: {fault.strerror}. Check the path.", USAGE) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise Failure(f"cannot use {file}: no valid TOML: {fault}.", USAGE) from None
+    name = definition.setdefault("name", file.stem)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise Failure(f"cannot use {file}: no guest can be called {name!r}. Set name.", USAGE)
+    return name, definition
+
+
+def _status(daemon: int) -> int:
+    return USAGE if daemon == 2 else FAILED
+
+
+def _with_tails(fault: RpcFault) -> Failure:
+    """The fault, with what the guest and Xen printed last if the daemon tells."""
+    for key, title in (("console_tail", "the guest's console"), ("xen_tail", "Xen's log")):
+        if tail := fault.data.get(key):
+            fault.message += f"\n--- {title}, last:\n{str(tail).rstrip()}"
+    return failure_of(fault)
+
+
+@click.command()
+@click.option("--kernel", required=True, type=click.Path(), help="The PV kernel, as it lies in /boot.")
+@click.option("--ramdisk", type=click.Path(), help="Its initrd.")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="FILE[,VDEV][,ro]",
+    help="A raw image or block device; may be repeated.",
+)
+@click.option("--memory", default=512, show_default=True, metavar="MiB", help="RAM.")
+@click.option("--vcpus", default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--cmdline", help='The kernel\'s; default "console=hvc0", and "root=/dev/VDEV" with a disk.')
+@click.option("--name", help="Default: one is made up.")
+@click.option("-x", "--drop-changes", is_flag=True, help="Changes to the disks are dropped at the end.")
+@click.option("--shim", default="auto", show_default=True, help="The xen-shim file.")
+@json_option
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> None:
+    """Run a guest for as long as you watch it.
+
+    Its console is yours; ^] shuts it down, and a guest that powers off ends the command.
+    """
+    from xenpvd.ctl import quick
+
+    ctx.exit(quick.run(ctx.obj, quick.Wanted(**options)))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def check(file: Path) -> None:
+    """Check a guest's TOML file, and that this host can run it.
+
+    Needs no daemon and changes nothing.
+    """
+    from xenpvd import check as host
+    from xenpvd import config
+    from xenpvd.errors import BadConfig, XenpvdError
+
+    definition = None
+    try:
+        definition = config.load(file)
+        found = host.problems(definition)
+    except BadConfig as fault:
+        found = fault.problems
+    except XenpvdError as fault:
+        found = [("(file)", str(fault))]
+    if found:
+        problems = [{"loc": loc, "msg": msg} for loc, msg in found]
+        raise Failure(
+            "\n".join(f"{file}: {loc}: {msg}" for loc, msg in found), FAILED, {"problems": problems}
+        )
+    assert definition is not None
+    disks = ", ".join(f"{disk.vdev} {disk.target}" for disk in definition.disk) or "no disks"
+    summary = f"{definition.name}, {definition.memory} MiB, {definition.vcpus} vCPUs, {disks}"
+    emit({"problems": []}, f"ok    {file}: {summary}")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def doctor(place: RunDir) -> None:
+    """Can this host run guests?
+
+    One line for each thing that it needs, with a cure if it fails.
+    """
+    from xenpvd.ctl import doctor as host
+
+    findings = host.examine(place.path)
+    emit([finding._asdict() for finding in findings], [str(finding) for finding in findings])
+    if any(finding.verdict == "FAIL" for finding in findings):
+        click.get_current_context().exit(FAILED)

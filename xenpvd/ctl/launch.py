@@ -1,0 +1,112 @@
+"""Starts a daemon in the background and waits for its READY=1 (sd_notify(3)), without polling."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+from xenpvd.ctl.rundir import RunDir
+
+TAIL_LINES = 15
+
+
+class NotReady(Exception):
+    """The daemon ended before it was ready: ``status`` is its exit status, None if it was ended for being late."""
+
+    def __init__(self, message: str, status: int | None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Launched:
+    """A daemon that was started here. Its output goes to RUN_DIR/NAME/xenpvd.log."""
+
+    def __init__(self, place: RunDir, name: str, config: Path) -> None:
+        """Start it, in a session of its own, with the working directory kept: relative paths in ``config``
+        mean the same as for a daemon in the foreground. Raises OSError."""
+        self.name = name
+        self.log = place.log(name)
+        place.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.log.parent.mkdir(mode=0o750, exist_ok=True)
+        self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._ready.bind("")  # the kernel chooses an abstract name (unix(7), autobind)
+        address = self._ready.getsockname()
+        argv = [sys.executable, "-P", "-m", "xenpvd", "--config", str(config), "--name", name]
+        argv += ["--run-dir", str(place.path)]
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._log_begin = os.fstat(log).st_size
+        try:
+            self.pid = os.posix_spawn(
+                sys.executable,
+                argv,
+                {**os.environ, "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:])},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                ],
+                setsid=True,
+            )
+        finally:
+            os.close(log)
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def wait_ready(self, timeout: float) -> None:
+        """Raises :class:`NotReady`; a daemon that is late is ended."""
+        deadline = time.monotonic() + timeout
+        poller = select.poll()
+        poller.register(self._ready, select.POLLIN)
+        poller.register(self._pidfd, select.POLLIN)
+        while True:
+            ready = dict(poller.poll(max(0, (deadline - time.monotonic()) * 1000)))
+            if self._ready.fileno() in ready:
+                if self._said_ready():
+                    return
+            elif self._pidfd in ready:
+                status = self.wait()
+                raise NotReady(f"{self.name} did not start:\n{self.tail()}", status)
+            elif not ready:
+                os.kill(self.pid, signal.SIGTERM)
+                raise NotReady(
+                    f"{self.name} was not ready after {timeout:g} s and was ended:\n{self.tail()}", None
+                )
+
+    def _said_ready(self) -> bool:
+        size = struct.calcsize("iii")
+        data, ancillary, _, _ = self._ready.recvmsg(4096, socket.CMSG_SPACE(size))
+        pids = [
+            struct.unpack("iii", cred[:size])[0]
+            for _, kind, cred in ancillary
+            if kind == socket.SCM_CREDENTIALS
+        ]
+        return b"READY=1" in data.split(b"\n") and pids == [self.pid]
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit status, waiting for it; negative for a signal, None if it still runs after ``timeout``."""
+        if not select.select([self._pidfd], [], [], timeout)[0]:
+            return None
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def end(self, timeout: float) -> int | None:
+        """SIGTERM, and SIGKILL if it does not heed that."""
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(self._pidfd, signum)
+            status = self.wait(timeout)
+            if status is not None:
+                break
+        return status
+
+    def tail(self) -> str:
+        """The last lines that this daemon wrote, or where to look."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_begin)
+            lines = log.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-TAIL_LINES:]) or f"(it said nothing; see {self.log})"

@@ -1,0 +1,61 @@
+"""Mapping the guest's grants for backends, from any thread.
+
+A lock of its own, not the machine's: disks do not wait for hypercalls. Hypercalls that change the table come
+through here, too.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from xenpvd.vmm.memory import GuestMemory, Page
+from xenpvd.vmm.xen.gnttab import GrantTable
+
+
+class Grant:
+    """:class:`xenpvd.backends.ops.Grant`."""
+
+    __slots__ = ("_grants", "gref", "mapped", "page", "readonly")
+
+    def __init__(self, grants: Grants, gref: int, readonly: bool, page: Page) -> None:
+        self._grants = grants
+        self.gref = gref
+        self.readonly = readonly
+        self.mapped = True
+        self.page = page
+
+    def unmap(self) -> None:
+        self._grants.unmap(self)
+
+
+class Grants:
+    """:class:`xenpvd.backends.ops.GnttabOps` and :class:`xenpvd.vmm.xen.hypercall.GrantFrames`."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._table = GrantTable(memory)
+        self._memory = memory
+        self._lock = threading.Lock()
+
+    def map(self, gref: int, *, readonly: bool = False) -> Grant:
+        with self._lock:
+            gfn = self._table.claim(gref, readonly=readonly)
+        return Grant(self, gref, readonly, self._memory.page(gfn))
+
+    def unmap(self, grant: Grant) -> None:
+        with self._lock:
+            if grant.mapped:
+                grant.mapped = False
+                self._table.release(grant.gref, readonly=grant.readonly)
+
+    @property
+    def active(self) -> int:
+        """How many references are mapped now."""
+        return self._table.active
+
+    @property
+    def nr_frames(self) -> int:
+        return self._table.nr_frames
+
+    def set_frame(self, idx: int, gfn: int) -> None:
+        with self._lock:
+            self._table.set_frame(idx, gfn)
