@@ -82,8 +82,9 @@ class Tour:
     def type(self, line: str, answer: str) -> None:
         """Type ``line`` and wait for ``answer``, which must not stand in the line itself."""
         assert answer not in line
+        since = self.call("console.read", since=-1)["end"]
         self.call("console.write", text=line + "\n")
-        self.wait(f"console:{answer}", 60)
+        self.call("guest.wait", **{"for": f"console:{answer}", "timeout": 60, "since": since})
 
     def console(self) -> None:
         """The person's turn."""

@@ -250,9 +250,9 @@ class Guest:
             shim=self._shim,
         )
 
-    async def wait(self, for_: str, timeout: float) -> None:
-        """See :meth:`Progress.wait`; a text counts wherever it stands in the recording."""
-        await self.progress.wait(for_, timeout, self.console.history.find)
+    async def wait(self, for_: str, timeout: float, since: int = 0) -> None:
+        """See :meth:`Progress.wait`; a text counts from offset ``since`` of the console's recording on."""
+        await self.progress.wait(for_, timeout, lambda text: self.console.history.find(text, since))
 
     def fault(self, name: str, fault: BaseException) -> None:
         """Something of ours has failed: that is the guest's end, not the daemon's."""

@@ -72,8 +72,8 @@ class Service:
         await self._guest.destroy()
         return self.guest_status()
 
-    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
-        await self._guest.wait(for_, timeout)
+    async def guest_wait(self, for_: str, timeout: float, since: int) -> GuestStatus:
+        await self._guest.wait(for_, timeout, since)
         return self.guest_status()
 
     def drive_list(self) -> list[DriveInfo]:

@@ -167,7 +167,7 @@ class FakeService:
 
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
         await self._pass("guest_check")
-        return [("kernel", f"{config.kernel}: no")] if "missing" in config.kernel else []
+        return [("kernel", "none")] if "missing" in config.kernel else []
 
     async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
         await self._pass("guest_start")
@@ -192,7 +192,7 @@ class FakeService:
         self.done.append("guest_destroy")
         return self.guest_status()
 
-    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
+    async def guest_wait(self, for_: str, timeout: float, since: int = 0) -> GuestStatus:
         await self._pass("guest_wait")
         self.done.append("guest_wait")
         return self.guest_status()

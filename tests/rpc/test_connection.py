@@ -63,7 +63,7 @@ async def test_in_flight_limit_holds_back_and_loses_nothing(peer: Peer, service:
     go = asyncio.Event()
     full = asyncio.Event()
 
-    async def wait(for_: str, timeout: float) -> Any:
+    async def wait(for_: str, timeout: float, since: int) -> Any:
         nonlocal entered
         entered += 1
         if entered == IN_FLIGHT_MAX:

@@ -106,6 +106,7 @@ KVM_RUN_io = Struct("=BBHIQ")  # direction size port count data_offset, at 32
 KVM_RUN_mmio = Struct("=Q8sIB")  # phys_addr data len is_write, at 32
 KVM_RUN_mmio_data = 40
 KVM_RUN_xen_hcall = Struct("=I4xIIQQ6Q")  # type longmode cpl input result params[6], at 32
+KVM_RUN_suberror = Struct("=I")  # of an internal error; the low half of a failed entry's reason, at 32
 KVM_RUN_union = 32
 KVM_RUN_xen_result = 56
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,22 @@ def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
     file = _definition_file(guest)
     name, definition = _read_definition(file)
     begin = time.monotonic()
-    launched: Launched | None = None
-    try:
-        client = place.connect(name)
-    except NoGuest:
+    with ExitStack() as stack:
+        launched: Launched | None = None
         try:
-            launched = Launched(place, name, file)
-            launched.wait_ready(min(timeout, READY_TIMEOUT))
-        except NotReady as fault:
-            raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
-        except OSError as fault:
-            raise Failure(f"cannot start {name}: {fault.filename or place.path}: {fault.strerror}.") from None
-        client = place.connect(name)
-    with client:
+            client = stack.enter_context(place.connect(name))
+        except NoGuest:
+            try:
+                launched = stack.enter_context(closing(Launched(place, name, file)))
+                launched.wait_ready(min(timeout, READY_TIMEOUT))
+            except NotReady as fault:
+                raise Failure(
+                    str(fault), TIMEOUT if fault.status is None else _status(fault.status)
+                ) from None
+            except OSError as fault:
+                where = fault.filename or place.path
+                raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
+            client = stack.enter_context(place.connect(name))
         if launched is None:
             state = client.call("guest.status")["state"]
             if state not in AT_REST:
@@ -69,10 +73,8 @@ def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
             tail = launched.tail() if launched is not None else f"see {place.log(name)}"
             raise Failure(f"{name} ended while it booted:\n{tail}") from None
     seconds = status["boot_times"].get(phase)
-    emit(
-        status,
-        f"{name} is {status['state']}" + (f": {phase} after {seconds:.2f} s" if seconds is not None else ""),
-    )
+    when = f": {phase} after {seconds:.2f} s" if seconds is not None else ""
+    emit(status, f"{name} is {status['state']}{when}")
 
 
 def _definition_file(guest: str) -> Path:

@@ -17,14 +17,13 @@ from xenpvd.abi.linux_kvm import (
     KVM_GET_API_VERSION,
     KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL,
     KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
-    KVM_XEN_HVM_CONFIG_HYPERCALL_MSR,
     KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
     KVM_XEN_HVM_CONFIG_SHARED_INFO,
 )
 
 KVM = "/dev/kvm"
+#: What guests need of KVM_CAP_XEN_HVM.
 XEN_BITS = {
-    KVM_XEN_HVM_CONFIG_HYPERCALL_MSR: "hypercall MSR",
     KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL: "hypercall exits",
     KVM_XEN_HVM_CONFIG_SHARED_INFO: "shared info",
     KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL: "2-level events",
@@ -72,16 +71,11 @@ def _kvm() -> list[Finding]:
 
 
 def _xen_bits(bits: int) -> Finding:
-    names = ", ".join(name for bit, name in XEN_BITS.items() if bits & bit)
     missing = ", ".join(name for bit, name in XEN_BITS.items() if not bits & bit)
-    if not bits:
-        return Finding("warn", "KVM_CAP_XEN_HVM 0: this kernel's KVM has no Xen support (CONFIG_KVM_XEN); "
-                               "guests run without it, slower")  # fmt: skip
     if missing:
-        return Finding(
-            "warn", f"KVM_CAP_XEN_HVM {bits:#x} ({names}) lacks {missing}: Linux 5.19 or later has all"
-        )
-    return Finding("ok", f"KVM_CAP_XEN_HVM {bits:#x} ({names})")
+        cure = "use a kernel with CONFIG_KVM_XEN (Linux 5.19 or newer; Debian 13's has it)"
+        return Finding("FAIL", f"KVM_CAP_XEN_HVM {bits:#x} lacks {missing}: {cure}")
+    return Finding("ok", f"KVM_CAP_XEN_HVM {bits:#x} ({', '.join(XEN_BITS.values())})")
 
 
 def _shim() -> Finding:

@@ -17,7 +17,7 @@ TAIL_LINES = 15
 
 
 class NotReady(Exception):
-    """The daemon ended before it was ready: ``status`` is its exit status, None if it was ended for being late."""
+    """The daemon ended before it was ready: ``status`` is its exit status, None if it was too late."""
 
     def __init__(self, message: str, status: int | None) -> None:
         super().__init__(message)
@@ -34,19 +34,27 @@ class Launched:
         self.log = place.log(name)
         place.path.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.log.parent.mkdir(mode=0o750, exist_ok=True)
+        self._status: int | None = None
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._ready.bind("")  # the kernel chooses an abstract name (unix(7), autobind)
-        address = self._ready.getsockname()
-        argv = [sys.executable, "-P", "-m", "xenpvd", "--config", str(config), "--name", name]
-        argv += ["--run-dir", str(place.path)]
+        try:
+            self._ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._ready.bind("")  # the kernel chooses an abstract name (unix(7), autobind)
+            argv = [sys.executable, "-P", "-m", "xenpvd", "--config", str(config), "--name", name]
+            self.pid = self._spawn([*argv, "--run-dir", str(place.path)])
+            self._pidfd = os.pidfd_open(self.pid)
+        except BaseException:
+            self._ready.close()
+            raise
+
+    def _spawn(self, argv: list[str]) -> int:
+        address = os.fsdecode(self._ready.getsockname()[1:])
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._log_begin = os.fstat(log).st_size
         try:
-            self.pid = os.posix_spawn(
-                sys.executable,
+            return os.posix_spawn(
+                argv[0],
                 argv,
-                {**os.environ, "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:])},
+                {**os.environ, "NOTIFY_SOCKET": f"@{address}"},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),
@@ -56,7 +64,6 @@ class Launched:
             )
         finally:
             os.close(log)
-        self._pidfd = os.pidfd_open(self.pid)
 
     def wait_ready(self, timeout: float) -> None:
         """Raises :class:`NotReady`; a daemon that is late is ended."""
@@ -73,7 +80,7 @@ class Launched:
                 status = self.wait()
                 raise NotReady(f"{self.name} did not start:\n{self.tail()}", status)
             elif not ready:
-                os.kill(self.pid, signal.SIGTERM)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
                 raise NotReady(
                     f"{self.name} was not ready after {timeout:g} s and was ended:\n{self.tail()}", None
                 )
@@ -90,19 +97,22 @@ class Launched:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """The exit status, waiting for it; negative for a signal, None if it still runs after ``timeout``."""
-        if not select.select([self._pidfd], [], [], timeout)[0]:
-            return None
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        if self._status is None and select.select([self._pidfd], [], [], timeout)[0]:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._status
 
     def end(self, timeout: float) -> int | None:
         """SIGTERM, and SIGKILL if it does not heed that."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(self._pidfd, signum)
-            status = self.wait(timeout)
-            if status is not None:
-                break
-        return status
+            if self.wait(0) is None:
+                signal.pidfd_send_signal(self._pidfd, signum)
+                self.wait(timeout)
+        return self._status
+
+    def close(self) -> None:
+        """Let go of it; it goes on."""
+        self._ready.close()
+        os.close(self._pidfd)
 
     def tail(self) -> str:
         """The last lines that this daemon wrote, or where to look."""

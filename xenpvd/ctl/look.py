@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl.client import NoAnswer
-from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment, wants_json
+from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment, plain, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
 
@@ -26,7 +26,8 @@ from xenpvd.ctl.rundir import NoGuest, RunDir
 def console(place: RunDir, name: str, mode: str | None, escape: str) -> None:
     """Sit down at a guest's console.
 
-    What it printed so far comes first. Without a terminal stdin is typed until its end, and stdout gets what the guest prints.
+    What it printed so far comes first. Without a terminal stdin is typed until its end, and stdout gets what
+    the guest prints.
     """
     from xenpvd.ctl import console as terminal
 
@@ -62,23 +63,20 @@ def _explain_end(place: RunDir, name: str) -> None:
 @click.pass_obj
 def log(place: RunDir, name: str, stream: str) -> None:
     """Print what a guest's console has recorded, or Xen's own log."""
-    since, first, recorded = 0, None, bytearray()
+    recorded = bytearray()
     with place.connect(name) as client:
-        while True:
-            chunk = client.call("console.read", {"stream": stream, "since": since})
-            first = chunk["start"] if first is None else first
-            text, encoded = chunk["text"], chunk["base64"]
-            recorded += text.encode() if text is not None else base64.b64decode(encoded)
-            if chunk["end"] <= since or chunk["start"] == chunk["end"]:
-                break
-            since = chunk["end"]
+        chunk = client.call("console.read", {"stream": stream})
+        first = chunk["start"]
+        while chunk["start"] < chunk["end"]:
+            text = chunk["text"]
+            recorded += text.encode() if text is not None else base64.b64decode(chunk["base64"])
+            chunk = client.call("console.read", {"stream": stream, "since": chunk["end"]})
     if wants_json():
         text = recorded.decode(errors="replace")
-        emit({"stream": stream, "start": first, "end": since, "text": text}, "")
+        emit({"stream": stream, "start": first, "end": chunk["end"], "text": text}, "")
     else:
-        out = click.get_binary_stream("stdout")
-        out.write(recorded)
-        out.flush()
+        sys.stdout.buffer.write(recorded)
+        sys.stdout.buffer.flush()
 
 
 @click.command()
@@ -137,9 +135,8 @@ def xenstore_ls(place: RunDir, name: str, path: str, full: bool, perms: bool, de
         if not below:
             continue
         label = node["path"] if full else " " * (below - 1) + node["path"].rpartition("/")[2]
-        # the guest writes these: no control characters reach the terminal
-        value = json.dumps(node["value"], ensure_ascii=False)
-        lines.append(f"{label} = {value}" + (f"  ({','.join(node['perms'])})" if perms else ""))
+        value = plain(json.dumps(node["value"], ensure_ascii=False))
+        lines.append(f"{plain(label)} = {value}" + (f"  ({','.join(node['perms'])})" if perms else ""))
     emit(nodes, lines)
 
 
@@ -152,7 +149,8 @@ def xenstore_ls(place: RunDir, name: str, path: str, full: bool, perms: bool, de
 def call(place: RunDir, name: str, method: str, params: tuple[str, ...]) -> None:
     """Call a method of a guest's RPC API.
 
-    rpc.discover lists them. A VALUE is JSON if it can be read so, else a text; - reads all parameters as a JSON object from stdin.
+    rpc.discover lists them. A VALUE is JSON if it can be read so, else a text; - reads all parameters as a
+    JSON object from stdin.
     """
     fields = _read_params() if params == ("-",) else dict(_pair(param) for param in params)
     with place.connect(name) as client:

@@ -24,7 +24,7 @@ class Failure(click.ClickException):
     """Ends the verb with ``message`` and ``exit_code``; with --json ``error`` goes to stdout too."""
 
     def __init__(self, message: str, exit_code: int = FAILED, error: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(plain(message))
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable to click
         self.error = error or {"message": message}
         self.as_json = wants_json()
@@ -93,6 +93,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def plain(text: str) -> str:
+    """``text`` without what would steer the terminal: a guest may have written it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def duration(seconds: float | None) -> str:

@@ -208,3 +208,4 @@ def _end(place: RunDir, name: str, launched: Launched) -> None:
             print(f"xenpvd: the daemon of {name} (pid {launched.pid}) does not end", file=sys.stderr)
         else:
             shutil.rmtree(launched.log.parent, ignore_errors=True)
+        launched.close()

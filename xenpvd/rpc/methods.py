@@ -96,7 +96,7 @@ async def guest_destroy(call: Call, params: models.NoParams) -> GuestStatus:
 @method("guest.wait", "viewer", wait=True)
 async def guest_wait(call: Call, params: models.WaitParams) -> GuestStatus:
     """Wait for a boot phase, a state or a text on the console."""
-    return await call.service.guest_wait(params.for_, params.timeout)
+    return await call.service.guest_wait(params.for_, params.timeout, params.since)
 
 
 @method("drive.list", "viewer")

@@ -60,6 +60,7 @@ class WaitParams(Params):
         description="a boot phase (devices), a state (stopped) or console:TEXT",
     )
     timeout: Timeout = 60.0
+    since: Offset = Field(0, description="console:TEXT counts from this byte of the recording on")
 
     @field_validator("for_")
     @classmethod

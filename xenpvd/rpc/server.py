@@ -44,6 +44,9 @@ class RpcServer:
         await self._tasks.cancel()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # accepted just before stop
+            writer.close()
+            return
         if len(self._connections) >= CONNECTIONS_MAX:
             why = f"cannot take another client: {CONNECTIONS_MAX} are connected. Close one."
             writer.write(

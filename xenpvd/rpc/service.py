@@ -59,8 +59,8 @@ class Service(Protocol):
         """Ask the guest by control/shutdown; wait for the acknowledgement and the end."""
 
     async def guest_destroy(self) -> GuestStatus: ...
-    async def guest_wait(self, for_: str, timeout: float) -> GuestStatus:
-        """Wait for a phase ("devices"), a state ("stopped") or "console:REGEX"."""
+    async def guest_wait(self, for_: str, timeout: float, since: int) -> GuestStatus:
+        """Wait for a phase ("devices"), a state ("stopped") or "console:TEXT" at or after offset ``since``."""
 
     def drive_list(self) -> list[DriveInfo]: ...
     async def drive_add(self, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded: ...

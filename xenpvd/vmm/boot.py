@@ -7,6 +7,7 @@ kernel as module 0, with the guest's command line, and the initrd as module 1.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _ELF32_LE = b"\x7fELF\x01\x01"
 _EM_386 = 3
 _PT_LOAD, _PT_NOTE = 1, 4
 MODULE_MAX = 1 << 30
+#: Bytes of ELF notes that are looked at
+NOTES_MAX = 1 << 16
 
 #: where Debian's xen-utils put the shim, newest first
 SHIM_PATHS = (
@@ -53,7 +56,12 @@ def read_file(what: str, path: str, limit: int = MODULE_MAX) -> bytes:
                 f"cannot use the {what} {path}: {info.st_size} bytes; expected 1 to {limit}. Check the file.",
                 path,
             )
-        return file.read(limit)
+        try:
+            return file.read(limit)
+        except OSError as fault:
+            raise ImageError(
+                f"cannot read the {what} {path}: {fault.strerror}. Check the disk it is on.", path
+            ) from None
 
 
 def find_shim(path: str) -> str:
@@ -61,10 +69,12 @@ def find_shim(path: str) -> str:
     if path != "auto":
         return path
     for pattern in SHIM_PATHS:
-        base = Path("/")
-        found = sorted(base.glob(pattern.lstrip("/")), reverse=True)
-        if found:
-            return str(found[0])
+        found = Path("/").glob(pattern.lstrip("/"))
+        newest = max(
+            map(str, found), key=lambda name: [int(n) for n in re.findall(r"\d+", name)], default=None
+        )
+        if newest is not None:
+            return newest
     raise ImageError(
         "cannot find a xen-shim: none of " + ", ".join(SHIM_PATHS) + " exists. Install Xen's utilities "
         "(Debian: xen-utils-4.17 or newer) or give its path as shim.path.",
@@ -117,7 +127,7 @@ def _pvh_entry(data: bytes, headers: list[tuple[int, ...]]) -> int | None:
     for kind, offset, _, _, filesz, _, _, _ in headers:
         if kind != _PT_NOTE:
             continue
-        at, end = offset, min(offset + filesz, len(data))
+        at, end = offset, min(offset + filesz, offset + NOTES_MAX, len(data))
         while at + _NHDR.size <= end:
             namesz, descsz, note = _NHDR.unpack_from(data, at)
             name_at = at + _NHDR.size
@@ -219,7 +229,7 @@ def _start_info(
     blob = head + modlist + memmap + bytes(text)
     if len(blob) > layout.START_INFO_END - layout.START_INFO:
         raise BadConfig(
-            f"cannot pass {len(text)} bytes of command lines: there is room for 60 KiB. Shorten cmdline."
+            f"cannot pass {len(text)} bytes of command lines: there is room for 64 KiB. Shorten cmdline."
         )
     return blob
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -30,8 +29,6 @@ from xenpvd.vmm.cpuid import HYPERCALL_MSR
 from xenpvd.vmm.kvm import Vm
 from xenpvd.vmm.memory import GuestMemory
 from xenpvd.vmm.vcpu import VcpuThread
-
-log = logging.getLogger(__name__)
 
 #: GSIs below are an IOAPIC's in KVM's eyes
 FIRST_GSI = 24
@@ -121,20 +118,8 @@ class KvmXenDelivery:
         self._set_vcpu_attr(vcpu, k.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, vector)
 
     def _set_vcpu_attr(self, vcpu: int, kind: int, value: int) -> None:
-        """On the vCPU's own thread. Raises :class:`KvmError` if that is the calling one; another's guest
-        finds out by itself."""
         thread = self._vcpus[vcpu]
-        if thread.is_current():
-            thread.vcpu.xen_set_attr(kind, value)
-            return
-
-        def act() -> None:
-            try:
-                thread.vcpu.xen_set_attr(kind, value)
-            except KvmError as fault:
-                log.warning("vCPU %d: attribute %d = %#x: %s", vcpu, kind, value, fault)
-
-        thread.submit(act)
+        thread.submit(kind, lambda: thread.vcpu.xen_set_attr(kind, value))
 
     # -- Delivery
 

@@ -2,29 +2,34 @@
 
 A machine lives once: made, started, stopped. A reboot is a new machine.
 
-Threads: the loop's (everything public), one per vCPU (``_VcpuExits``). One lock guards the outer Xen's
-tables; nothing under it blocks, and the owner's callbacks are called outside of it.
+Threads: the loop's (everything public; the owner is called there, too) and one per vCPU (``_VcpuExits``).
+One lock guards the outer Xen's tables, and nothing under it blocks.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from xenpvd.abi import hvm_op as h
 from xenpvd.abi import linux_kvm as k
 from xenpvd.abi.sched import SHUTDOWN_NAMES
-from xenpvd.abi.xen import DOMID_SELF, ENOSYS, EPERM
-from xenpvd.errors import Unsupported
+from xenpvd.abi.xen import DOMID_SELF, EINVAL, ENOSYS, EPERM
+from xenpvd.errors import HostError, KvmError, Unsupported
 from xenpvd.vmm import acpi, boot, cpuid, layout
 from xenpvd.vmm.delivery import BackendPort, KvmXenDelivery
+from xenpvd.vmm.grants import Grants
 from xenpvd.vmm.kvm import System, Vm
 from xenpvd.vmm.memory import GuestMemory, Page
+from xenpvd.vmm.shim_log import ShimLog
 from xenpvd.vmm.vcpu import VcpuThread
 from xenpvd.vmm.xen.evtchn import EventChannels
-from xenpvd.vmm.xen.gnttab import GrantTable
 from xenpvd.vmm.xen.gva import VirtualMemory
 from xenpvd.vmm.xen.hypercall import Caller, Hypercalls
 
@@ -39,13 +44,14 @@ XEN_CAPS_NEEDED = (
 
 
 class Owner(Protocol):
-    """Whom a machine tells. Called on vCPU threads: hand over to the loop, do nothing else."""
+    """Whom a machine tells, in the loop's thread."""
 
     def machine_log(self, data: bytes) -> None:
         """A piece of the shim's own log."""
 
     def machine_ended(self, reason: str, detail: str, regs: dict[str, int] | None) -> None:
-        """The guest is over: poweroff, reboot, crash, watchdog, or fault (ours). Called once."""
+        """The guest is over: poweroff, reboot, crash, watchdog, or fault (ours). Called once, unless
+        :meth:`Machine.stop` came first. ``regs`` are the crashed vCPU's general registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ class Machine:
         self._ended = False
         self._closed = False
         self._vcpus: list[VcpuThread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._log = ShimLog(partial(self._tell, self._take_log))
         self.memory = GuestMemory()
         system = System()
         try:
@@ -106,8 +114,7 @@ class Machine:
         self._delivery = KvmXenDelivery(vm, self.memory)
         self._delivery.configure()
         self._evtchn = EventChannels(config.domid, config.vcpus, self._delivery)
-        self._gnttab = GrantTable(self.memory)
-        self.grants = Grants(self._gnttab, self.memory)
+        self.grants = Grants(self.memory)
         #: the guest's ends of the two primary channels, left unbound for domain 0
         self.console_port = self._evtchn.alloc_unbound(DOMID_SELF, 0)
         self.store_port = self._evtchn.alloc_unbound(DOMID_SELF, 0)
@@ -123,7 +130,7 @@ class Machine:
                 h.HVM_PARAM_CONSOLE_EVTCHN: self.console_port,
             },
             evtchn=self._evtchn,
-            gnttab=self._gnttab,
+            gnttab=self.grants,
             platform=_Platform(self),
         )
         boot.load(self.memory, image, config.ram)
@@ -166,11 +173,18 @@ class Machine:
     # -- for guest.py, in the loop's thread
 
     def start(self) -> None:
-        for vcpu in self._vcpus:
-            vcpu.start()
+        """In the loop that the owner lives in. Raises :class:`HostError`."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            for vcpu in self._vcpus:
+                vcpu.start()
+        except HostError:
+            self.stop()
+            raise
 
     def stop(self) -> None:
-        """Stop every vCPU and wait until none runs. Blocks for the time of an exit: milliseconds."""
+        """Stop every vCPU and wait until none runs. Blocks for the time of an exit: milliseconds. Any thread
+        but a vCPU's."""
         with self._lock:
             self._ended = True
         for vcpu in self._vcpus:
@@ -192,14 +206,14 @@ class Machine:
     def bind_interdomain(self, remote_port: int) -> BackendPort:
         """:class:`xenpvd.backends.ops.EvtchnOps`."""
         with self._lock:
-            self._evtchn.bind_backend(remote_port)
+            dom0_port = self._evtchn.bind_backend(remote_port)
             kick_fd, irq_fd = self._delivery.fds(remote_port)
-        return BackendPort(remote_port, kick_fd, irq_fd, self._unbind)
+        return BackendPort(remote_port, kick_fd, irq_fd, partial(self._unbind, remote_port, dom0_port))
 
-    def _unbind(self, port: int) -> None:
+    def _unbind(self, port: int, dom0_port: int) -> None:
         with self._lock:
             if not self._closed:
-                self._evtchn.unbind_backend(port)
+                self._evtchn.unbind_backend(port, dom0_port)
 
     def page(self, gfn: int) -> Page:
         """:class:`xenpvd.backends.ops.ForeignmemOps`."""
@@ -207,15 +221,20 @@ class Machine:
 
     @property
     def hypercall_count(self) -> int:
-        """Hypercalls that reached Python so far."""
-        return sum(self.hypercalls.counts.values())
+        """Hypercalls that reached Python so far, without those that only write the shim's log."""
+        return sum(self.hypercalls.counts.values()) - self.log_writes
+
+    @property
+    def log_writes(self) -> int:
+        """CONSOLEIO_write calls so far; a line of the shim's log takes three."""
+        return self.hypercalls.counts["do_console_write"]
 
     @property
     def exit_count(self) -> int:
         """KVM exits that reached Python so far, of all kinds."""
         return sum(vcpu.exits for vcpu in self._vcpus)
 
-    # -- for this file, on vCPU threads
+    # -- from any thread
 
     def end(self, reason: str, detail: str, regs: dict[str, int] | None) -> None:
         """The guest is over; the first reason counts. No vCPU enters the guest again."""
@@ -225,17 +244,35 @@ class Machine:
             self._ended = True
         for vcpu in self._vcpus:
             vcpu.stop()
-        self._owner.machine_ended(reason, detail, regs)
+        self._tell(self._owner.machine_ended, reason, detail, regs)
 
     def log(self, data: bytes) -> None:
-        self._owner.machine_log(data)
+        self._log.put(data)
+
+    def _tell(self, call: Callable[..., None], *args: object) -> None:
+        if self._loop is None:  # no vCPU runs yet: this is the loop's thread
+            call(*args)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
+                self._loop.call_soon_threadsafe(call, *args)
+
+    def _take_log(self) -> None:
+        if data := self._log.take():
+            self._owner.machine_log(data)
+
+    # -- for this file, on vCPU threads
 
     def hypercall(self, vcpu: VcpuThread, number: int, args: tuple[int, ...]) -> int:
         sregs = vcpu.vcpu.get_sregs()
         cr3 = int.from_bytes(sregs[k.KVM_SREGS_cr3 : k.KVM_SREGS_cr3 + 8], "little")
         caller = Caller(vcpu.id, VirtualMemory(self.memory, cr3))
         with self._lock:
-            return self.hypercalls.call(caller, number, args)
+            try:
+                return self.hypercalls.call(caller, number, args)
+            except KvmError as fault:
+                # KVM does not take what the guest has asked for: that is the guest's affair, and its error
+                log.debug("hypercall %d %#x refused: %s", number, args[0], fault)
+                return -EINVAL
 
 
 class _VcpuExits:
@@ -284,40 +321,3 @@ class _Platform:
     def shutdown(self, reason: int) -> None:
         name = SHUTDOWN_NAMES[reason]
         self._machine.end(name, f"SCHEDOP_shutdown({name})", None)
-
-
-class Grant:
-    """:class:`xenpvd.backends.ops.Grant`."""
-
-    __slots__ = ("_grants", "_gref", "_mapped", "_readonly", "page")
-
-    def __init__(self, grants: Grants, gref: int, readonly: bool, page: Page) -> None:
-        self._grants = grants
-        self._gref = gref
-        self._readonly = readonly
-        self._mapped = True
-        self.page = page
-
-    def unmap(self) -> None:
-        if self._mapped:
-            self._mapped = False
-            self._grants.release(self._gref, self._readonly)
-
-
-class Grants:
-    """:class:`xenpvd.backends.ops.GnttabOps`. Any thread; the machine's lock is not taken, so that disks do
-    not wait for hypercalls."""
-
-    def __init__(self, table: GrantTable, memory: GuestMemory) -> None:
-        self._table = table
-        self._memory = memory
-        self._lock = threading.Lock()
-
-    def map(self, gref: int, *, readonly: bool = False) -> Grant:
-        with self._lock:
-            gfn = self._table.claim(gref, readonly=readonly)
-        return Grant(self, gref, readonly, self._memory.page(gfn))
-
-    def release(self, gref: int, readonly: bool) -> None:
-        with self._lock:
-            self._table.release(gref, readonly=readonly)

@@ -38,16 +38,18 @@ class Viewer:
 
     async def read(self) -> bytes:
         history = self._console.history
-        if self.ended is None and not await history.wait(self.offset) and self.ended is None:
-            self._console.detach(self, "the console is gone")
-        if self.ended is not None:
-            return b""
-        start, data = history.read(self.offset, READ_MAX)
-        if start > self.offset:
-            self._console.detach(self, f"too slow: {start - self.offset} bytes were lost")
-            return b""
-        self.offset = start + len(data)
-        return data
+        while self.ended is None:
+            start, data = history.read(self.offset, READ_MAX)
+            if start > self.offset:
+                self._console.detach(self, f"too slow: {start - self.offset} bytes were lost")
+            elif data:
+                self.offset += len(data)
+                return data
+            elif history.closed:
+                self._console.detach(self, "the console is gone")
+            else:
+                await history.changed()
+        return b""
 
     async def write(self, data: bytes) -> None:
         if self.mode != "rw":
@@ -73,6 +75,7 @@ class Console:
         self._port: EvtchnPort | None = None
         self._kicks: PortKicks | None = None
         self._typed = bytearray()
+        self._typing = asyncio.Lock()
         self._taken = asyncio.Event()
 
     # -- for guest.py
@@ -135,21 +138,27 @@ class Console:
             viewer.ended = why
             self._viewers.remove(viewer)
             self._publish("console.detached", who=viewer.who, why=why)
+            self.history.wake()  # a read of its own that waits
 
     async def type(self, data: bytes) -> None:
         """Give ``data`` to the guest; waits while too much is not taken yet. Nothing is dropped silently.
 
-        Raises :class:`StateError` if there is no running guest to take it.
+        Raises :class:`StateError` if there is no running guest to take it, or not any more.
         """
-        while True:
-            if self._ring is None:
-                raise StateError("cannot type: the guest is not running. Start it.", "stopped", ["running"])
-            if len(self._typed) < INPUT_MAX:
-                break
-            self._taken.clear()
-            await self._taken.wait()
-        self._typed += data
-        self._feed(self._ring)
+        async with self._typing:  # one after the other, or two pastes would mix
+            ring = self._ring
+            while data:
+                if ring is None or self._ring is not ring:
+                    raise StateError(
+                        "cannot type: the guest is not running. Start it.", "stopped", ["running"]
+                    )
+                room = INPUT_MAX - len(self._typed)
+                self._typed += data[:room]
+                data = data[room:]
+                self._taken.clear()
+                self._feed(ring)
+                if data:
+                    await self._taken.wait()
 
     # -- serving
 

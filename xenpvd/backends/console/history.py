@@ -12,8 +12,8 @@ class History:
         self.limit = limit
         self._kept = bytearray()
         self._end = 0
-        self._grown = asyncio.Event()
-        self._closed = False
+        self._changed = asyncio.Event()
+        self.closed = False
 
     @property
     def start(self) -> int:
@@ -28,9 +28,9 @@ class History:
     def append(self, data: bytes) -> None:
         self._kept += data
         self._end += len(data)
-        if len(self._kept) > 2 * self.limit:  # seldom, so that a byte is moved once, not at every append
+        if len(self._kept) > self.limit * 5 // 4:  # seldom, so that bytes are not moved at every append
             del self._kept[: -self.limit]
-        self._wake()
+        self.wake()
 
     def read(self, since: int, limit: int) -> tuple[int, bytes]:
         """Up to ``limit`` bytes from offset ``since`` on, or from the oldest kept: (their offset, them)."""
@@ -41,10 +41,14 @@ class History:
     def tail(self, length: int) -> bytes:
         return self.read(self._end - length, length)[1]
 
+    async def changed(self) -> None:
+        """Wait for the next :meth:`append`, :meth:`close` or :meth:`wake`."""
+        await self._changed.wait()
+
     async def wait(self, offset: int) -> bool:
         """Wait for a byte at ``offset``; False if the recording ends before."""
-        while self._end <= offset and not self._closed:
-            await self._grown.wait()
+        while self._end <= offset and not self.closed:
+            await self.changed()
         return self._end > offset
 
     async def find(self, text: bytes, since: int = 0) -> bool:
@@ -59,9 +63,10 @@ class History:
 
     def close(self) -> None:
         """Nothing more will come: whoever waits is told."""
-        self._closed = True
-        self._wake()
+        self.closed = True
+        self.wake()
 
-    def _wake(self) -> None:
-        self._grown.set()
-        self._grown = asyncio.Event()
+    def wake(self) -> None:
+        """Let everybody who waits look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -161,7 +161,9 @@ class EventChannels:
         """Domain 0 closes its end: the guest's port is unbound again, as with Xen. Nothing happens if the
         guest has closed it before, and perhaps has got the same number anew."""
         channel = self._channels.get(port)
-        if channel is not None and (channel.remote_dom, channel.remote_port) == (DOM0, dom0_port):
+        if channel is None or channel.state != EVTCHNSTAT_interdomain:
+            return
+        if (channel.remote_dom, channel.remote_port) == (DOM0, dom0_port):
             self._delivery.disconnect(port)
             channel.state, channel.remote_port = EVTCHNSTAT_unbound, 0
 

@@ -1,0 +1,115 @@
+"""start, check, doctor as verbs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.conftest import Daemon, Xenpvctl
+from tests.fakes.service import FakeService
+from xenpvd.ctl import rundir
+from xenpvd.ctl.rundir import RunDir
+from xenpvd.errors import StateError
+from xenpvd.views import Runstate
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(rundir, "CONFIG_DIR", tmp_path)
+    path = tmp_path / "web1.toml"
+    path.write_text('kernel = "/boot/vmlinuz"\nmemory = 768\n')
+    return path
+
+
+def quit_(run_dir: Path) -> None:
+    with RunDir(run_dir).connect("web1") as client:
+        client.call("daemon.quit")
+        list(client.notifications())
+
+
+@pytest.mark.usefixtures("fake_daemon")
+def test_start(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
+    assert xenpvctl("start", "web1").stdout == "web1 is running: shim after 0.20 s\n"
+    assert "web1 is running already." in xenpvctl("start", str(file), status=1).stderr
+    quit_(run_dir)
+
+
+@pytest.mark.usefixtures("fake_daemon")
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [("refuse", 2, "memory: too small"), ("die", 1, "out of luck"), ("silent", 4, "not ready")],
+)
+def test_start_fails(
+    xenpvctl: Xenpvctl, file: Path, monkeypatch: pytest.MonkeyPatch, how: str, status: int, words: str
+) -> None:
+    monkeypatch.setenv("FAKE_DAEMON", how)
+    timeout = ["--timeout", "0.05"] if how == "silent" else []
+    assert words in xenpvctl("start", str(file), *timeout, status=status).stderr
+
+
+def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:
+    service.state = Runstate.DEFINED
+    assert xenpvctl.json("start", "web1", "--wait", "devices")["memory_mib"] == 768
+    assert service.done == ["guest_start", "guest_wait"]
+
+
+def test_start_tells_what_a_crash_left(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:
+    service.state = Runstate.STOPPED
+    fault = StateError("devices will not come: the guest is crashed.", "crashed", [])
+    fault.data |= {"console_tail": "Kernel panic\n", "xen_tail": "(XEN) gone"}
+    service.faults["guest_wait"] = fault
+    said = xenpvctl("start", "web1", "--wait", "devices", status=1).stderr
+    assert said.endswith("--- the guest's console, last:\nKernel panic\n--- Xen's log, last:\n(XEN) gone\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "words"),
+    [
+        ("kernel =", 2, "no valid TOML"),
+        ("name = 'Web 1'", 2, "no guest can be called 'Web 1'"),
+        ("name = 1", 2, "no guest can be called 1"),
+        (None, 2, "cannot read"),
+    ],
+)
+def test_start_of_no_definition(
+    xenpvctl: Xenpvctl, tmp_path: Path, text: str | None, status: int, words: str
+) -> None:
+    file = tmp_path / "bad.toml"
+    if text is not None:
+        file.write_text(text)
+    assert words in xenpvctl("start", str(file), status=status).stderr
+
+
+def test_start_of_a_name_without_a_file(xenpvctl: Xenpvctl, file: Path) -> None:
+    assert "web9.toml is missing" in xenpvctl("start", "web9", status=3).stderr
+
+
+def test_check_prints_every_problem(xenpvctl: Xenpvctl, tmp_path: Path) -> None:
+    file = tmp_path / "web1.toml"
+    file.write_text('memroy = 5\n[[disk]]\nvdev = "xvda"\ntarget = "/none"\naccess = "r"\n')
+    found = xenpvctl.json("check", str(file), status=1)["error"]["problems"]
+    assert {problem["loc"] for problem in found} == {"kernel", "memroy", "disk.0.access"}
+    said = xenpvctl("check", str(file), status=1).stderr
+    assert f"{file}: disk.0.access: " in said
+    file.write_text(f'kernel = "{tmp_path}/none"\n[[disk]]\nvdev = "xvda"\ntarget = "/none"\n')
+    found = xenpvctl.json("check", str(file), status=1)["error"]["problems"]
+    assert {"kernel", "disk.0.target"} <= {problem["loc"] for problem in found}
+    assert "cannot read" in xenpvctl("check", str(tmp_path / "missing.toml"), status=1).stderr
+
+
+def test_check_of_what_works(xenpvctl: Xenpvctl, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xenpvd.check.problems", lambda config: [])
+    assert xenpvctl("check", str(file)).stdout == f"ok    {file}: web1, 768 MiB, 1 vCPUs, no disks\n"
+    assert xenpvctl.json("check", str(file)) == {"problems": []}
+
+
+def test_doctor(xenpvctl: Xenpvctl, monkeypatch: pytest.MonkeyPatch, daemon: Daemon) -> None:
+    from xenpvd.ctl.doctor import Finding
+
+    findings = [Finding("ok", "a"), Finding("warn", "b")]
+    monkeypatch.setattr("xenpvd.ctl.doctor.examine", lambda path: findings)
+    assert xenpvctl("doctor").stdout == "ok    a\nwarn  b\n"
+    findings.append(Finding("FAIL", "c: mend it"))
+    assert xenpvctl("doctor", status=1).stdout.endswith("FAIL  c: mend it\n")
+    assert xenpvctl.json("doctor", status=1)[2] == {"verdict": "FAIL", "text": "c: mend it"}

@@ -1,0 +1,131 @@
+"""The terminal on the console: keys, pipes, and the way out."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.conftest import Daemon
+from tests.ctl.terminal import Terminal
+from xenpvd.ctl.console import parse_escape, spell
+
+
+@pytest.fixture
+def terminal(run_dir: Path, daemon: Daemon) -> Terminal:
+    daemon.do(lambda: daemon.service.console.print(b"login: "))
+    return Terminal(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("^]", 0x1D), ("^A", 1), ("^a", 1), ("^@", 0), ("^_", 0x1F), ("~", 0x7E)]
+)
+def test_escape_keys(text: str, key: int) -> None:
+    assert parse_escape(text) == key
+    assert spell(key) == text.upper()
+
+
+@pytest.mark.parametrize("text", ["", "^", "^^^", "^1", "none", "é"])
+def test_no_escape_keys(text: str) -> None:
+    if text == "^":
+        assert parse_escape(text) == ord("^")
+        return
+    with pytest.raises(ValueError, match="is no key"):
+        parse_escape(text)
+
+
+def test_replay_type_leave(terminal: Terminal, daemon: Daemon) -> None:
+    with terminal("console", "web1") as session:
+        session.expect("connected to web1 console (read-write); leave with ^]\n")
+        session.expect("login: ")
+        assert session.attributes != session.before, "every key goes to the guest"
+        assert not session.attributes[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
+        session.type(b"root\r\x03\x1a\x04")
+        daemon.wait(daemon.service.console.wait_typed(b"root\r\x03\x1a\x04"))
+        daemon.do(lambda: daemon.service.console.print("# grün\r\n".encode()))
+        session.expect("# grün")
+        session.type(b"last\x1dnot this")
+        session.expect("left web1 console")
+        assert session.end() == 0
+    daemon.wait(daemon.service.console.wait_typed(b"last"))
+    assert b"not this" not in daemon.service.console.typed
+
+
+def test_another_escape_key(terminal: Terminal, daemon: Daemon) -> None:
+    with terminal("console", "web1", "-e", "^A") as session:
+        session.expect("leave with ^A")
+        session.expect("login: ")
+        session.type(b"\x1d")
+        daemon.wait(daemon.service.console.wait_typed(b"\x1d"))
+        session.type(b"\x01")
+        assert session.end() == 0
+
+
+def test_read_only_and_steal(terminal: Terminal, daemon: Daemon) -> None:
+    with terminal("console", "web1") as first, terminal("console", "web1", "--ro") as reader:
+        first.expect("login: ")
+        reader.expect("(read-only)")
+        reader.expect("login: ")
+        reader.type(b"unheard\x1d")
+        assert reader.end() == 0
+        with terminal("console", "web1") as second:
+            second.expect("has the keyboard")
+            assert second.end() == 1
+        with terminal("console", "web1", "--steal") as third:
+            third.expect("login: ")
+            third.type(b"heard")
+            daemon.wait(daemon.service.console.wait_typed(b"heard"))
+            third.type(b"\x1d")
+            third.end()
+        first.type(b"\x1d")
+        assert first.end() == 0
+    assert daemon.service.console.typed == b"heard"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_the_terminal_as_it_was(terminal: Terminal, signum: signal.Signals) -> None:
+    with terminal("console", "web1") as session:
+        session.expect("login: ")
+        session.process.send_signal(signum)
+        assert session.end() == 128 + signum
+
+
+def test_the_daemon_ends(terminal: Terminal, daemon: Daemon) -> None:
+    with terminal("console", "web1") as session:
+        session.expect("login: ")
+        daemon.end()
+        session.expect("Power down")
+        session.expect("web1 is gone")
+        assert session.end() == 0
+
+
+def test_cut_off_while_the_guest_runs(terminal: Terminal, daemon: Daemon) -> None:
+    with terminal("console", "web1") as session:
+        session.expect("login: ")
+        daemon.do(daemon.service.console.end)
+        session.expect("was cut off")
+        assert session.end() == 1
+
+
+def piped(run_dir: Path, *args: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "xenpvd.ctl.cli", "--run-dir", str(run_dir), "console", "web1", *args]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=20)
+
+
+def test_pipes(run_dir: Path, daemon: Daemon) -> None:
+    """No terminal: bytes as they are, also the escape key; it ends with stdin, once the guest is quiet."""
+    daemon.service.console.echo = True
+    typed = bytes(range(256)) * 2000
+    done = piped(run_dir, stdin=typed)
+    assert (done.returncode, done.stdout, done.stderr) == (0, typed, b"")
+    assert daemon.service.console.typed == typed
+
+
+def test_a_bad_escape_key(run_dir: Path, daemon: Daemon) -> None:
+    done = piped(run_dir, "-e", "ctrl-a", stdin=b"")
+    assert done.returncode == 2
+    assert b"is no key" in done.stderr

@@ -1,0 +1,50 @@
+"""drive add, remove, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.conftest import Daemon, Xenpvctl
+from tests.fakes.service import FakeService
+
+
+def test_add_list_remove(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    assert (
+        xenpvctl("drive", "add", "web1", "xvdb", "/srv/data.img", "--ro").stdout
+        == "xvdb connected in 41 ms\n"
+    )
+    again = xenpvctl("drive", "add", "web1", "xvdb", "/srv/data.img", "--ro").stdout
+    assert again == "xvdb was there already: /srv/data.img, ro, 1.0 MiB, Connected\n"
+    assert xenpvctl("drive", "add", "web1", "xvdc", "/srv/c", "--no-wait").stdout == "xvdc added\n"
+    assert xenpvctl("drive", "list", "web1").stdout.splitlines() == [
+        "VDEV  ACCESS  SIZE     STATE      GUEST      TARGET",
+        "xvdb  ro      1.0 MiB  Connected  Connected  /srv/data.img",
+        "xvdc  rw      1.0 MiB  Connected  Connected  /srv/c",
+    ]
+    assert xenpvctl("drive", "remove", "web1", "xvdb").stdout == "xvdb removed\n"
+    assert xenpvctl("drive", "remove", "web1", "xvdb", "--missing-ok").stdout == "there was no xvdb\n"
+    assert (
+        xenpvctl.json("drive", "remove", "web1", "xvdb", status=1)["error"]["data"]["reason"] == "NOT_FOUND"
+    )
+
+
+def test_targets_are_made_absolute(
+    xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert xenpvctl.json("drive", "add", "web1", "xvdb", "b.img")["drive"]["target"] == str(
+        tmp_path / "b.img"
+    )
+
+
+def test_what_both_ends_say(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    xenpvctl("drive", "add", "web1", "xvdb", "/b")
+    daemon.do(lambda: daemon.service.with_drive("xvdb", frontend_state="Closing", error="EIO"))
+    assert "Connected (the guest's end: Closing): EIO" in xenpvctl("status", "web1").stdout
+
+
+def test_a_name_that_xen_does_not_know(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    failed = xenpvctl("drive", "add", "web1", "nvme0n1", "/b", status=2)
+    assert "cannot call drive.add: vdev:" in failed.stderr

@@ -1,0 +1,81 @@
+"""log, events, xenstore-ls, call. (The console has its own test.)"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.ctl.conftest import Daemon, Xenpvctl
+from tests.fakes.service import FakeService
+
+
+def test_log(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    recorded = bytes(range(256)) * 1200  # more than two reads, and no UTF-8
+    daemon.do(lambda: daemon.service.console.print(recorded))
+    assert xenpvctl("log", "web1").stdout_bytes == recorded
+    assert xenpvctl("log", "web1", "--stream", "xen").stdout == "(XEN) Xen version 4.17\n"
+    found = xenpvctl.json("log", "web1", "--stream", "xen")
+    assert found == {"stream": "xen", "start": 0, "end": 23, "text": "(XEN) Xen version 4.17\n"}
+    xenpvctl("log", "web1", "--stream", "daemon", status=2)
+
+
+def test_events(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    daemon.do(
+        lambda: daemon.service.events.publish("drive.added", vdev="xvdb", why="two\n words", n={"a": 1})
+    )
+    daemon.do(lambda: daemon.service.events.publish("log.record"))
+    (line,) = xenpvctl("events", "web1", "drive.*").stdout.splitlines()
+    assert line.endswith(r'1 drive.added vdev=xvdb why="two\n words" n="{\"a\": 1}"')
+    lines = xenpvctl("events", "web1", "--json").stdout.splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ["drive.added", "log.record"]
+
+
+def test_events_follow_until_the_daemon_ends(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    daemon.do(lambda: daemon.service.events.publish("drive.added", vdev="xvdb"))
+    publish = daemon.service.events.subscribe
+
+    def subscribe(*args: object, **kwargs: object) -> object:
+        """Once somebody follows, something happens and the daemon's connections end."""
+        found = publish(*args, **kwargs)  # type: ignore[arg-type]
+        daemon.service.events.publish("drive.removed", vdev="xvdb")
+        daemon._loop.call_soon(lambda: daemon._loop.create_task(daemon._server.stop()))
+        return found
+
+    daemon.service.events.subscribe = subscribe  # type: ignore[method-assign,assignment]
+    lines = xenpvctl("events", "web1", "-f", "drive.*").stdout.splitlines()
+    assert [line.split()[3] for line in lines] == ["drive.added", "drive.removed"]
+
+
+def test_xenstore_ls(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    service.xenstore["/tool/escape"] = "\x1b[31mred\n\x9b".encode()
+    assert xenpvctl("xenstore-ls", "web1").stdout.splitlines() == [
+        'tool = ""',
+        ' name = "web1"',
+        ' raw = "\N{REPLACEMENT CHARACTER}\\u0000"',
+        ' escape = "\\u001b[31mred\\n\\x9b"',
+    ]
+    assert (
+        xenpvctl("xenstore-ls", "web1", "/tool", "-f", "-p").stdout.splitlines()[0]
+        == '/tool/name = "web1"  (n0)'
+    )
+    assert xenpvctl.json("xenstore-ls", "web1", "/tool")[1]["value"] == "web1"
+
+
+def test_call(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    added = xenpvctl("call", "web1", "drive.add", "vdev=xvdb", "target=/b", "wait=false").stdout
+    assert json.loads(added)["connected_ms"] is None
+    assert "\n  " in added
+    assert xenpvctl("call", "web1", "drive.list", "--json").stdout.count("\n") == 1
+    read = xenpvctl("call", "web1", "xenstore.read", "-", stdin='{"path": "/tool/name"}')
+    assert json.loads(read.stdout)["text"] == "web1"
+    assert "there is no method" in xenpvctl("call", "web1", "drive.lst", status=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("params", "stdin"), [(["path"], None), (["=x"], None), (["-"], "[1]"), (["-"], "{")]
+)
+def test_call_with_parameters_that_are_none(
+    xenpvctl: Xenpvctl, daemon: Daemon, params: list[str], stdin: str | None
+) -> None:
+    xenpvctl("call", "web1", "xenstore.read", *params, stdin=stdin, status=2)

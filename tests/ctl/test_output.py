@@ -1,0 +1,79 @@
+"""How figures and faults look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.output import Failure, Verbs, duration, emit, failure_of, json_option, moment, size, table
+from xenpvd.ctl.rundir import NoGuest
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.4, "0s"), (59.9, "59s"), (60, "1m0s"), (192, "3m12s"), (90061, "1d1h1m1s")],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(512, "512 B"), (1536, "1.5 KiB"), (20 << 30, "20.0 GiB"), (5 << 40, "5.0 TiB")]
+)
+def test_size(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_moment() -> None:
+    assert moment(1700000000.0456).endswith(".045")
+
+
+def test_a_guests_words_do_not_steer_the_terminal() -> None:
+    assert Failure("it said:\n\t\x1b[2J\x9bé\r\x7f").message == "it said:\n\t\\x1b[2J\\x9bé\\x0d\\x7f"
+
+
+def test_table() -> None:
+    assert list(table(("A", "BB"), [("x", 1), ("yyy", None)])) == ["A    BB", "x    1", "yyy  None"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (RpcFault(1005, "m", {"reason": "TIMEOUT"}), 4),
+        (RpcFault(-32602, "m", {"reason": "VALIDATION"}), 2),
+        (RpcFault(1001, "m", {"reason": "GUEST_STATE"}), 1),
+        (RpcFault(-32603, "m", {}), 1),
+        (NoGuest("m"), 3),
+        (NoAnswer("m"), 1),
+        (PermissionError("m"), 1),
+    ],
+)
+def test_faults_have_a_status(fault: Exception, status: int) -> None:
+    failure = failure_of(fault)
+    assert (failure.exit_code, failure.message) == (status, "m")
+
+
+@pytest.mark.parametrize("args", [["--json", "verb"], ["verb", "--json"]])
+def test_json_is_taken_anywhere(args: list[str]) -> None:
+    @click.group(cls=Verbs)
+    @json_option
+    def cli() -> None: ...
+
+    @cli.command()
+    @json_option
+    @click.option("--fail", is_flag=True)
+    def verb(fail: bool) -> Any:
+        if fail:
+            raise RpcFault(1004, "taken", {"reason": "BUSY"})
+        emit({"a": 1}, ["for people"])
+
+    assert CliRunner().invoke(cli, args).stdout == '{"a": 1}\n'
+    assert CliRunner().invoke(cli, ["verb"]).stdout == "for people\n"
+    failed = CliRunner().invoke(cli, [*args, "--fail"])
+    assert failed.exit_code == 1
+    assert failed.stdout == '{"error": {"code": 1004, "message": "taken", "data": {"reason": "BUSY"}}}\n'
+    assert failed.stderr == "xenpvctl: taken\n"

@@ -1,0 +1,46 @@
+"""FakeDelivery: notes what the event-channel table asks for; fits ``vmm.xen.evtchn.Delivery``."""
+
+from __future__ import annotations
+
+
+class FakeDelivery:
+    """``calls`` has every call as a tuple; ``connected`` the ports that reach domain 0 or an IPI's vCPU."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.connected: dict[int, int] = {}
+        self.fault: Exception | None = None
+
+    def _note(self, *call: object) -> None:
+        self.calls.append(call)
+        if self.fault is not None:
+            raise self.fault
+
+    def connect(self, port: int, vcpu: int) -> None:
+        assert port not in self.connected, "KVM would say EEXIST"
+        self._note("connect", port, vcpu)
+        self.connected[port] = vcpu
+
+    def connect_ipi(self, port: int, vcpu: int) -> None:
+        assert port not in self.connected, "KVM would say EEXIST"
+        self._note("connect_ipi", port, vcpu)
+        self.connected[port] = vcpu
+
+    def retarget(self, port: int, vcpu: int) -> None:
+        self._note("retarget", port, vcpu)
+
+    def disconnect(self, port: int) -> None:
+        self._note("disconnect", port)
+        self.connected.pop(port, None)
+
+    def kick(self, port: int) -> None:
+        self._note("kick", port)
+
+    def raise_port(self, port: int, vcpu: int) -> None:
+        self._note("raise", port, vcpu)
+
+    def unmask(self, port: int, vcpu: int) -> None:
+        self._note("unmask", port, vcpu)
+
+    def clear_pending(self, port: int) -> None:
+        self._note("clear", port)

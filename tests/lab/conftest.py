@@ -1,0 +1,153 @@
+"""Real guests: the real shim, a real Debian kernel, a real disk, driven as an operator would.
+
+These run where /dev/kvm can play Xen: on such a machine, or inside the lab host (``make test`` does it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import guest as assets
+from lab.kvm import xen_hvm
+from xenpvd.ctl.client import Client, NoAnswer
+
+LIMIT = 180
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = (
+        "" if xen_hvm() else "/dev/kvm has no KVM_CAP_XEN_HVM here: run make test, which brings a lab host"
+    )
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            item.add_marker(pytest.mark.timeout(LIMIT))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+class Daemon:
+    """One xenpvd process and a connection to it."""
+
+    def __init__(self, folder: Path, definition: dict[str, Any], name: str = "web1") -> None:
+        self.folder = folder
+        self.name = name
+        self.file = folder / f"{name}.toml"
+        self.file.write_text(to_toml(definition))
+        self.run_dir = folder / "run"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client: Client | None = None
+
+    def start(self, *options: str) -> Daemon:
+        """Start it as an operator would, and wait until it is ready."""
+        done = self.ctl("start", str(self.file), "--wait", "created", *options)
+        assert done.returncode == 0, done.stderr + self.log()
+        self.client = Client.connect(self.run_dir / self.name / "rpc.sock", 30)
+        return self
+
+    def ctl(self, *argv: str, limit: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "xenpvd.ctl.cli", "--run-dir", str(self.run_dir), *argv]
+        return subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+
+    def call(self, method: str, **params: Any) -> Any:
+        assert self.client is not None
+        return self.client.call(method, params, timeout=LIMIT)
+
+    def wait(self, what: str, timeout: float = 90, since: int = 0) -> Any:
+        return self.call("guest.wait", **{"for": what, "timeout": timeout, "since": since})
+
+    def at_the_shell(self) -> Daemon:
+        self.wait(f"console:{assets.READY}")
+        return self
+
+    def sh(self, command: str) -> str:
+        """Type a command at the guest's shell; what it printed."""
+        since = self.call("console.read", since=-1)["end"]
+        self.call("console.write", text=f"echo be$((1))gin; {command}; echo e$((1))nd\n")
+        self.wait("console:e1nd", since=since)
+        text: str = self.call("console.read", since=since, max=65536)["text"]
+        # the line's echo has the formulas, only what it prints has their values
+        return text.partition("be1gin")[2].partition("e1nd")[0].replace("\r", "").strip("\n")
+
+    @property
+    def pid(self) -> int:
+        assert self.client is not None
+        return int(self.client.call("daemon.info")["pid"])
+
+    def log(self) -> str:
+        path = self.run_dir / self.name / "xenpvd.log"
+        return path.read_text() if path.exists() else ""
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Signal the daemon and wait until its sockets are dead."""
+        os.kill(self.pid, signum)
+        self.gone()
+
+    def gone(self, timeout: float = 90) -> None:
+        """Wait until the daemon has ended: its end of our connection closes."""
+        assert self.client is not None
+        try:
+            while True:
+                self.client.call("guest.wait", {"for": "defined", "timeout": timeout}, timeout=timeout)
+        except NoAnswer as fault:
+            assert "in time" not in str(fault), "the daemon did not end"
+        finally:
+            self.client.close()
+            self.client = None
+
+    def end(self) -> None:
+        if self.client is not None:
+            self.ctl("destroy", self.name, limit=60)
+            self.client.close()
+
+
+def to_toml(data: dict[str, Any]) -> str:
+    plain = {key: value for key, value in data.items() if not isinstance(value, dict | list)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in data.items():
+        tables = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+        for table in tables:
+            lines.append(f"[[{key}]]" if isinstance(value, list) else f"[{key}]")
+            lines.extend(f"{name} = {json.dumps(inner)}" for name, inner in table.items())
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory: the lab host's disk is a slow overlay."""
+    path = Path(tempfile.mkdtemp(prefix="xenpvd-test-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def definition(folder: Path) -> dict[str, Any]:
+    """The demo guest with its own copy of xvda."""
+    shutil.copyfile(assets.disk(), folder / "xvda.img")
+    return {
+        "memory": 256,
+        "kernel": str(assets.kernel()),
+        "ramdisk": str(assets.ramdisk()),
+        "cmdline": "console=hvc0",
+        "shim": {"path": str(assets.shim())},
+        "disk": [{"vdev": "xvda", "target": str(folder / "xvda.img")}],
+    }
+
+
+@pytest.fixture
+def daemon(folder: Path, definition: dict[str, Any]) -> Iterator[Daemon]:
+    """Not yet started; whatever it becomes, it is ended."""
+    one = Daemon(folder, definition)
+    yield one
+    one.end()
