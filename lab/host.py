@@ -220,7 +220,7 @@ def _qemu(kernel: Path, initrd: Path, console: Path, port: int) -> list[str]:
     return [
         emulator,
         *("-name", "xenpvd-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35,accel=tcg", "-cpu", "max,+svm", "-smp", str(CPUS), "-m", str(MEMORY_MIB)),
+        *("-machine", "q35,accel=tcg", "-cpu", "max,+svm,-xsave", "-smp", str(CPUS), "-m", str(MEMORY_MIB)),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", words),
         *("-serial", f"file:{console}"),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),

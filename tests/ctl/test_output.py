@@ -33,7 +33,7 @@ def test_moment() -> None:
 
 
 def test_a_guests_words_do_not_steer_the_terminal() -> None:
-    assert Failure("it said:\n\t\x1b[2J\x9bé\r\x7f").message == "it said:\n\t\\x1b[2J\\x9bé\\x0d\\x7f"
+    assert Failure("it said:\r\n\t\x1b[2J\x9bé\r\x7f").message == "it said:\n\t\\x1b[2J\\x9bé\\x0d\\x7f"
 
 
 def test_table() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from xenpvd.abi.page import PAGE_SIZE
@@ -27,7 +29,7 @@ def test_slots_and_kvms_own_pages_do_not_overlap(size: int) -> None:
             (0xFEE0_0000, PAGE_SIZE),  # the LAPIC
         ]
     )
-    for (start, length), (following, _) in zip(ranges, ranges[1:], strict=False):
+    for (start, length), (following, _) in pairwise(ranges):
         assert start + length <= following
 
 

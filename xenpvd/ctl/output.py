@@ -97,6 +97,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str
 
 def plain(text: str) -> str:
     """``text`` without what would steer the terminal: a guest may have written it."""
+    text = text.replace("\r\n", "\n")
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 

@@ -56,7 +56,11 @@ class Connection:
     # ---- the life of it
 
     async def serve(self) -> None:
-        hangup = _Hangup(self._writer, self._left)
+        try:
+            hangup = _Hangup(self._writer, self._left)
+        except OSError:  # EMFILE
+            self._writer.transport.abort()
+            raise
         try:
             await self._greet()
             typed = await self._serve_messages()

@@ -42,26 +42,27 @@ SHIM_PATHS = (
 
 def read_file(what: str, path: str, limit: int = MODULE_MAX) -> bytes:
     """A whole file for the guest; raises :class:`ImageError` naming ``what`` it should have been."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)  # a FIFO must not block us
+
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
+        with open(path, "rb", opener=opener) as file:  # noqa: PTH123 - Path.open takes no opener
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise ImageError(
+                    f"cannot use the {what} {path}: it is not a regular file. Check the path.", path
+                )
+            if not 0 < info.st_size <= limit:
+                raise ImageError(
+                    f"cannot use the {what} {path}: {info.st_size} bytes; expected 1 to {limit}. "
+                    "Check the file.",
+                    path,
+                )
+            return file.read(limit)
     except (OSError, ValueError) as fault:
         why = fault.strerror if isinstance(fault, OSError) else str(fault)
         raise ImageError(f"cannot read the {what} {path}: {why}. Check the path.", path) from None
-    with os.fdopen(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ImageError(f"cannot use the {what} {path}: it is not a regular file. Check the path.", path)
-        if not 0 < info.st_size <= limit:
-            raise ImageError(
-                f"cannot use the {what} {path}: {info.st_size} bytes; expected 1 to {limit}. Check the file.",
-                path,
-            )
-        try:
-            return file.read(limit)
-        except OSError as fault:
-            raise ImageError(
-                f"cannot read the {what} {path}: {fault.strerror}. Check the disk it is on.", path
-            ) from None
 
 
 def find_shim(path: str) -> str:
