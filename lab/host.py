@@ -216,11 +216,14 @@ def _qemu(kernel: Path, initrd: Path, console: Path, port: int) -> list[str]:
         raise LabError("cannot start the lab host: no qemu-system-x86_64 here. Run make setup.")
     # the lab host is thrown away, its guests are ours: no mitigations; panic=-1 with -no-reboot ends QEMU
     words = "console=ttyS0 quiet mitigations=off nokaslr audit=0 panic=-1 random.trust_cpu=on tsc=reliable"
+    # without XSAVE: the emulator's SVM does not intercept XSETBV, so a guest's would change the host's XCR0
+    # behind KVM's back, and shim 4.20 and its guest would disagree on the size of the FPU's state
+    cpu = "max,+svm,-xsave"
     forward = f"hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{PORT}"
     return [
         emulator,
         *("-name", "xenpvd-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35,accel=tcg", "-cpu", "max,+svm,-xsave", "-smp", str(CPUS), "-m", str(MEMORY_MIB)),
+        *("-machine", "q35,accel=tcg", "-cpu", cpu, "-smp", str(CPUS), "-m", str(MEMORY_MIB)),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", words),
         *("-serial", f"file:{console}"),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),

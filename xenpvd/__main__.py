@@ -5,23 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from xenpvd import __version__, config
+from xenpvd import __version__, config, paths
 from xenpvd.daemon import Daemon
 from xenpvd.errors import BadConfig, Busy, XenpvdError
-
-
-def default_run_dir() -> Path:
-    """/run/xenpvd for root, else the user's own."""
-    if os.geteuid() == 0:
-        return Path("/run/xenpvd")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
 
 
 def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -57,10 +49,10 @@ def main(
     try:
         definition = config.load(file) if file is not None else None
         name = name or (definition.name if definition else "guest")
-        if not config.NAME.fullmatch(name):
+        if not paths.NAME.fullmatch(name):
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-            runner.run(_run(name, run_dir or default_run_dir(), definition, stop_timeout, start))
+            runner.run(_run(name, run_dir or paths.run_dir(), definition, stop_timeout, start))
     except XenpvdError as fault:
         print(f"xenpvd: {fault}", file=sys.stderr)
         sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else 1)

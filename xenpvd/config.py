@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,9 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from xenpvd.errors import BadConfig, ImageError
+from xenpvd.paths import NAME
 
-#: A guest's name is also a folder's name below the runtime directory.
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MEMORY_MIN_MIB = 64
 MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32

@@ -18,6 +18,7 @@ from xenpvd.config import GuestConfig
 from xenpvd.errors import Busy, HostError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
+from xenpvd.rpc.models import API
 from xenpvd.rpc.server import RpcServer
 from xenpvd.service import Service
 from xenpvd.tasks import Tasks
@@ -26,7 +27,6 @@ from xenpvd.vmm.vcpu import install_kick_handler
 
 log = logging.getLogger(__name__)
 
-API = "1.0"
 FEATURES = ("console-upgrade", "drive-hotadd", "events-replay", "reboot")
 
 

@@ -26,6 +26,7 @@ from xenpvd.progress import STARTABLE, Progress
 from xenpvd.tasks import Tasks
 from xenpvd.views import GuestStatus, HostInfo, Phase, Runstate, ShutdownResult
 from xenpvd.vmm.boot import find_shim
+from xenpvd.vmm.machine import Machine
 from xenpvd.vmm.memory import page_kind
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Guest:
         self._tasks = Tasks(self.fault)
         self._lives = asyncio.Lock()
         self._uuid = str(uuid.uuid4())
-        self._hypercalls = 0
+        self._machine: Machine | None = None  # of the last life, for its counts
         self._host: HostInfo | None = None
         self._shim: str | None = None
 
@@ -108,6 +109,7 @@ class Guest:
             _Owner(self),
             lambda: self.progress.reached(Phase.XENBUS),
         )
+        self._machine = domain.machine
         caps = domain.machine.xen_caps
         why = f"KVM_CAP_XEN_HVM {caps:#x}: events stay in the kernel"
         self._host = HostInfo("kvm-xen", why, caps, *page_kind())
@@ -191,8 +193,7 @@ class Guest:
                     reason=reason,
                     detail=detail,
                     regs=regs,
-                    console_tail=self.console.history.tail(TAIL).decode("utf-8", "replace"),
-                    xen_tail=self.xen_log.tail(TAIL).decode("utf-8", "replace"),
+                    **self._tails(),
                 )
             policy = config.on_crash if crashed else getattr(config, f"on_{reason}")
             if policy == "restart" and await self._restart(config, reason):
@@ -218,7 +219,6 @@ class Guest:
         try:
             await domain.end()
         finally:
-            self._hypercalls = domain.machine.hypercall_count
             self.domain = None
             self.progress.switch(state, reason)
 
@@ -233,7 +233,7 @@ class Guest:
         self.xen_log.close()
 
     def status(self, name: str) -> GuestStatus:
-        config, progress = self.config, self.progress
+        config, progress, machine = self.config, self.progress, self._machine
         return GuestStatus(
             name=name,
             state=progress.state,
@@ -244,15 +244,28 @@ class Guest:
             reason=progress.reason,
             uptime=progress.uptime if self.domain else None,
             boot_times=dict(progress.boot_times),
-            hypercalls=self.domain.machine.hypercall_count if self.domain else self._hypercalls,
+            hypercalls=machine.hypercall_count if machine else 0,
+            log_writes=machine.log_writes if machine else 0,
             viewers=self.console.viewers,
             host=self._host,
             shim=self._shim,
         )
 
     async def wait(self, for_: str, timeout: float, since: int = 0) -> None:
-        """See :meth:`Progress.wait`; a text counts from offset ``since`` of the console's recording on."""
-        await self.progress.wait(for_, timeout, lambda text: self.console.history.find(text, since))
+        """See :meth:`Progress.wait`; a text counts from offset ``since`` of the console's recording on.
+
+        If it will not come because the guest is over, the fault's data has what was printed last.
+        """
+        try:
+            await self.progress.wait(for_, timeout, lambda text: self.console.history.find(text, since))
+        except StateError as fault:
+            fault.data |= self._tails()
+            raise
+
+    def _tails(self) -> dict[str, str]:
+        """What the guest and the shim printed last."""
+        histories = {"console_tail": self.console.history, "xen_tail": self.xen_log}
+        return {key: history.tail(TAIL).decode("utf-8", "replace") for key, history in histories.items()}
 
     def fault(self, name: str, fault: BaseException) -> None:
         """Something of ours has failed: that is the guest's end, not the daemon's."""

@@ -108,7 +108,7 @@ class Progress:
         if not came:
             why = f" ({self.reason})" if self.reason else ""
             raise StateError(
-                f"{what} will not come: the guest is {self.state}{why}. xenpvctl log tells what it printed.",
+                f"{what} will not come: the guest is {self.state}{why}.",
                 self.state,
                 list(ALIVE),
             )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
-from xenpvd.ctl import rundir
+from xenpvd import paths
 from xenpvd.ctl.rundir import RunDir
 from xenpvd.errors import StateError
 from xenpvd.views import Runstate
@@ -16,7 +16,7 @@ from xenpvd.views import Runstate
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(rundir, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(paths, "CONFIG_DIR", tmp_path)
     path = tmp_path / "web1.toml"
     path.write_text('kernel = "/boot/vmlinuz"\nmemory = 768\n')
     return path

@@ -16,7 +16,7 @@ from xenpvd.ctl.cli import cli
 VERBS = "run start list status console drive xenstore-ls shutdown destroy events call check doctor log"
 
 #: What a verb over the socket must not load: it costs more than all the rest.
-HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio subprocess ctypes xenpvd.rpc xenpvd.config xenpvd.vmm"  # noqa: E501
+HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio subprocess ctypes importlib.metadata tempfile xenpvd.rpc xenpvd.config xenpvd.vmm"  # noqa: E501
 
 
 def test_verbs_have_help_and_json() -> None:

@@ -7,31 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ctl.conftest import Daemon
-from xenpvd import config
-from xenpvd.ctl import rundir
 from xenpvd.ctl.rundir import NoGuest, RunDir
-
-
-def test_names_are_the_daemons() -> None:
-    assert rundir.NAME.pattern == config.NAME.pattern
-
-
-@pytest.mark.parametrize(
-    ("uid", "environment", "expected"),
-    [
-        (0, {"XDG_RUNTIME_DIR": "/x"}, "/run/xenpvd"),
-        (1000, {"XDG_RUNTIME_DIR": "/x"}, "/x/xenpvd"),
-        (1000, {}, "/run/user/1000/xenpvd"),
-    ],
-)
-def test_default(
-    monkeypatch: pytest.MonkeyPatch, uid: int, environment: dict[str, str], expected: str
-) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: uid)
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    assert rundir.default() == Path(expected)
 
 
 def test_names_lists_sockets_only(run_dir: Path, daemon: Daemon, dead: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from xenpvd.ctl import rundir
+from xenpvd import paths
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
-from xenpvd.ctl.rundir import NAME, NoGuest, RunDir
+from xenpvd.ctl.rundir import NoGuest, RunDir
+from xenpvd.paths import NAME
 
 READY_TIMEOUT = 30.0
 
@@ -80,7 +81,7 @@ def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
 def _definition_file(guest: str) -> Path:
     if "/" in guest or guest.endswith(".toml"):
         return Path(guest).absolute()
-    file = rundir.CONFIG_DIR / f"{guest}.toml"
+    file = paths.CONFIG_DIR / f"{guest}.toml"
     if not file.exists():
         raise NoGuest(f"no guest called {guest}: {file} is missing. Write it, or give another TOML file.")
     return file

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from xenpvd import paths
 from xenpvd.ctl import boot, drive, guest, look, rundir
 from xenpvd.ctl.output import Verbs, json_option
 
@@ -26,7 +27,7 @@ from xenpvd.ctl.output import Verbs, json_option
 @click.pass_context
 def cli(ctx: click.Context, run_dir: Path | None) -> None:
     """Run Xen PV guests on KVM, and look after them."""
-    ctx.obj = rundir.RunDir(run_dir or rundir.default())
+    ctx.obj = rundir.RunDir(run_dir or paths.run_dir())
 
 
 for verb in (

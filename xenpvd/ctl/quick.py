@@ -20,7 +20,8 @@ from xenpvd.ctl.client import Client, NoAnswer, RpcFault
 from xenpvd.ctl.console import End, converse, ended_by_signals
 from xenpvd.ctl.launch import Launched, NotReady
 from xenpvd.ctl.output import FAILED, OK, USAGE, Failure
-from xenpvd.ctl.rundir import NAME, NoGuest, RunDir
+from xenpvd.ctl.rundir import NoGuest, RunDir
+from xenpvd.paths import NAME
 
 ESCAPE = 0x1D
 READY_TIMEOUT = 30.0

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 from xenpvd.ctl.client import Client, NoAnswer
-
-#: As xenpvd.config.NAME, which would bring pydantic along.
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-#: Where ``start NAME`` finds NAME.toml.
-CONFIG_DIR = Path("/etc/xenpvd")
+from xenpvd.paths import NAME
 
 
 class NoGuest(Exception):
     """There is no daemon of that name, or it is dead."""
-
-
-def default() -> Path:
-    """/run/xenpvd for root, else the user's own."""
-    if os.geteuid() == 0:
-        return Path("/run/xenpvd")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
 
 
 class RunDir:

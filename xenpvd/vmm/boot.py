@@ -47,7 +47,7 @@ def read_file(what: str, path: str, limit: int = MODULE_MAX) -> bytes:
         return os.open(path, flags | os.O_NONBLOCK)  # a FIFO must not block us
 
     try:
-        with open(path, "rb", opener=opener) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(path, "rb", opener=opener) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise ImageError(
