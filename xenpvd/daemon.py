@@ -90,6 +90,7 @@ class Daemon:
             if self.config is not None and start:
                 await self.guest.start(self.config)
             notify("READY=1")
+            self.events.publish("daemon.ready")
             log.info("%s is ready at %s", self.name, self._directory / "rpc.sock")
             await self._quit.wait()
         finally:

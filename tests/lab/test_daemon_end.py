@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from lab import guest as assets
@@ -39,11 +41,16 @@ def test_sigkill_under_writes_then_the_same_name_and_image(daemon: Daemon, folde
 def test_a_second_daemon_of_the_name_or_on_the_image_is_refused(daemon: Daemon, folder: Path) -> None:
     daemon.start()
     again = daemon.ctl("start", str(daemon.file))
-    assert again.returncode != 0 and "runs already" in again.stderr, again
+    assert again.returncode == 1 and "web1 is running already" in again.stderr, again
+    options = ["--config", str(daemon.file), "--run-dir", str(daemon.run_dir)]
+    by_hand = subprocess.run(
+        [sys.executable, "-m", "xenpvd", *options], capture_output=True, text=True, check=False
+    )
+    assert by_hand.returncode == 3 and f"runs already (pid {daemon.pid})" in by_hand.stderr
     other = folder / "web2.toml"
     other.write_text(daemon.file.read_text())
     second = daemon.ctl("start", str(other))
-    assert second.returncode == 1 and "xvda.img" in second.stderr and "lock" in second.stderr, second
+    assert second.returncode == 1 and "xvda.img: another program or guest uses it" in second.stderr
     assert daemon.call("guest.status")["state"] == "running"
 
 
@@ -53,11 +60,11 @@ def test_adding_and_removing_a_disk_leaves_nothing_behind(daemon: Daemon, folder
     process = Path(f"/proc/{daemon.pid}")
 
     def footprint() -> tuple[int, int, int]:
-        tree = daemon.call("xenstore.tree", path="/", depth=64)
+        nodes = daemon.call("xenstore.tree", path="/", depth=64)
         return (
             len(list((process / "fd").iterdir())),
             len(list((process / "task").iterdir())),
-            len(tree["nodes"]),
+            len(nodes),
         )
 
     def cycle() -> None:

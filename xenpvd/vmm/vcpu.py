@@ -100,8 +100,8 @@ class VcpuThread:
 
     def _kick(self) -> None:
         # under the lock, which the thread takes before it ends: an ended thread's id may not be used
-        self.vcpu.request_exit(True)
         if self._thread.ident is not None:
+            self.vcpu.request_exit(True)
             signal.pthread_kill(self._thread.ident, KICK)
 
     def _run(self) -> None:
