@@ -146,18 +146,18 @@ class Console:
         Raises :class:`StateError` if there is no running guest to take it, or not any more.
         """
         async with self._typing:  # one after the other, or two pastes would mix
-            ring = self._ring
-            while data:
+            ring, rest = self._ring, memoryview(data)
+            while rest:
                 if ring is None or self._ring is not ring:
                     raise StateError(
                         "cannot type: the guest is not running. Start it.", "stopped", ["running"]
                     )
                 room = INPUT_MAX - len(self._typed)
-                self._typed += data[:room]
-                data = data[room:]
+                self._typed += rest[:room]
+                rest = rest[room:]
                 self._taken.clear()
                 self._feed(ring)
-                if data:
+                if rest:
                     await self._taken.wait()
 
     # -- serving

@@ -57,8 +57,9 @@ class History:
             start, data = self.read(since, self.limit)
             if text in data:
                 return True
-            since = max(start, start + len(data) - len(text) + 1)
-            if not await self.wait(start + len(data)):
+            end = start + len(data)
+            since = max(since, start, end - len(text) + 1)
+            if not await self.wait(max(since, end)):
                 return False
 
     def close(self) -> None:

@@ -1,0 +1,316 @@
+"""The console with a guest at one end and viewers at the other; on both loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.fakes.console_frontend import IN_CONS, IN_SIZE, OUT_CONS, OUT_PROD, OUT_SIZE, ConsoleFrontend
+from xenpvd.backends.console import backend
+from xenpvd.backends.console.backend import Console, Viewer
+from xenpvd.errors import Busy, StateError
+from xenpvd.tasks import Tasks
+
+
+class Bench:
+    def __init__(self, history: int = 1 << 16) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.console = Console(lambda name, **data: self.events.append((name, data)), history)
+        self.guest = ConsoleFrontend()
+        self.tasks = Tasks()
+
+    def connect(self) -> ConsoleFrontend:
+        self.guest = ConsoleFrontend()
+        self.console.connect(self.guest.page, self.guest.port)
+        return self.guest
+
+    async def printed(self, data: bytes) -> None:
+        """The guest prints, waiting for room as it must, and all of it has been recorded."""
+        end = self.console.history.end + len(data)
+        while data:
+            data = data[self.guest.prints(data) :]
+            await self.until(lambda: self.guest.page.load32(OUT_CONS) == self.guest.page.load32(OUT_PROD))
+        assert self.console.history.end == end
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    async def waits(self, task: asyncio.Task[Any]) -> bool:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return not task.done()
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        return [data for event, data in self.events if event == name]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    bench.connect()
+    yield bench
+    await bench.console.disconnect()
+    await bench.tasks.cancel()
+
+
+async def read(viewer: Viewer, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        more = await asyncio.wait_for(viewer.read(), 5)
+        assert more, viewer.ended
+        data += more
+    return data
+
+
+# -- output
+
+
+async def test_every_viewer_sees_everything_byte_for_byte(bench: Bench) -> None:
+    """M6: control characters, NUL and broken UTF-8 pass as they are."""
+    data = bytes(range(256)) * 40
+    first = bench.console.attach("rw", None, "first")
+    task = bench.tasks.spawn(bench.printed(data), "guest")
+    assert await read(first, len(data)) == data
+    await task
+    late = bench.console.attach("ro", None, "late")
+    assert await read(late, len(data)) == data
+    assert late.offset == first.offset == bench.console.history.end
+
+
+@pytest.mark.parametrize("since, begin", [(None, 0), (0, 0), (3, 3), (6, 6), (99, 6), (-1, 0)])
+async def test_a_viewer_begins_where_it_asks(bench: Bench, since: int | None, begin: int) -> None:
+    await bench.printed(b"abcdef")
+    viewer = bench.console.attach("ro", since, "v")
+    assert viewer.offset == begin
+    await bench.printed(b"!")
+    assert await read(viewer, 7 - begin) == b"abcdef!"[begin:]
+
+
+async def test_a_slow_viewer_is_cut_off_and_nobody_else(bench: Bench) -> None:
+    """M4."""
+    bench.console.history.limit = 4096
+    slow, quick = (bench.console.attach("ro", None, who) for who in ("slow", "quick"))
+    for _ in range(8):
+        await bench.printed(bytes(1024))
+        assert len(await read(quick, 1024)) == 1024
+    assert await slow.read() == b""
+    assert slow.ended == "too slow: 4096 bytes were lost"
+    assert slow.close() == slow.ended
+    assert bench.told("console.detached") == [{"who": "slow", "why": slow.ended}]
+    assert bench.console.viewers == 1
+
+
+async def test_a_flood_is_bounded_without_any_viewer(bench: Bench) -> None:
+    """M3."""
+    for _ in range(50):
+        await bench.printed(b"x" * OUT_SIZE)
+    history = bench.console.history
+    assert history.end - history.start == 1 << 16 and len(history._kept) <= 5 << 14
+
+
+async def test_the_guest_is_told_of_room_only_if_the_ring_was_full(bench: Bench) -> None:
+    await bench.printed(b"x" * 100)
+    assert bench.guest.port.notified == 0
+    await bench.printed(b"x" * OUT_SIZE)
+    assert bench.guest.port.notified == 1
+
+
+async def test_output_that_cannot_be_is_ignored_until_it_can(bench: Bench) -> None:
+    bench.guest.page.store32(OUT_PROD, 5000)
+    bench.guest.port.guest_kick()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    bench.guest.page.store32(OUT_PROD, 0)
+    await bench.printed(b"sane again")
+    assert bench.console.history.tail(99) == b"sane again"
+
+
+# -- input
+
+
+async def test_typing_reaches_the_guest_with_a_notification(bench: Bench) -> None:
+    viewer = bench.console.attach("rw", None, "me")
+    await viewer.write(b"ls\n")
+    assert bench.guest.port.guest_pending()
+    assert bench.guest.reads() == b"ls\n"
+
+
+async def test_a_paste_larger_than_the_ring_goes_in_as_the_guest_reads(bench: Bench) -> None:
+    data = bytes(n % 251 for n in range(10_000))
+    await bench.console.type(data)
+    taken = b""
+    while len(taken) < len(data):
+        part = bench.guest.reads()
+        assert len(part) <= IN_SIZE
+        taken += part
+        await asyncio.sleep(0)
+    assert taken == data
+
+
+async def test_a_guest_that_does_not_read_makes_the_typist_wait(bench: Bench) -> None:
+    """M5: 10 MiB wait in a bounded buffer, and for that client only."""
+    viewer = bench.console.attach("rw", None, "me")
+    data = bytes(n % 251 for n in range(10 << 20))
+    task = bench.tasks.spawn(viewer.write(data), "paste")
+    assert await bench.waits(task)
+    assert len(bench.console._typed) <= backend.INPUT_MAX
+    await bench.printed(b"still printing")
+    taken = bytearray()
+    while len(taken) < 300_000:
+        taken += bench.guest.reads()
+        await asyncio.sleep(0)
+        assert len(bench.console._typed) <= backend.INPUT_MAX
+    assert taken == data[: len(taken)]
+    assert not task.done()
+
+
+async def test_pastes_do_not_mix(bench: Bench) -> None:
+    size = backend.INPUT_MAX * 2
+    tasks = [bench.tasks.spawn(bench.console.type(letter * size), "paste") for letter in (b"a", b"b")]
+    taken = b""
+    while len(taken) < 2 * size:
+        taken += bench.guest.reads()
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert taken == b"a" * size + b"b" * size
+
+
+async def test_input_for_a_reader_that_is_ahead_waits(bench: Bench) -> None:
+    """M2, and it goes on once the guest's index makes sense."""
+    bench.guest.page.store32(IN_CONS, 77)
+    await bench.console.type(b"x")
+    bench.guest.page.store32(IN_CONS, 0)
+    bench.guest.port.guest_kick()
+    await bench.until(lambda: bench.guest.take() == b"x")
+
+
+async def test_nobody_types_into_nothing() -> None:
+    bench = Bench()
+    viewer = bench.console.attach("rw", None, "me")
+    with pytest.raises(StateError, match="the guest is not running"):
+        await viewer.write(b"x")
+
+
+async def test_who_types_while_the_guest_ends_is_told(bench: Bench) -> None:
+    task = bench.tasks.spawn(bench.console.type(bytes(1 << 20)), "paste")
+    assert await bench.waits(task)
+    await bench.console.disconnect()
+    guest = bench.connect()
+    with pytest.raises(StateError):
+        await task
+    assert guest.take() == b"", "what was typed for one life does not reach the next"
+
+
+# -- viewers
+
+
+async def test_one_keyboard(bench: Bench) -> None:
+    first = bench.console.attach("rw", None, "first")
+    with pytest.raises(Busy, match="first has it") as caught:
+        bench.console.attach("rw", None, "second")
+    assert caught.value.data == {"by": "first"}
+    looker = bench.console.attach("ro", None, "looker")
+    with pytest.raises(Busy, match="read-only"):
+        await looker.write(b"x")
+    thief = bench.console.attach("steal", None, "thief")
+    assert (first.mode, thief.mode, bench.console.writer) == ("ro", "rw", "thief")
+    with pytest.raises(Busy):
+        await first.write(b"x")
+    await thief.write(b"mine")
+    assert bench.guest.reads() == b"mine"
+    thief.close()
+    assert bench.console.writer is None
+    assert bench.console.attach("rw", None, "again").mode == "rw"
+    assert [event["who"] for event in bench.told("console.attached")] == ["first", "looker", "thief", "again"]
+
+
+async def test_close_ends_a_read_that_waits(bench: Bench) -> None:
+    viewer, other = (bench.console.attach("ro", None, who) for who in "ab")
+    task = bench.tasks.spawn(viewer.read(), "read")
+    others = bench.tasks.spawn(other.read(), "other read")
+    assert await bench.waits(task)
+    assert viewer.close() == "detached"
+    assert await asyncio.wait_for(task, 1) == b""
+    assert await bench.waits(others), "only its own"
+    assert viewer.close() == "detached" and bench.console.viewers == 1
+    assert await viewer.read() == b""
+    await bench.printed(b"x")
+    assert await others == b"x"
+
+
+async def test_a_read_that_is_cancelled_loses_nothing(bench: Bench) -> None:
+    """M10: a client goes in the middle; another read begins where the last byte was taken."""
+    viewer = bench.console.attach("ro", None, "v")
+    task = bench.tasks.spawn(viewer.read(), "read")
+    assert await bench.waits(task)
+    task.cancel()
+    await bench.printed(b"abc")
+    assert await read(viewer, 3) == b"abc"
+
+
+async def test_attaching_and_detaching_leaves_nothing(bench: Bench) -> None:
+    """M8."""
+    await bench.printed(b"hello")
+    for _ in range(1000):
+        viewer = bench.console.attach("rw", None, "v")
+        assert await viewer.read() == b"hello"
+        viewer.close()
+    assert bench.console.viewers == 0 and bench.console.writer is None
+
+
+# -- life
+
+
+async def test_the_last_bytes_are_drained_at_the_end(bench: Bench) -> None:
+    """M7: what the guest printed just before its power-off, kicked or not."""
+    viewer = bench.console.attach("ro", None, "v")
+    bench.guest.put(b"reboot: Power down\n")
+    await bench.console.disconnect()
+    assert bench.guest.port.closed
+    assert await read(viewer, 19) == b"reboot: Power down\n"
+    assert viewer.ended is None
+
+
+async def test_a_reboot_keeps_viewers_and_offsets(bench: Bench) -> None:
+    viewer = bench.console.attach("rw", None, "v")
+    await bench.printed(b"first life\n")
+    await bench.console.disconnect()
+    await bench.console.disconnect()
+    with pytest.raises(StateError):
+        await viewer.write(b"x")
+    bench.connect()
+    await bench.printed(b"second life\n")
+    await viewer.write(b"y")
+    assert bench.guest.reads() == b"y"
+    assert await read(viewer, 23) == b"first life\nsecond life\n"
+
+
+async def test_at_the_daemons_end_viewers_get_the_rest_and_are_told(bench: Bench) -> None:
+    reader, waiter = (bench.console.attach("ro", None, who) for who in "ab")
+    await bench.printed(b"bye")
+    assert await waiter.read() == b"bye"
+    task = bench.tasks.spawn(waiter.read(), "read")
+    assert await bench.waits(task)
+    bench.console.close()
+    assert await asyncio.wait_for(task, 1) == b""
+    assert waiter.ended == "the console is gone"
+    assert await reader.read() == b"bye" and await reader.read() == b""
+    assert bench.console.viewers == 0
+
+
+async def test_a_mistake_of_ours_ends_the_console_and_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(data: bytes) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.console.history, "append", wrong)
+    bench.guest.prints(b"x")
+    await bench.until(lambda: bool(bench.told("console.error")))
+    assert bench.told("console.error") == [{"message": "the console stopped: ZeroDivisionError"}]
+    assert "console failed" in caplog.text
