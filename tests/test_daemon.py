@@ -209,7 +209,7 @@ def test_the_command_killed_and_started_again(tmp_path: Path) -> None:
     [
         (None, 1, "cannot read"),
         ("memory = ", 2, "no valid TOML"),
-        ('kernel = "/k"\nmemroy = 3', 2, "memroy: Extra inputs"),
+        ('kernel = "/k"\nmemroy = 3', 2, "memroy: there is no such key"),
         ('kernel = "/nowhere/vmlinuz"\nshim.path = "/k"', 1, "/nowhere/vmlinuz: No such file"),
         ('name = "A B"\nkernel = "/k"', 2, "name: "),
         ('kernel = "/k"\nmemory = 1', 2, "memory: "),

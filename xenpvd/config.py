@@ -7,18 +7,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from xenpvd.errors import BadConfig, ImageError
-from xenpvd.paths import NAME
+from xenpvd.paths import NAME, anchor
 
 MEMORY_MIN_MIB = 64
 MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
-Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", description="the guest's name")]
-Vdev = Annotated[
-    str, Field(pattern=r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$", description="as Xen names it: xvda, xvdb1")
-]
+_NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
+
+Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
+#: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
+AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
+Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
+
+#: pydantic's types of error and our patterns, in an operator's words
+_WORDS = {
+    "extra_forbidden": "there is no such key",
+    "missing": "it is missing",
+    _NAME: "it takes a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and has 63 at most",
+    _PATH: "it must be an absolute path",
+    _VDEV: "it must be a disk's name, as xvda or xvdb1",
+}
 
 
 class Strict(BaseModel):
@@ -30,7 +42,9 @@ class Strict(BaseModel):
 class ShimConfig(Strict):
     """Xen's PV shim: the small Xen that runs inside the VM, between it and the PV kernel."""
 
-    path: str = Field("auto", description="the xen-shim file; auto searches where Debian's xen-utils put it")
+    path: AbsolutePath | Literal["auto"] = Field(
+        "auto", description="the xen-shim file; auto searches where Debian's xen-utils put it"
+    )
     extra: str = Field("", max_length=512, description="more words for its command line, as loglvl=all")
 
 
@@ -38,16 +52,9 @@ class DiskConfig(Strict):
     """One xen-block disk."""
 
     vdev: Vdev
-    target: str = Field(min_length=1, max_length=4096, description="a raw image file or a block device")
+    target: AbsolutePath = Field(description="a raw image file or a block device")
     access: Literal["rw", "ro"] = "rw"
     format: Literal["raw"] = "raw"
-
-    @field_validator("target")
-    @classmethod
-    def _no_nul(cls, value: str) -> str:
-        if "\0" in value:
-            raise ValueError("a path cannot hold a NUL character")
-        return value
 
 
 class ConsoleConfig(Strict):
@@ -64,8 +71,8 @@ class GuestConfig(Strict):
         512, ge=MEMORY_MIN_MIB, le=MEMORY_MAX_MIB, description="MiB of RAM, the shim's included"
     )
     vcpus: int = Field(1, ge=1, le=VCPUS_MAX)
-    kernel: str = Field(min_length=1, max_length=4096, description="the PV kernel, as it lies in /boot")
-    ramdisk: str | None = Field(None, max_length=4096)
+    kernel: AbsolutePath = Field(description="the PV kernel, as it lies in /boot")
+    ramdisk: AbsolutePath | None = None
     cmdline: str = Field("", max_length=1000, description="the PV kernel's command line")
     shim: ShimConfig = Field(default_factory=lambda: ShimConfig.model_validate({}))
     disk: tuple[DiskConfig, ...] = Field((), max_length=64)
@@ -88,9 +95,15 @@ class GuestConfig(Strict):
 def problems(fault: ValidationError) -> list[tuple[str, str]]:
     """pydantic's findings as (TOML path, message), as ``disk.0.access``."""
     return [
-        (".".join(str(part) for part in error["loc"]) or "(top)", error["msg"])
+        (".".join(str(part) for part in error["loc"]) or "(top)", words(error))
         for error in fault.errors(include_url=False, include_input=False)
     ]
+
+
+def words(error: ErrorDetails) -> str:
+    """One of pydantic's findings in an operator's words."""
+    kind = error["ctx"]["pattern"] if error["type"] == "string_pattern_mismatch" else error["type"]
+    return _WORDS.get(kind, error["msg"])
 
 
 def parse(data: dict[str, Any], source: str) -> GuestConfig:
@@ -115,4 +128,5 @@ def load(path: Path) -> GuestConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise BadConfig(f"cannot use {path}: no valid TOML: {fault}.", [("(file)", str(fault))]) from None
     data.setdefault("name", path.stem)
+    anchor(data, path.absolute().parent)
     return parse(data, str(path))

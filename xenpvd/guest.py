@@ -186,24 +186,18 @@ class Guest:
                 return
             config = domain.config
             crashed = reason not in ("poweroff", "reboot")
-            await self._end_life(Runstate.CRASHED if crashed else Runstate.STOPPED, reason)
-            if crashed:
-                self._publish(
-                    "guest.crash",
-                    reason=reason,
-                    detail=detail,
-                    regs=regs,
-                    **self._tails(),
-                )
             policy = config.on_crash if crashed else getattr(config, f"on_{reason}")
-            if policy == "restart" and await self._restart(config, reason):
+            over = Runstate.CRASHED if crashed else Runstate.STOPPED
+            await self._end_life(Runstate.STARTING if policy == "restart" else over, reason)
+            if crashed:
+                self._publish("guest.crash", reason=reason, detail=detail, regs=regs, **self._tails())
+            if policy == "restart" and await self._restart(config):
                 return
             self.drives.close_all()
         if policy == "destroy":
             self._on_end()
 
-    async def _restart(self, config: GuestConfig, reason: str) -> bool:
-        self.progress.switch(Runstate.STARTING, reason)
+    async def _restart(self, config: GuestConfig) -> bool:
         try:
             await self._boot(config)
         except XenpvdError as fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 #: A guest's name is a folder's name, too: RUN_DIR/NAME/rpc.sock.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -18,3 +19,16 @@ def run_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/xenpvd")
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
+
+
+def anchor(definition: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of a guest definition absolute: they are meant from its file's ``folder``.
+
+    What is not as it should be is left to the model, which says so.
+    """
+    disks = definition.get("disk")
+    places = [(definition, "kernel"), (definition, "ramdisk"), (definition.get("shim"), "path")]
+    places += [(disk, "target") for disk in (disks if isinstance(disks, list) else ())]
+    for table, key in places:
+        if isinstance(table, dict) and isinstance(path := table.get(key), str) and path not in ("", "auto"):
+            table[key] = str(folder / path)

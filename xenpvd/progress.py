@@ -77,7 +77,10 @@ class Progress:
         """
         try:
             async with asyncio.timeout(timeout):
-                if for_ in list(Runstate):
+                if for_ in (Runstate.STOPPED, Runstate.CRASHED):  # whichever it is, the guest is over then
+                    await self.until(lambda: self.state not in ALIVE)
+                    self._check_came(for_, self.state == for_)
+                elif for_ in list(Runstate):
                     await self.until(lambda: self.state == for_)
                 elif for_ in list(Phase):
                     await self.until(lambda: self.has_reached(Phase(for_)) or self.state not in ALIVE)

@@ -100,7 +100,7 @@ def test_check_prints_every_problem(xenpvctl: Xenpvctl, tmp_path: Path) -> None:
 
 def test_check_of_what_works(xenpvctl: Xenpvctl, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xenpvd.check.problems", lambda config: [])
-    assert xenpvctl("check", str(file)).stdout == f"ok    {file}: web1, 768 MiB, 1 vCPUs, no disks\n"
+    assert xenpvctl("check", str(file)).stdout == f"ok    {file}: web1, 768 MiB, 1 vCPU, no disks\n"
     assert xenpvctl.json("check", str(file)) == {"problems": []}
 
 

@@ -21,7 +21,7 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("guest.status", {}, {"name": "web1", "state": "running", "phase": "devices", "memory_mib": 512}),
     ("guest.config", {}, {"name": "web1", "kernel": "/boot/vmlinuz", "on_crash": "preserve", "disk": []}),
     ("guest.check", {"config": {"kernel": "/k"}}, {"problems": []}),
-    ("guest.check", {"config": {"kernel": "missing"}}, {"problems": [{"loc": "kernel", "msg": "none"}]}),
+    ("guest.check", {"config": {"kernel": "/missing"}}, {"problems": [{"loc": "kernel", "msg": "none"}]}),
     ("guest.shutdown", {"mode": "reboot", "timeout": 5}, {"mode": "reboot", "state": "stopped"}),
     ("guest.destroy", {}, {"state": "stopped", "uptime": None}),
     ("guest.wait", {"for": "devices"}, {"state": "running"}),

@@ -97,6 +97,7 @@ def _read_definition(file: Path) -> tuple[str, dict[str, Any]]:
         raise Failure(f"cannot read {file}: {fault.strerror}. Check the path.", USAGE) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise Failure(f"cannot use {file}: no valid TOML: {fault}.", USAGE) from None
+    paths.anchor(definition, file.parent)
     name = definition.setdefault("name", file.stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise Failure(f"cannot use {file}: no guest can be called {name!r}. Set name.", USAGE)
@@ -170,7 +171,8 @@ def check(file: Path) -> None:
         )
     assert definition is not None
     disks = ", ".join(f"{disk.vdev} {disk.target}" for disk in definition.disk) or "no disks"
-    summary = f"{definition.name}, {definition.memory} MiB, {definition.vcpus} vCPUs, {disks}"
+    vcpus = f"{definition.vcpus} vCPU{'s' if definition.vcpus > 1 else ''}"
+    summary = f"{definition.name}, {definition.memory} MiB, {vcpus}, {disks}"
     emit({"problems": []}, f"ok    {file}: {summary}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
+from xenpvd.config import words
 from xenpvd.errors import (
     BadConfig,
     Busy,
@@ -95,8 +96,8 @@ def fault_of(fault: Exception, method: str) -> Fault:
 def invalid_params(fault: ValidationError, method: str) -> Fault:
     """Parameters that do not fit ``method``'s model; ``loc`` is dotted, as ``config.disk.0.access``."""
     errors = [
-        {"loc": ".".join(map(str, error["loc"])) or "(params)", "msg": error["msg"], "type": error["type"]}
-        for error in fault.errors(include_url=False, include_context=False, include_input=False)[:ERRORS_MAX]
+        {"loc": ".".join(map(str, error["loc"])) or "(params)", "msg": words(error), "type": error["type"]}
+        for error in fault.errors(include_url=False, include_input=False)[:ERRORS_MAX]
     ]
     lines = "; ".join(f"{error['loc']}: {error['msg']}" for error in errors)
     return Fault(

@@ -1,4 +1,4 @@
-"""The street's door into the house: the verbs that RPC may ask for. ``daemon.Service`` fits it by shape.
+"""The street's door into the house: the verbs that RPC may ask for. ``xenpvd.service.Service`` fits it.
 
 Every verb raises ``XenpvdError`` or below for what the asker can mend; anything else is the daemon's fault.
 """
