@@ -219,11 +219,24 @@ def _qemu(kernel: Path, initrd: Path, console: Path, port: int) -> list[str]:
     # without XSAVE: the emulator's SVM does not intercept XSETBV, so a guest's would change the host's XCR0
     # behind KVM's back, and shim 4.20 and its guest would disagree on the size of the FPU's state
     cpu = "max,+svm,-xsave"
+    # one thread for all emulated CPUs: no slower on two cores, and with several the emulator now and then ran
+    # a CPU on code or page tables that another had just changed (int3 oopses, corrupted stacks)
     forward = f"hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{PORT}"
     return [
         emulator,
         *("-name", "xenpvd-lab", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35,accel=tcg", "-cpu", cpu, "-smp", str(CPUS), "-m", str(MEMORY_MIB)),
+        *(
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=single",
+            "-cpu",
+            cpu,
+            "-smp",
+            str(CPUS),
+            "-m",
+            str(MEMORY_MIB),
+        ),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", words),
         *("-serial", f"file:{console}"),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),

@@ -21,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-from lab.kvm import hold_static_keys, xen_hvm
+from lab.kvm import xen_hvm
 from lab.wire import (
     EXIT,
     PORT,
@@ -184,7 +184,6 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def main() -> None:
-    _held = hold_static_keys()
     with Server(("0.0.0.0", PORT), Client) as server:
         print(f"{READY}, KVM_CAP_XEN_HVM={xen_hvm():#x}", flush=True)
         server.serve_forever()

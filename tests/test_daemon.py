@@ -204,6 +204,35 @@ def test_the_command_killed_and_started_again(tmp_path: Path) -> None:
     assert process.end()[0] == 0
 
 
+def test_the_command_with_http(tmp_path: Path) -> None:
+    process = Process(tmp_path, "--name", "idle", "--http")
+    process.ready()
+    path = tmp_path / "run/idle/http.sock"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b'{"name":"idle","state":"defined","phase":null}')
+    process.process.terminate()
+    status, said = process.end()
+    assert status == 0 and "Traceback" not in said
+    assert not path.exists()
+
+
+def test_without_http_its_library_is_not_loaded(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, pathlib, sys, xenpvd.__main__ as command\n"
+        "daemon = command.Daemon('idle', pathlib.Path(sys.argv[1]), None, 1)\n"
+        "daemon.quit()\n"
+        "asyncio.run(daemon.run(start=False))\n"
+        "assert 'xenpvd.rpc.server' in sys.modules\n"
+        "sys.exit('aiohttp' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=False, timeout=30)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("text", "status", "says"),
     [

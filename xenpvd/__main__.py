@@ -30,6 +30,7 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
 @click.option("--run-dir", type=click.Path(path_type=Path), envvar="XENPVD_RUN_DIR", help="Where sockets go.")
 @click.option("--start/--no-start", default=True, help="Boot the guest at once, or wait for guest.start.")
 @click.option("--stop-timeout", default=60.0, show_default=True, help="Seconds a guest has to shut down.")
+@click.option("--http", is_flag=True, help="Serve HTTP on http.sock, beside rpc.sock.")
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -41,6 +42,7 @@ def main(
     run_dir: Path | None,
     start: bool,
     stop_timeout: float,
+    http: bool,
     loop: str,
     log_level: str,
 ) -> None:
@@ -52,16 +54,21 @@ def main(
         if not paths.NAME.fullmatch(name):
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-            runner.run(_run(name, run_dir or paths.run_dir(), definition, stop_timeout, start))
+            runner.run(_run(name, run_dir or paths.run_dir(), definition, stop_timeout, start, http))
     except XenpvdError as fault:
         print(f"xenpvd: {fault}", file=sys.stderr)
         sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else 1)
 
 
 async def _run(
-    name: str, run_dir: Path, definition: config.GuestConfig | None, stop_timeout: float, start: bool
+    name: str,
+    run_dir: Path,
+    definition: config.GuestConfig | None,
+    stop_timeout: float,
+    start: bool,
+    http: bool,
 ) -> None:
-    await Daemon(name, run_dir, definition, stop_timeout).run(start=start)
+    await Daemon(name, run_dir, definition, stop_timeout, http).run(start=start)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xenpvd
 from xenpvd.config import GuestConfig
@@ -24,6 +24,9 @@ from xenpvd.service import Service
 from xenpvd.tasks import Tasks
 from xenpvd.views import DaemonInfo, Runstate
 from xenpvd.vmm.vcpu import install_kick_handler
+
+if TYPE_CHECKING:
+    from xenpvd.rpc.http import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +65,19 @@ class NameLock:
 
 
 class Daemon:
-    """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest."""
+    """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http``: serve
+    http.sock, too."""
 
-    def __init__(self, name: str, run_dir: Path, config: GuestConfig | None, stop_timeout: float) -> None:
+    def __init__(
+        self, name: str, run_dir: Path, config: GuestConfig | None, stop_timeout: float, http: bool = False
+    ) -> None:
         self.name = name
         self.config = config
         self.events = EventLog()
         self.guest = Guest(self.events.publish, self._guest_over)
         self._directory = run_dir / name
         self._stop_timeout = stop_timeout
+        self._http = http
         self._started = time.time()
         self._quit = asyncio.Event()
         self._at_once = asyncio.Event()
@@ -79,14 +86,15 @@ class Daemon:
     async def run(self, *, start: bool) -> None:
         """Serve until told to end. Raises what keeps it from starting."""
         lock = NameLock(self._directory, self.name)
-        rpc = RpcServer(Service(self.guest, self), self._directory / "rpc.sock")
+        servers = self._servers()
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_fault)
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
         install_kick_handler()
         try:
-            await rpc.start()
+            for server in servers:
+                await server.start()
             if self.config is not None and start:
                 await self.guest.start(self.config)
             notify("READY=1")
@@ -97,8 +105,18 @@ class Daemon:
             notify("STOPPING=1")
             self.events.publish("daemon.stopping")
             await self._end_guest()
-            await rpc.stop()
+            for server in servers:
+                await server.stop()
             lock.release()
+
+    def _servers(self) -> list[RpcServer | HttpServer]:
+        service = Service(self.guest, self)
+        servers: list[RpcServer | HttpServer] = [RpcServer(service, self._directory / "rpc.sock")]
+        if self._http:
+            from xenpvd.rpc.http import HttpServer  # aiohttp takes its time to import
+
+            servers.append(HttpServer(service, self._directory / "http.sock"))
+        return servers
 
     async def _end_guest(self) -> None:
         """Ask it to shut down, for at most the stop time; then, or on a second signal, end it."""

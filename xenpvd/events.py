@@ -111,10 +111,11 @@ class EventLog:
             if epoch is not None and epoch != self.epoch:
                 since = 0
             oldest = self._backlog[0].seq if self._backlog else self.seq + 1
-            lost = max(0, oldest - 1 - since)
-            for event in [event for event in self._backlog if event.seq > since][-QUEUE:]:
+            kept = [e for e in self._backlog if e.seq > since and subscription.matches(e.name)]
+            lost = max(0, oldest - 1 - since) + max(0, len(kept) - QUEUE)
+            for event in kept[-QUEUE:]:
                 subscription.offer(event)
-                replayed += subscription.matches(event.name)
+            replayed = min(len(kept), QUEUE)
         self._subscriptions.append(subscription)
         return subscription, replayed, lost
 

@@ -7,7 +7,6 @@ to it is a ``Domain``. What ends or begins a life is done one at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -106,7 +105,7 @@ class Guest:
             image,
             self.drives.images,
             surroundings,
-            _Owner(self),
+            self,
             lambda: self.progress.reached(Phase.XENBUS),
         )
         self._machine = domain.machine
@@ -116,7 +115,12 @@ class Guest:
         self._tasks.spawn(self._watch_console(domain), "console phase")
         self._tasks.spawn(self._watch_devices(domain), "devices phase")
         self.progress.reached(Phase.CREATED)
-        domain.start()
+        try:
+            domain.start()
+        except BaseException:
+            self.domain = None
+            await domain.end()
+            raise
         self.progress.switch(Runstate.RUNNING)
 
     async def shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
@@ -172,8 +176,13 @@ class Guest:
             self.drives.close_all()
         self._on_end()
 
+    def machine_log(self, data: bytes) -> None:
+        """:class:`xenpvd.vmm.machine.Owner`: a piece of the shim's own log."""
+        self.progress.reached(Phase.SHIM)
+        self.xen_log.append(data)
+
     def machine_ended(self, reason: str, detail: str, regs: dict[str, int] | None) -> None:
-        """The machine has ended by itself."""
+        """:class:`xenpvd.vmm.machine.Owner`: the machine has ended by itself."""
         if self.domain is not None:
             self._tasks.spawn(self._after_life(self.domain, reason, detail, regs), "end of life")
 
@@ -282,25 +291,3 @@ class Guest:
                 return
         if domain is self.domain:
             progress.reached(Phase.DEVICES)
-
-
-class _Owner:
-    """:class:`xenpvd.vmm.machine.Owner`: from the vCPU threads into the loop."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-        self._loop = asyncio.get_running_loop()
-
-    def machine_log(self, data: bytes) -> None:
-        self._post(self._log, data)
-
-    def machine_ended(self, reason: str, detail: str, regs: dict[str, int] | None) -> None:
-        self._post(self._guest.machine_ended, reason, detail, regs)
-
-    def _log(self, data: bytes) -> None:
-        self._guest.progress.reached(Phase.SHIM)
-        self._guest.xen_log.append(data)
-
-    def _post(self, call: Callable[..., None], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
-            self._loop.call_soon_threadsafe(call, *args)

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 from collections.abc import Callable
-
-import pytest
 
 from xenpvd.vmm import atomic
 
 THREADS, ROUNDS = 4, 2000
-
-
-@pytest.fixture
-def busy_switching() -> object:
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def race(act: Callable[[int], None]) -> None:

@@ -309,7 +309,8 @@ async def test_a_guest_ends(
     assert end[:2] == (reason, detail)
     assert (end[2] is not None) == ("exit" in detail), "registers come with a vCPU's crash"
     for vcpu in bench.machine._vcpus:
-        vcpu.join()  # no vCPU goes on
+        vcpu._thread.join(5)
+    assert not any(vcpu._thread.is_alive() for vcpu in bench.machine._vcpus)
     bench.machine.end("crash", "late", None)
     await asyncio.sleep(0)
     assert len(bench.owner.ends) == 1

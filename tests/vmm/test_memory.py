@@ -112,6 +112,16 @@ def test_zero_and_discard_touch_one_page(memory: GuestMemory) -> None:
         )
 
 
+def test_discard_knows_where_a_region_begins_in_its_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HUGE_PAGE", 64 * MIB)  # so that some of a mapping is lost to alignment
+    tried = [GuestMemory() for _ in range(8)]  # mappings of different sizes, one below the other
+    regions = [memory.add("ram", 0, (64 + 2 * n) * MIB, ram=True) for n, memory in enumerate(tried)]
+    memory = tried[next(n for n, region in enumerate(regions) if region._skip)]
+    memory.write(0, b"\xaa" * 3 * PAGE_SIZE)
+    memory.discard(1)
+    assert memory.read(0, 3 * PAGE_SIZE) == b"\xaa" * PAGE_SIZE + bytes(PAGE_SIZE) + b"\xaa" * PAGE_SIZE
+
+
 def test_a_page_is_a_window(memory: GuestMemory) -> None:
     page = memory.page(5)
     page.store32(8, 0x1_2345_6789)

@@ -67,7 +67,7 @@ def test_what_was_put_is_taken_or_counted(steps: list[bytes | None]) -> None:
     assert reader.woken == woken
 
 
-def test_writers_and_a_reader_at_once() -> None:
+def test_writers_and_a_reader_at_once(busy_switching: None) -> None:
     """Every byte comes out, and nobody waits for a wake-up that was lost."""
     woken = threading.Semaphore(0)
     log = ShimLog(woken.release, limit=1 << 20)
@@ -81,3 +81,20 @@ def test_writers_and_a_reader_at_once() -> None:
     for writer in writers:
         writer.join()
     assert log.take() == b""
+
+
+def test_what_comes_while_it_is_taken_is_not_lost() -> None:
+    log = ShimLog(lambda: None)
+    writer = threading.Thread(target=log.put, args=(b"second",))
+
+    class Slow(bytearray):
+        def clear(self) -> None:
+            writer.start()
+            writer.join(0.05)
+            super().clear()
+
+    log._waiting = Slow(b"first")
+    assert log.take() == b"first"
+    writer.join()
+    log._waiting = bytearray(log._waiting)
+    assert log.take() == b"second"

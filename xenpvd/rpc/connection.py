@@ -8,7 +8,7 @@ import logging
 import select
 import socket
 import struct
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -18,7 +18,7 @@ from xenpvd.events import QUEUE, Subscription
 from xenpvd.rpc import models
 from xenpvd.rpc.console import serve_output, serve_typing
 from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
-from xenpvd.rpc.errors import CODES, PARSE_ERROR, protocol_fault
+from xenpvd.rpc.errors import CODES, parse_fault, protocol_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, Framer, MessageTooLong, parse
 from xenpvd.rpc.registry import Call
 from xenpvd.rpc.service import ConsoleViewer, Service
@@ -36,7 +36,8 @@ _T = TypeVar("_T")
 
 
 class Connection:
-    """Fits ``registry.Client``. :meth:`serve` ends when the client has left and all it began is done."""
+    """Fits ``registry.Client`` and ``Stream``. :meth:`serve` ends when the client has left and all that it
+    began is done."""
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.service = service
@@ -57,7 +58,7 @@ class Connection:
 
     async def serve(self) -> None:
         try:
-            hangup = _Hangup(self._writer, self._left)
+            hangup = Hangup(self._writer.transport, self._left)
         except OSError:  # EMFILE
             self._writer.transport.abort()
             raise
@@ -126,8 +127,7 @@ class Connection:
     async def _answer(self, message: Any, why: str) -> None:
         try:
             if why:
-                fault = protocol_fault(PARSE_ERROR, f"cannot parse the message: {why}", "PARSE_ERROR")
-                await self._send(fault.reply(None))
+                await self._send(parse_fault(why).reply(None))
                 return
             single = isinstance(message, dict) and "id" in message
             alone = single and not self._calls and self.subscription is None
@@ -192,7 +192,11 @@ class Connection:
             ),
         )
 
-    # ---- for the methods (registry.Client)
+    # ---- for the methods (registry.Client and Stream)
+
+    @property
+    def stream(self) -> Connection:
+        return self
 
     def follow(self, subscription: Subscription | None) -> None:
         if self.subscription is not None:
@@ -239,16 +243,17 @@ class Connection:
             self._waits.discard(call.task)
 
 
-class _Hangup:
+class Hangup:
     """Calls back when the peer has closed both directions, also while nobody reads.
 
     An epoll set with no events asked for reports EPOLLHUP only, which a half-close does not raise (unix(7)).
     """
 
-    def __init__(self, writer: asyncio.StreamWriter, left: Any) -> None:
+    def __init__(self, transport: asyncio.BaseTransport, left: Callable[[], None]) -> None:
+        """Raises OSError (EMFILE)."""
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._epoll.register(writer.get_extra_info("socket").fileno(), 0)
+        self._epoll.register(transport.get_extra_info("socket").fileno(), 0)
         self._left = left
         self._loop.add_reader(self._epoll.fileno(), self._fired)
 

@@ -75,6 +75,10 @@ def protocol_fault(code: int, message: str, reason: str) -> Fault:
     return Fault(code, message, {"reason": reason})
 
 
+def parse_fault(why: str) -> Fault:
+    return protocol_fault(PARSE_ERROR, f"cannot parse the message: {why}", "PARSE_ERROR")
+
+
 def fault_of(fault: Exception, method: str) -> Fault:
     """What the client of ``method`` reads of ``fault``.
 

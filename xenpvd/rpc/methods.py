@@ -22,11 +22,12 @@ TREE_MAX = 10_000
 @method("rpc.discover", "viewer")
 async def discover(call: Call, params: models.NoParams) -> dict[str, Any]:
     """This API as an OpenRPC document."""
-    return _document()
+    return document()
 
 
 @cache
-def _document() -> dict[str, Any]:
+def document() -> dict[str, Any]:
+    """The OpenRPC document of :data:`METHODS`."""
     return schema.document(METHODS)
 
 
@@ -141,14 +142,15 @@ async def console_attach(call: Call, params: models.ConsoleAttachParams) -> mode
     The request must be alone: a single one with an id, no other call under way and no events subscribed. Send
     its newline together with it, or none: what follows is typed.
     """
+    stream = call.client.stream
     if not call.alone:
         raise Busy(
             "cannot attach on this connection: it has other work (a batch, calls under way or a "
             "subscription). Open one for the console.",
             by="this connection",
         )
-    viewer = call.service.console_attach(params.mode, params.since, call.client.who)
-    call.client.become(viewer)
+    viewer = call.service.console_attach(params.mode, params.since, stream.who)
+    stream.become(viewer)
     return models.Attached(mode=viewer.mode, offset=viewer.offset)
 
 
@@ -184,18 +186,19 @@ async def events_subscribe(call: Call, params: models.SubscribeParams) -> models
     Replayed events come right after this reply. A client that does not read loses the oldest, and is told by
     an event ``events.lost``.
     """
-    events = call.service.events
+    stream, events = call.client.stream, call.service.events
     subscription, replayed, lost = events.subscribe(params.names, params.since, params.epoch)
-    call.client.follow(subscription)
-    call.after_reply.append(lambda: call.client.serve_events(subscription))
+    stream.follow(subscription)
+    call.after_reply.append(lambda: stream.serve_events(subscription))
     return models.Subscribed(seq=events.seq, epoch=events.epoch, replayed=replayed, lost=lost)
 
 
 @method("events.unsubscribe", "viewer")
 async def events_unsubscribe(call: Call, params: models.NoParams) -> models.Removed:
     """Send no more events on this connection."""
-    subscribed = call.client.subscription is not None
-    call.client.follow(None)
+    stream = call.client.stream
+    subscribed = stream.subscription is not None
+    stream.follow(None)
     return models.Removed(removed=subscribed)
 
 

@@ -20,7 +20,18 @@ _T = TypeVar("_T")
 
 
 class Client(Protocol):
-    """What a method may do to the connection that it was called on."""
+    """Who called: what a method may ask of it."""
+
+    async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
+        """Await ``run``; ``call`` is cancelled when the client leaves."""
+
+    @property
+    def stream(self) -> Stream:
+        """Its connection, for what goes on after the reply. Raises ``Unsupported`` where nothing can."""
+
+
+class Stream(Protocol):
+    """What a method may do to a connection that outlasts its reply."""
 
     @property
     def who(self) -> str:
@@ -34,9 +45,6 @@ class Client(Protocol):
 
     def serve_events(self, subscription: Subscription) -> None:
         """Begin to send its events."""
-
-    async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
-        """Await ``run``; ``call`` is cancelled when the client leaves."""
 
     def become(self, viewer: ConsoleViewer) -> None:
         """The connection ends to be JSON after this reply; its bytes are ``viewer``'s."""

@@ -29,7 +29,7 @@ class RpcServer:
 
     async def start(self) -> None:
         """Listen. A client never finds a socket at ``path`` that refuses it. Raises :class:`HostError`."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=_listen(self._path))
+        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path))
 
     async def stop(self) -> None:
         """Take no more clients, give the others a moment to get what is under way, and end them."""
@@ -60,8 +60,9 @@ class RpcServer:
         task.add_done_callback(lambda _: self._connections.discard(connection))
 
 
-def _listen(path: Path) -> socket.socket:
-    """Bound by another name, made 0660, listening, and only then renamed to ``path``."""
+def listen(path: Path) -> socket.socket:
+    """A socket bound by another name, made 0660, listening, and only then renamed to ``path``. Raises
+    :class:`HostError`."""
     new = path.with_suffix(".new")  # no longer than path: sun_path has 107 bytes
     if len(os.fsencode(path)) > 107:
         why = f"cannot listen at {path}: a socket's path has at most 107 bytes. Choose a shorter --run-dir."

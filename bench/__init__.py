@@ -1,0 +1,1 @@
+"""Benchmarks: xenpvd and a peer in the same run, on the same machine, taking turns."""

@@ -1,0 +1,153 @@
+"""The guest definition: what may stand in it, and where its problems are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenpvd.config import GuestConfig, load, parse
+from xenpvd.errors import BadConfig, ImageError
+
+MINIMAL = {"kernel": "/boot/vmlinuz"}
+
+
+def test_what_need_not_be_said() -> None:
+    config = parse(MINIMAL, "x")
+    assert (config.name, config.memory, config.vcpus, config.cmdline) == ("guest", 512, 1, "")
+    assert (config.ramdisk, config.disk, config.shim.path) == (None, (), "auto")
+    assert (config.on_poweroff, config.on_reboot, config.on_crash) == ("destroy", "restart", "preserve")
+
+
+def test_a_whole_definition() -> None:
+    data = {
+        "name": "web-1.example_2",
+        "memory": 1024,
+        "vcpus": 2,
+        "kernel": "/k",
+        "ramdisk": "/r",
+        "cmdline": "root=/dev/xvda1 quiet",
+        "shim": {"path": "/shim", "extra": "loglvl=all"},
+        "disk": [
+            {"vdev": "xvda", "target": "/a.img"},
+            {"vdev": "xvdb1", "target": "/b.img", "access": "ro", "format": "raw"},
+        ],
+        "console": {"history": 65536},
+        "on_poweroff": "preserve",
+        "on_reboot": "destroy",
+        "on_crash": "destroy",
+    }
+    config = parse(data, "x")
+    assert config.disk[1].access == "ro" and config.console.history == 65536
+    assert parse(config.model_dump(), "again") == config
+
+
+@pytest.mark.parametrize(
+    "change, where",
+    [
+        ({"kernel": None}, "kernel"),
+        ({"kernel": ""}, "kernel"),
+        ({"kernel": 5}, "kernel"),
+        ({"memory": 63}, "memory"),
+        ({"memory": (1 << 20) + 1}, "memory"),
+        ({"memory": "lots"}, "memory"),
+        ({"vcpus": 0}, "vcpus"),
+        ({"vcpus": 33}, "vcpus"),
+        ({"name": "Web"}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "../etc"}, "name"),
+        ({"name": "a" * 64}, "name"),
+        ({"name": "web1\n"}, "name"),
+        ({"cmdline": "x" * 1001}, "cmdline"),
+        ({"shim": {"extra": "x" * 513}}, "shim.extra"),
+        ({"shim": {"color": "red"}}, "shim.color"),
+        ({"shim": "auto"}, "shim"),
+        ({"console": {"history": 1}}, "console.history"),
+        ({"on_crash": "restart"}, "on_crash"),
+        ({"on_poweroff": "explode"}, "on_poweroff"),
+        ({"disk": [{"vdev": "xvda"}]}, "disk.0.target"),
+        ({"disk": [{"vdev": "xvda", "target": ""}]}, "disk.0.target"),
+        ({"disk": [{"vdev": "xvda", "target": "a\0b"}]}, "disk.0.target"),
+        ({"disk": [{"vdev": "floppy", "target": "/a"}]}, "disk.0.vdev"),
+        ({"disk": [{"vdev": "xvda", "target": "/a", "access": "rx"}]}, "disk.0.access"),
+        ({"disk": [{"vdev": "xvda", "target": "/a", "format": "qcow2"}]}, "disk.0.format"),
+        ({"disk": [{"vdev": "xvda", "target": "/a"}, {"vdev": "xvda", "target": "/b"}]}, "disk"),
+        ({"disk": [{"vdev": f"d{n}", "target": "/a"} for n in range(65)]}, "disk"),
+        ({"memmory": 512}, "memmory"),
+    ],
+)
+def test_a_problem_has_a_place(change: dict[str, Any], where: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        parse(MINIMAL | change, "/etc/xenpvd/web1.toml")
+    assert [place for place, _ in caught.value.problems] == [where]
+    assert str(caught.value).startswith(f"cannot use /etc/xenpvd/web1.toml: {where}: ")
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(BadConfig) as caught:
+        parse({"memory": 1, "vcpus": 0, "disk": [{}]}, "x")
+    assert {place for place, _ in caught.value.problems} == {
+        "memory", "vcpus", "kernel", "disk.0.vdev", "disk.0.target",
+    }  # fmt: skip
+
+
+def test_a_definition_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse(MINIMAL, "x").memory = 1  # type: ignore[misc]
+
+
+keys = st.sampled_from([*GuestConfig.model_fields, "other"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(keys | st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(keys, values))
+def test_anything_is_a_definition_or_a_list_of_problems(data: dict[str, Any]) -> None:
+    try:
+        config = parse(data, "x")
+    except BadConfig as fault:
+        assert fault.problems and all(isinstance(part, str) for pair in fault.problems for part in pair)
+    else:
+        assert config.kernel
+
+
+# -- files
+
+
+def test_a_file_names_its_guest(tmp_path: Path) -> None:
+    path = tmp_path / "web1.toml"
+    path.write_text('kernel = "/k"\n[[disk]]\nvdev = "xvda"\ntarget = "/a"\n')
+    assert load(path).name == "web1" and load(path).disk[0].vdev == "xvda"
+    path.write_text('kernel = "/k"\nname = "other"\n')
+    assert load(path).name == "other"
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        (b"kernel = ", "no valid TOML"),
+        (b'kernel = "\xff"', "no valid TOML"),
+        (b'kernel = "/k"\nkernel = "/l"', "no valid TOML"),
+        (b'kernel = "/k"\nmemory = 1', "memory: "),
+    ],
+)
+def test_a_file_that_is_none(tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "web1.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadConfig, match=f"cannot use {path}: .*{text}"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"cannot read .*web1.toml: No such file or directory\. Check"):
+        load(tmp_path / "web1.toml")
+    with pytest.raises(ImageError, match="Is a directory"):
+        load(tmp_path)

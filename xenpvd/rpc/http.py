@@ -1,0 +1,218 @@
+"""http.sock, for daemons that are told to: the same JSON-RPC by POST, and what orchestrators probe.
+
+The one file that imports aiohttp, which takes its time: nobody imports this one who was not asked to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpProcessingError
+from pydantic_core import to_json
+
+from xenpvd.errors import Unsupported
+from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Hangup
+from xenpvd.rpc.dispatch import Reply, dispatch
+from xenpvd.rpc.errors import fault_of, parse_fault
+from xenpvd.rpc.framing import MESSAGE_MAX, parse
+from xenpvd.rpc.methods import document
+from xenpvd.rpc.registry import Call, Stream
+from xenpvd.rpc.server import listen
+from xenpvd.rpc.service import Service
+from xenpvd.tasks import Tasks
+from xenpvd.views import Runstate
+
+#: Seconds that a connection may stay without a whole request's head, and that a body may take.
+IDLE_MAX = 30.0
+BODY_TIME = 30.0
+
+#: Seconds in which the rest of a refused body is thrown away, so that its sender comes to read why.
+LINGER = 1.0
+
+_FULL = f"cannot take another client: {CONNECTIONS_MAX} are served. Close one.\n"
+
+_T = TypeVar("_T")
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpServer:
+    """Serves ``service`` at ``path``, as :class:`xenpvd.rpc.server.RpcServer` does in its way."""
+
+    def __init__(self, service: Service, path: Path) -> None:
+        self._service = service
+        self._path = path
+        self._tasks = Tasks()
+        self._callers: set[_Caller] = set()
+        self._server: asyncio.AbstractServer | None = None
+        self._ending = False
+
+    async def start(self) -> None:
+        """Listen. A client never finds a socket at ``path`` that refuses it. Raises :class:`HostError`."""
+        sock = listen(self._path)
+        app = web.Application(client_max_size=MESSAGE_MAX, middlewares=[_discreet])
+        app.router.add_post("/rpc", self._rpc)
+        app.router.add_get("/openrpc.json", self._openrpc)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,  # as soon as the client has left
+            shutdown_timeout=GRACE,
+            keepalive_timeout=IDLE_MAX,
+            lingering_time=LINGER,
+            tcp_keepalive=False,
+            auto_decompress=False,
+            access_log=None,
+            logger=_log,
+        )
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._accept, sock=sock)
+
+    async def stop(self) -> None:
+        """Take no more clients, give the others a moment to get what is under way, and end them."""
+        if self._server is None:
+            return
+        self._ending = True
+        self._server.close()
+        self._server = None
+        self._path.unlink(missing_ok=True)
+        for caller in self._callers:
+            caller.leave()
+        await self._runner.cleanup()
+        await self._tasks.cancel()
+
+    def _accept(self) -> asyncio.Protocol:
+        http = self._runner.server
+        if self._ending or http is None or len(http.connections) >= CONNECTIONS_MAX:
+            return _Refusal()
+        return http()
+
+    # ---- the routes
+
+    async def _rpc(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        if len(self._callers) >= CONNECTIONS_MAX:  # many of them may have left what they began
+            raise web.HTTPTooManyRequests(text=_FULL)
+        caller = _Caller()
+        self._callers.add(caller)
+        task = self._tasks.spawn(self._answer(body, caller), "http call")
+        task.add_done_callback(lambda _: self._callers.discard(caller))
+        try:
+            assert request.transport is not None  # else this handler were cancelled
+            hangup = Hangup(request.transport, caller.leave)  # while aiohttp does not read, it sees no end
+            try:
+                reply = await asyncio.shield(task)
+            finally:
+                hangup.close()
+        finally:
+            caller.leave()
+        return web.Response(status=204) if reply is None else _json(reply)
+
+    async def _answer(self, body: bytes, caller: _Caller) -> Reply | None:
+        try:
+            message = parse(body)
+        except (ValueError, RecursionError) as fault:
+            return parse_fault(str(fault)).reply(None)
+        return await dispatch(message, Call(self._service, caller, asyncio.current_task(), alone=False))
+
+    async def _openrpc(self, request: web.Request) -> web.Response:
+        return _json(document())
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        """That the loop turns."""
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        """That the guest runs; 503 says where it is instead."""
+        status = self._service.guest_status()
+        told = {"name": status.name, "state": status.state, "phase": status.phase}
+        return _json(told, 200 if status.state is Runstate.RUNNING else 503)
+
+
+class _Caller:
+    """Fits ``registry.Client``: who sent one POST, and may leave before the answer."""
+
+    def __init__(self) -> None:
+        self._gone = False
+        self._wait: asyncio.Task[Any] | None = None
+
+    def leave(self) -> None:
+        """What merely waits is given up, now or when it is about to begin; all else runs to its end."""
+        self._gone = True
+        if self._wait is not None:
+            self._wait.cancel()
+
+    async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
+        assert call.task is not None
+        self._wait = call.task
+        try:
+            if self._gone:
+                call.task.cancel()
+            return await run
+        finally:
+            self._wait = None
+
+    @property
+    def stream(self) -> Stream:
+        raise Unsupported(
+            "cannot call this over HTTP: it goes on after its reply. Use rpc.sock.",
+            feature="stream",
+            hint="rpc.sock",
+        )
+
+
+class _Refusal(asyncio.Protocol):
+    """One client too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        out = cast(asyncio.WriteTransport, transport)
+        head = f"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: {len(_FULL)}\r\n\r\n"
+        out.write((head + _FULL).encode())
+        out.close()
+
+
+async def _body(request: web.Request) -> bytes:
+    """The body of a POST; raises 400, 408, 413 (aiohttp does) and 415."""
+    if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
+        why = "cannot take the body: it must be application/json without a Content-Encoding.\n"
+        raise web.HTTPUnsupportedMediaType(text=why)
+    try:
+        async with asyncio.timeout(BODY_TIME):
+            return await request.read()
+    except TimeoutError:
+        why = f"cannot wait for the body any longer: it has not come within {BODY_TIME:g} s.\n"
+        raise web.HTTPRequestTimeout(text=why) from None
+    except web.RequestPayloadError:
+        raise web.HTTPBadRequest(text="cannot read the body: broken transfer coding.\n") from None
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    body = to_json(value, inf_nan_mode="null")
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+@web.middleware
+async def _discreet(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """A fault of ours is told by its incident number; aiohttp would send a traceback if the loop debugs."""
+    try:
+        return await handler(request)
+    except web.HTTPException:
+        raise
+    except Exception as fault:
+        told = fault_of(fault, f"{request.method} {request.path}")
+        raise web.HTTPInternalServerError(text=told.message + "\n") from None
+
+
+def _not_garbage(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+#: aiohttp's own, without a traceback for each client that speaks no HTTP.
+_log = logging.getLogger(__name__)
+_log.addFilter(_not_garbage)
