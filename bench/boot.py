@@ -28,10 +28,14 @@ from xenpvd.ctl.client import Client
 MEMORY = 256
 CMDLINE = "console=hvc0"
 LIMIT = 300
+COLUMNS = ("start", "boot", "prompt", "end", "CPU")
 
 
-def xenpvd(folder: Path, disk: Path) -> tuple[float, float]:
-    """(seconds to the prompt, seconds to the end)."""
+#: Seconds until the VMM has started the guest, until the guest's prompt, and until it has ended.
+Times = tuple[float, float, float]
+
+
+def xenpvd(folder: Path, disk: Path) -> Times:
     definition = folder / "bench.toml"
     definition.write_text(
         f'memory = {MEMORY}\nkernel = "{guest.kernel()}"\nramdisk = "{guest.ramdisk()}"\n'
@@ -47,17 +51,18 @@ def xenpvd(folder: Path, disk: Path) -> tuple[float, float]:
         environment = {**os.environ, "NOTIFY_SOCKET": str(notify)}
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
             ready.recv(64)
+            started = time.monotonic() - begin
             notify.unlink()
             with Client.connect(folder / "bench" / "rpc.sock", LIMIT) as client:
                 client.call("guest.wait", {"for": f"console:{guest.PROMPT}", "timeout": LIMIT})
                 prompt = time.monotonic() - begin
                 client.call("console.write", {"text": "poweroff\n"})
             process.wait(LIMIT)
-    return prompt, time.monotonic() - begin
+    return started, prompt, time.monotonic() - begin
 
 
-def qemu(program: str) -> Callable[[Path, Path], tuple[float, float]]:
-    def run(folder: Path, disk: Path) -> tuple[float, float]:
+def qemu(program: str) -> Callable[[Path, Path], Times]:
+    def run(folder: Path, disk: Path) -> Times:
         command = [
             program,
             *("-accel", "kvm,xen-version=0x40011,kernel-irqchip=split", "-m", str(MEMORY)),
@@ -84,23 +89,24 @@ def qemu(program: str) -> Callable[[Path, Path], tuple[float, float]]:
             process.stdin.write(b"poweroff\n")
             process.stdin.flush()
             process.communicate(timeout=LIMIT)
-        return prompt, time.monotonic() - begin
+        return 0.0, prompt, time.monotonic() - begin  # QEMU does not tell; it takes tens of milliseconds
 
     return run
 
 
-def measure(run: Callable[[Path, Path], tuple[float, float]]) -> tuple[float, float, float]:
-    """(seconds to the prompt, to the end, CPU seconds)."""
+def measure(run: Callable[[Path, Path], Times]) -> list[float]:
+    """The ``COLUMNS`` of one run."""
     folder = Path(tempfile.mkdtemp(prefix="xenpvd-bench-", dir="/dev/shm"))
     try:
         disk = folder / "xvda.img"
         shutil.copyfile(guest.disk(), disk)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        prompt, end = run(folder, disk)
+        started, prompt, end = run(folder, disk)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return prompt, end, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return [started, prompt - started, prompt, end, cpu]
 
 
 def main() -> None:
@@ -109,7 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     peers = {"xenpvd": xenpvd, "qemu": qemu(options.qemu)}
-    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
+    results: dict[str, list[list[float]]] = {name: [] for name in peers}
     for number in range(options.rounds):
         for name, run in peers.items():
             results[name].append(measure(run))
@@ -117,15 +123,18 @@ def main() -> None:
                 f"round {number + 1} {name:<8}" + " ".join(f"{value:7.2f}" for value in results[name][-1]),
                 flush=True,
             )
-    print(f"{'median':<16}{'prompt s':>8}{'end s':>8}{'CPU s':>8}")
+    print(f"{'median of s':<16}" + "".join(f"{column:>8}" for column in COLUMNS))
     medians = {
-        name: [statistics.median(row[column] for row in rows) for column in range(3)]
+        name: [statistics.median(row[column] for row in rows) for column in range(len(COLUMNS))]
         for name, rows in results.items()
     }
     for name, row in medians.items():
         print(f"{name:<16}" + "".join(f"{value:8.2f}" for value in row))
-    ratios = [mine / theirs for mine, theirs in zip(medians["xenpvd"], medians["qemu"], strict=True)]
-    print(f"{'xenpvd / qemu':<16}" + "".join(f"{value:8.2f}" for value in ratios))
+    pairs = list(zip(medians["xenpvd"], medians["qemu"], strict=True))
+    print(
+        f"{'xenpvd / qemu':<16}"
+        + "".join(f"{mine / theirs:8.2f}" if theirs else " " * 8 for mine, theirs in pairs)
+    )
 
 
 if __name__ == "__main__":

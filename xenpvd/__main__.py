@@ -35,7 +35,7 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-@click.version_option(__version__)
+@click.version_option(__version__, message="%(version)s")
 def main(
     file: Path | None,
     name: str | None,

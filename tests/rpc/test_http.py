@@ -349,6 +349,19 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(http, limit, 0.05)
 
 
+async def test_a_body_that_goes_wrong_on_the_way(
+    hurry: None, door: HttpServer, raw: Raw, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw.writer.write(head("Transfer-Encoding: chunked") + b"1\r\n{\r\n")
+    http_server = door._runner.server
+    assert http_server is not None
+    await until(lambda: http_server.requests_count == 1)
+    raw.writer.write(b"zz\r\n")
+    # aiohttp's C parser does not tell who reads the body, so its time runs out; the one in Python does.
+    assert await raw.status() in (400, 408)
+    assert "Traceback" not in caplog.text
+
+
 async def test_a_body_without_end(hurry: None, door: HttpServer, raw: Raw) -> None:
     async def flood() -> None:
         while True:
@@ -404,8 +417,11 @@ async def test_too_many_clients(door: HttpServer, path: Path) -> None:
 
 
 async def test_stop_flushes_replies_and_ends_waits(
-    door: HttpServer, path: Path, service: FakeService
+    monkeypatch: pytest.MonkeyPatch, service: FakeService, path: Path
 ) -> None:
+    monkeypatch.setattr(http, "GRACE", 30)  # waits must not use it up
+    door = HttpServer(service, path)
+    await door.start()
     adder, waiter, idle = [await Raw.connect(path) for _ in range(3)]
     waiting, adding = service.hold("guest_wait"), service.hold("drive_add")
     adder.post(ADD)
@@ -413,7 +429,8 @@ async def test_stop_flushes_replies_and_ends_waits(
     await waiting.entered.wait()
     await adding.entered.wait()
     asyncio.get_running_loop().call_soon(adding.open.set)
-    await door.stop()
+    async with asyncio.timeout(5):
+        await door.stop()
     assert await adder.status() == 200, "an effect gets a moment to answer"
     assert await waiter.status() == await idle.status() == 0
     assert service.done == ["drive_add"]

@@ -66,7 +66,7 @@ class HttpServer:
             keepalive_timeout=IDLE_MAX,
             lingering_time=LINGER,
             tcp_keepalive=False,
-            auto_decompress=False,
+            auto_decompress=False,  # no work for a body that is refused
             access_log=None,
             logger=_log,
         )
@@ -188,7 +188,7 @@ async def _body(request: web.Request) -> bytes:
     except TimeoutError:
         why = f"cannot wait for the body any longer: it has not come within {BODY_TIME:g} s.\n"
         raise web.HTTPRequestTimeout(text=why) from None
-    except web.RequestPayloadError:
+    except (HttpProcessingError, web.RequestPayloadError):
         raise web.HTTPBadRequest(text="cannot read the body: broken transfer coding.\n") from None
 
 
@@ -210,7 +210,8 @@ async def _discreet(request: web.Request, handler: _Handler) -> web.StreamRespon
 
 
 def _not_garbage(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    fault = record.exc_info[1] if record.exc_info else None
+    return not isinstance(fault, HttpProcessingError | web.RequestPayloadError)
 
 
 #: aiohttp's own, without a traceback for each client that speaks no HTTP.

@@ -1,0 +1,66 @@
+"""The wheel: what is in it, and that it works without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+    ]
+    done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_what_is_in_the_wheel(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"xenpvd"}  # neither lab nor tests
+    assert {"xenpvd/py.typed", "xenpvd/schemas/openrpc.json", "xenpvd/daemon.py"} <= set(names)
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    text = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert "xenpvd = xenpvd.__main__:main" in text and "xenpvctl = xenpvd.ctl.cli:main" in text
+
+
+def test_the_commands_of_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Laid beside nothing but its dependencies; this environment's stand in for a download of them."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *argv],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+        )
+
+    where = run("-c", "import xenpvd; print(xenpvd.__file__)")
+    assert where.stdout.startswith(str(tmp_path))
+    doctor = run("-m", "xenpvd.ctl.cli", "doctor")
+    assert doctor.returncode in (0, 1) and "/dev/kvm" in doctor.stdout + doctor.stderr, doctor
+    assert "Traceback" not in doctor.stderr
+    assert run("-m", "xenpvd", "--version").stdout.strip() == "0.1.0"
