@@ -119,22 +119,18 @@ def main() -> None:
     for number in range(options.rounds):
         for name, run in peers.items():
             results[name].append(measure(run))
-            print(
-                f"round {number + 1} {name:<8}" + " ".join(f"{value:7.2f}" for value in results[name][-1]),
-                flush=True,
-            )
+            row = "".join(f"{value:8.2f}" for value in results[name][-1])
+            print(f"round {number + 1} {name:<8}{row}", flush=True)
     print(f"{'median of s':<16}" + "".join(f"{column:>8}" for column in COLUMNS))
     medians = {
         name: [statistics.median(row[column] for row in rows) for column in range(len(COLUMNS))]
         for name, rows in results.items()
     }
-    for name, row in medians.items():
-        print(f"{name:<16}" + "".join(f"{value:8.2f}" for value in row))
-    pairs = list(zip(medians["xenpvd"], medians["qemu"], strict=True))
-    print(
-        f"{'xenpvd / qemu':<16}"
-        + "".join(f"{mine / theirs:8.2f}" if theirs else " " * 8 for mine, theirs in pairs)
-    )
+    for name, values in medians.items():
+        print(f"{name:<16}" + "".join(f"{value:8.2f}" for value in values))
+    pairs = zip(medians["xenpvd"], medians["qemu"], strict=True)
+    ratios = (f"{mine / theirs:8.2f}" if theirs else f"{'-':>8}" for mine, theirs in pairs)
+    print(f"{'xenpvd / qemu':<16}" + "".join(ratios))
 
 
 if __name__ == "__main__":
