@@ -20,7 +20,7 @@ def main() -> int:
         return tour(person)
     print(
         "The guest runs in the lab host, an emulated machine: this one's /dev/kvm is missing or cannot play\n"
-        "Xen (KVM_CAP_XEN_HVM 0), so everything is about ten times slower than on a machine whose can.",
+        "Xen (KVM_CAP_XEN_HVM 0), so everything is about ten times slower than on a machine that has it.",
         flush=True,
     )
     return jobs.run([sys.executable, "-m", "lab.demo"], terminal=person)

@@ -60,10 +60,10 @@ TESTED_ELSEWHERE = {
     "drives": "tests/test_guest.py: the disks' verbs are the guest's",
     "progress": "tests/test_guest.py: states and phases are the guest's",
     "service": "tests/test_daemon.py: the verbs over the real socket",
-    "check": "tests/test_guest.py: what keeps a guest from starting",
     "views": "values only",
     "backends.ops": "Protocols only",
     "rpc.service": "Protocols only",
+    "rpc.__main__": "tests/rpc/test_schema.py: what is kept is what it prints",
     "rpc.registry": "tests/rpc/test_methods.py registers every method",
     "abi.page": "a Protocol; tests/vmm/test_memory.py has the real one",
     **{

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
-from xenpvd.rpc import schema
+from xenpvd.rpc import __main__, schema
 from xenpvd.rpc.methods import METHODS
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -35,10 +35,10 @@ def resolve(reference: str) -> Any:
 def test_no_drift(
     name: str, option: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["schema", *option])
-    schema.main()
+    monkeypatch.setattr("sys.argv", ["rpc", *option])
+    __main__.main()
     generated = capsys.readouterr().out
-    command = " ".join(["python -m xenpvd.rpc.schema", *option, f"> schemas/{name}"])
+    command = " ".join(["python -m xenpvd.rpc", *option, f"> schemas/{name}"])
     assert (SCHEMAS / name).read_text() == generated, f"run: {command}"
 
 
