@@ -25,8 +25,6 @@ from pathlib import Path
 from lab import guest
 from xenpvd.ctl.client import Client
 
-MEMORY = 256
-CMDLINE = "console=hvc0"
 LIMIT = 300
 COLUMNS = ("start", "boot", "prompt", "end", "CPU")
 
@@ -37,11 +35,7 @@ Times = tuple[float, float, float]
 
 def xenpvd(folder: Path, disk: Path) -> Times:
     definition = folder / "bench.toml"
-    definition.write_text(
-        f'memory = {MEMORY}\nkernel = "{guest.kernel()}"\nramdisk = "{guest.ramdisk()}"\n'
-        f'cmdline = "{CMDLINE}"\n'
-        f'shim.path = "{guest.shim()}"\n[[disk]]\nvdev = "xvda"\ntarget = "{disk}"\n'
-    )
+    definition.write_text(guest.toml(guest.definition(disk)))
     notify = folder / "notify"
     command = [sys.executable, "-m", "xenpvd", "--config", str(definition), "--run-dir", str(folder)]
 
@@ -63,14 +57,15 @@ def xenpvd(folder: Path, disk: Path) -> Times:
 
 def qemu(program: str) -> Callable[[Path, Path], Times]:
     def run(folder: Path, disk: Path) -> Times:
+        asked = guest.definition(disk)
         command = [
             program,
-            *("-accel", "kvm,xen-version=0x40011,kernel-irqchip=split", "-m", str(MEMORY)),
+            *("-accel", "kvm,xen-version=0x40011,kernel-irqchip=split", "-m", str(asked["memory"])),
             *("-nodefaults", "-nic", "none", "-display", "none", "-no-reboot"),
             *("-chardev", "stdio,id=c0", "-device", "xen-console,chardev=c0"),
             *("-drive", f"file={disk},if=xen,format=raw"),
-            *("-kernel", str(guest.shim()), "-append", "shim pv-shim console=xen"),
-            *("-initrd", f"{guest.kernel()} {CMDLINE},{guest.ramdisk()}"),
+            *("-kernel", asked["shim"]["path"], "-append", "shim pv-shim console=xen"),
+            *("-initrd", f"{asked['kernel']} {asked['cmdline']},{asked['ramdisk']}"),
         ]
         begin = time.monotonic()
         with subprocess.Popen(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lab.cpio import Cpio
 from lab.packages import GUEST_KERNEL, SHIM_4_17, SHIM_4_20, only
@@ -44,6 +46,30 @@ def ramdisk() -> Path:
 def disk() -> Path:
     """A pristine disk for xvda, holding hello.txt. Copy it before a guest writes to it."""
     return asset("demo-guest", "xvda.img")
+
+
+def definition(image: Path) -> dict[str, Any]:
+    """The demo guest with ``image`` as its xvda: a guest definition of xenpvd's."""
+    return {
+        "memory": 256,
+        "kernel": str(kernel()),
+        "ramdisk": str(ramdisk()),
+        "cmdline": "console=hvc0",
+        "shim": {"path": str(shim())},
+        "disk": [{"vdev": "xvda", "target": str(image)}],
+    }
+
+
+def toml(data: Mapping[str, Any]) -> str:
+    """Just enough TOML for a definition: JSON's strings and numbers are TOML's, too."""
+    plain = {key: value for key, value in data.items() if not isinstance(value, dict | list)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in data.items():
+        tables = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+        for table in tables:
+            lines.append(f"[[{key}]]" if isinstance(value, list) else f"[{key}]")
+            lines.extend(f"{name} = {json.dumps(inner)}" for name, inner in table.items())
+    return "\n".join(lines) + "\n"
 
 
 def tool(name: str) -> str:

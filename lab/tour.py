@@ -34,16 +34,8 @@ class Tour:
         self.second = folder / "xvdb.img"
         shutil.copyfile(guest.disk(), self.image)
         self.second.write_bytes((MAGIC + "\n").encode().ljust(1 << 20, b"\0"))
-        definition = {
-            "memory": 256,
-            "kernel": str(guest.kernel()),
-            "ramdisk": str(guest.ramdisk()),
-            "cmdline": "console=hvc0",
-            "shim": {"path": str(guest.shim())},
-            "disk": [{"vdev": "xvda", "target": str(self.image)}],
-        }
         self.definition = folder / f"{NAME}.toml"
-        self.definition.write_text(_toml(definition))
+        self.definition.write_text(guest.toml(guest.definition(self.image)))
 
     @contextmanager
     def step(self, what: str) -> Iterator[list[str]]:
@@ -183,16 +175,3 @@ def tour(person: bool) -> int:
     finally:
         this.end()
     return 0
-
-
-def _toml(data: dict[str, Any]) -> str:
-    """Just enough TOML for a guest definition: JSON's strings and numbers are TOML's, too."""
-    lines = [
-        f"{key} = {json.dumps(value)}" for key, value in data.items() if not isinstance(value, dict | list)
-    ]
-    for key, value in data.items():
-        tables = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
-        for table in tables:
-            lines.append(f"[[{key}]]" if isinstance(value, list) else f"[{key}]")
-            lines.extend(f"{name} = {json.dumps(inner)}" for name, inner in table.items())
-    return "\n".join(lines) + "\n"

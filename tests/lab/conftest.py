@@ -5,7 +5,6 @@ These run where /dev/kvm can play Xen: on such a machine, or inside the lab host
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -44,7 +43,7 @@ class Daemon:
         self.folder = folder
         self.name = name
         self.file = folder / f"{name}.toml"
-        self.file.write_text(to_toml(definition))
+        self.file.write_text(assets.toml(definition))
         self.run_dir = folder / "run"
         self.process: subprocess.Popen[bytes] | None = None
         self.client: Client | None = None
@@ -112,17 +111,6 @@ class Daemon:
             self.client.close()
 
 
-def to_toml(data: dict[str, Any]) -> str:
-    plain = {key: value for key, value in data.items() if not isinstance(value, dict | list)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
-    for key, value in data.items():
-        tables = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
-        for table in tables:
-            lines.append(f"[[{key}]]" if isinstance(value, list) else f"[{key}]")
-            lines.extend(f"{name} = {json.dumps(inner)}" for name, inner in table.items())
-    return "\n".join(lines) + "\n"
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """In memory: the lab host's disk is a slow overlay."""
@@ -135,14 +123,7 @@ def folder() -> Iterator[Path]:
 def definition(folder: Path) -> dict[str, Any]:
     """The demo guest with its own copy of xvda."""
     shutil.copyfile(assets.disk(), folder / "xvda.img")
-    return {
-        "memory": 256,
-        "kernel": str(assets.kernel()),
-        "ramdisk": str(assets.ramdisk()),
-        "cmdline": "console=hvc0",
-        "shim": {"path": str(assets.shim())},
-        "disk": [{"vdev": "xvda", "target": str(folder / "xvda.img")}],
-    }
+    return assets.definition(folder / "xvda.img")
 
 
 @pytest.fixture

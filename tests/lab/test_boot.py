@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lab import guest as assets
-from tests.lab.conftest import Daemon, to_toml
+from tests.lab.conftest import Daemon
 
 
 def test_boot_disk_console_xenstore_hot_add_shutdown(daemon: Daemon, folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_the_shim_says_of_a_kernel_that_is_none_reaches_the_user(
     daemon: Daemon, definition: dict[str, Any], folder: Path
 ) -> None:
     (folder / "kernel").write_bytes(b"#!/bin/sh\necho no kernel\n" * 100)
-    daemon.file.write_text(to_toml({**definition, "kernel": str(folder / "kernel")}))
+    daemon.file.write_text(assets.toml({**definition, "kernel": str(folder / "kernel")}))
     done = daemon.ctl("start", str(daemon.file), "--wait", "devices", "--timeout", "90")
     assert done.returncode == 1
     assert "Panic on CPU 0" in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -84,7 +84,9 @@ def test_what_the_shim_says_of_a_kernel_that_is_none_reaches_the_user(
 
 @pytest.mark.parametrize(("shim", "vcpus"), [("4.17", 2), ("4.20", 1), ("4.20", 2)])
 def test_shapes(daemon: Daemon, definition: dict[str, Any], shim: str, vcpus: int) -> None:
-    daemon.file.write_text(to_toml({**definition, "vcpus": vcpus, "shim": {"path": str(assets.shim(shim))}}))
+    daemon.file.write_text(
+        assets.toml({**definition, "vcpus": vcpus, "shim": {"path": str(assets.shim(shim))}})
+    )
     daemon.start().at_the_shell()
     assert daemon.sh("nproc") == str(vcpus)
     assert daemon.sh("head -c 5 /mnt/hello.txt") == "Hello"
