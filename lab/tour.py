@@ -119,7 +119,7 @@ def _steps(tour: Tour, person: bool) -> None:
         info = tour.call("daemon.info")
         said.append(f"xenpvd {info['version']}, pid {info['pid']}, {info['loop']}")
     with tour.step("shim up") as said:
-        said.append(tour.wait("shim")["shim"].rpartition("/usr")[2])
+        said.append("xen-shim of " + Path(tour.wait("shim")["shim"]).parts[-3])
     with tour.step("Linux up"):
         tour.wait("kernel")
     with tour.step("xenbus connected"):
