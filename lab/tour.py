@@ -79,12 +79,14 @@ class Tour:
         self.call("guest.wait", **{"for": f"console:{answer}", "timeout": 60, "since": since})
 
     def console(self) -> None:
-        """The person's turn."""
+        """The person's turn, at a fresh prompt: the boot's messages are not shown again."""
+        since = self.call("console.read", since=-1)["end"]
+        self.call("console.write", text="\n")
         print(
             "\nYou are at the guest's shell: try ls /mnt, or head -c 67 /dev/xvdb. ^] leaves.\n", flush=True
         )
         command = [sys.executable, "-m", "xenpvd.ctl.cli", "--run-dir", str(self._folder / "run")]
-        subprocess.run([*command, "console", NAME, "--steal"], check=False)
+        subprocess.run([*command, "console", NAME, "--steal", "--since", str(since)], check=False)
         print()
 
     def alive(self) -> bool:

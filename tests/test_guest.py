@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_xenbus import XenbusState
+from xenpvd.backends.blkif.image import Image
 from xenpvd.config import DiskConfig, GuestConfig
-from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut
+from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
+from xenpvd.tasks import in_thread
 from xenpvd.views import Phase, Runstate
 
 XVDB = 51728
@@ -329,3 +332,98 @@ async def event_named(house: House, name: str, vdev: str) -> None:
                     return
     finally:
         subscription.close()
+
+
+# -- ends that meet something under way
+
+
+async def test_destroy_while_several_disks_wait_to_be_taken_up(
+    running: House, machines: list[FakeMachine], definition: GuestConfig, tmp_path: Path
+) -> None:
+    guest = running.guest
+    domain = guest.running("add")
+    disks = [
+        image(tmp_path, f"{vdev}.img").model_copy(update={"vdev": vdev}) for vdev in ("xvdb", "xvdc", "xvdd")
+    ]
+    adding = asyncio.gather(
+        *(guest.drives.add(domain, disk, True, 5) for disk in disks), return_exceptions=True
+    )
+    for disk in disks:
+        await event_named(running, "drive.added", disk.vdev)
+    await guest.destroy()
+    assert all(isinstance(fault, XenpvdError) for fault in await adding)
+    assert machines[0].closed and not guest.drives.images and guest.state is Runstate.STOPPED
+    await guest.start(definition)  # nothing of the life before is in the way
+    assert guest.state is Runstate.RUNNING
+
+
+async def test_the_end_goes_on_when_who_asked_for_it_is_cancelled(
+    running: House, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping, go_on = threading.Event(), threading.Event()
+
+    def stop(machine: FakeMachine) -> None:
+        stopping.set()
+        assert go_on.wait(5)
+        machine.stopped = True
+
+    monkeypatch.setattr(FakeMachine, "stop", stop)
+    destroying = asyncio.ensure_future(running.guest.destroy())  # noqa: TID251
+    await in_thread(stopping.wait)
+    destroying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await destroying
+    assert running.guest.drives.images  # still in use
+    go_on.set()
+    await running.guest.close()
+    assert machines[0].closed and not running.guest.drives.images
+
+
+async def test_the_same_disk_added_by_many_at_once_is_added_once(running: House, tmp_path: Path) -> None:
+    disk = image(tmp_path, "b.img")
+    guest = running.guest
+    added = await asyncio.gather(*(guest.drives.add(guest.running("add"), disk, False, 5) for _ in range(8)))
+    assert sorted(one.changed for one in added) == [False] * 7 + [True]
+
+
+async def test_storage_that_hangs_holds_up_only_its_own_add(
+    running: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    real = Image.open
+
+    def hang(path: str, *, readonly: bool) -> Image:
+        assert go_on.wait(5)
+        return real(path, readonly=readonly)
+
+    monkeypatch.setattr("xenpvd.drives.Image.open", hang)
+    guest = running.guest
+    disk = image(tmp_path, "b.img")
+    with pytest.raises(TimedOut, match="has not opened"):
+        await guest.drives.add(guest.running("add"), disk, False, 0.05)
+    await guest.destroy()
+    assert guest.state is Runstate.STOPPED
+    go_on.set()
+
+
+async def test_after_a_reboot_phases_are_those_of_the_new_life(
+    running: House, machines: list[FakeMachine]
+) -> None:
+    machines[0].owner.machine_log(b"(XEN) up\n")
+    await running.guest.wait("shim", 5)
+    await asyncio.gather(machines[0].guest_obeys_shutdown(), running.guest.shutdown("reboot", 5, "fail"))
+    with pytest.raises(TimedOut):
+        await running.guest.wait("shim", 0.05)
+
+
+async def test_a_guest_is_not_restarted_on_a_disk_that_hangs(
+    running: House, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(drive: object) -> None:
+        raise TimedOut("its requests have not ended")
+
+    monkeypatch.setattr("xenpvd.domain.BlockBackend.disconnect", hang)
+    machines[0].end("reboot")
+    await running.until(Runstate.CRASHED)
+    assert running.guest.status("web1").reason == "not restarted: disk xvda hangs"
+    assert machines[0].closed and not machines[0].released  # a write under way must not find zeros

@@ -122,6 +122,8 @@ def load(path: Path) -> GuestConfig:
     Raises :class:`ImageError` if it cannot be read, :class:`BadConfig` if it cannot be used.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+            raise BadConfig(f"cannot use {path}: it is not a regular file.", [("(file)", "no regular file")])
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise ImageError(f"cannot read {path}: {fault.strerror}. Check the path.", str(path)) from None

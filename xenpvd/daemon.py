@@ -81,7 +81,8 @@ class Daemon:
         self._started = time.time()
         self._quit = asyncio.Event()
         self._at_once = asyncio.Event()
-        self._tasks = Tasks()
+        # a start that fails is raised by run(); a shutdown that does is followed by the guest's end anyway
+        self._tasks = Tasks(lambda name, fault: log.debug("%s: %s", name, fault))
 
     async def run(self, *, start: bool) -> None:
         """Serve until told to end. Raises what keeps it from starting."""
@@ -96,7 +97,7 @@ class Daemon:
             for server in servers:
                 await server.start()
             if self.config is not None and start:
-                await self.guest.start(self.config)
+                await self._start_guest(self.config)
             notify("READY=1")
             self.events.publish("daemon.ready")
             log.info("%s is ready at %s", self.name, self._directory / "rpc.sock")
@@ -117,6 +118,17 @@ class Daemon:
 
             servers.append(HttpServer(service, self._directory / "http.sock"))
         return servers
+
+    async def _start_guest(self, config: GuestConfig) -> None:
+        """A second signal ends the start, too: its files may lie on storage that hangs."""
+        starting = self._tasks.spawn(self.guest.start(config), "first start")
+        hurry = self._tasks.spawn(self._at_once.wait(), "second signal")
+        await asyncio.wait({starting, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not starting.done():
+            starting.cancel()
+            raise Busy("cannot start: told to end twice meanwhile.", by="signal")
+        await starting
 
     async def _end_guest(self) -> None:
         """Ask it to shut down, for at most the stop time; then, or on a second signal, end it."""

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
@@ -20,6 +21,7 @@ from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.errors import StateError, XenpvdError, XenstoreFault
 from xenpvd.events import Publish
+from xenpvd.tasks import Tasks, in_thread
 from xenpvd.vmm import boot, layout
 from xenpvd.vmm.machine import Machine, MachineConfig, Owner
 
@@ -48,9 +50,12 @@ class Domain:
         self.config = config
         self.machine = machine
         self.drives: dict[str, BlockBackend] = {}
+        #: disks whose last requests had not ended when the VM had: their storage hangs
+        self.hung: list[str] = []
         self._around = surroundings
         self._store_port: EvtchnPort | None = None
-        self._ended = False
+        self._tasks = Tasks(surroundings.on_fault)
+        self._ending: asyncio.Task[None] | None = None
 
     @classmethod
     async def create(
@@ -64,7 +69,9 @@ class Domain:
     ) -> Domain:
         """Build the machine and connect everything; no vCPU runs yet. Leaves nothing behind if it raises."""
         machine_config = MachineConfig(config.memory * layout.MIB, config.vcpus, DOMID, XEN_VERSION)
-        machine = await asyncio.to_thread(Machine, machine_config, image, owner)
+        machine = await in_thread(
+            partial(Machine, machine_config, image, owner), drop=lambda late: late.close()
+        )
         domain = cls(config, machine, surroundings)
         try:
             domain._publish_nodes()
@@ -82,7 +89,7 @@ class Domain:
     def add_drive(self, disk: DiskConfig, image: Image) -> BlockBackend:
         """Offer a disk to the guest. Raises :class:`BadConfig` for a vdev without a number, and
         :class:`StateError` if this life is over."""
-        if self._ended:
+        if self._ending is not None:
             raise StateError(f"cannot add {disk.vdev}: the guest has just ended.", "stopped", ["running"])
         drive = BlockBackend(
             disk,
@@ -101,26 +108,42 @@ class Domain:
     async def end(self) -> None:
         """Stop the vCPUs, take the console's last bytes, finish and flush the disks, leave no node behind.
 
-        The images stay open. Can be called again; a disk that hangs is logged and left behind.
+        The images stay open. All callers wait for the same end, which goes on if one of them is cancelled. A
+        disk that hangs is logged, noted in ``hung`` and left behind.
         """
-        if self._ended:
-            return
-        self._ended = True
-        await asyncio.to_thread(self.machine.stop)
-        await self._around.console.disconnect()
-        for vdev, drive in self.drives.items():
+        if self._ending is None:
+            self._ending = self._tasks.spawn(self._end(), "end of a life")
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        await in_thread(self.machine.stop)
+        async with contextlib.AsyncExitStack() as last:  # each step is taken, whatever becomes of the others
+            last.callback(self._close_machine)
+            last.callback(self._remove_nodes)
+            if self._store_port is not None:
+                last.callback(self._store_port.close)
+            last.push_async_callback(self._around.xenstore.disconnect, DOMID)
+            last.push_async_callback(self._end_drives)
+            last.push_async_callback(self._around.console.disconnect)
+
+    async def _end_drives(self) -> None:
+        async def end(vdev: str, drive: BlockBackend) -> None:
             try:
                 await drive.disconnect()
             except XenpvdError as fault:
                 log.error("disk %s: %s", vdev, fault)
-        await self._around.xenstore.disconnect(DOMID)
-        if self._store_port is not None:
-            self._store_port.close()
-        client = self._around.xenstore.client
+                self.hung.append(vdev)
+
+        await asyncio.gather(*(end(vdev, drive) for vdev, drive in list(self.drives.items())))
+
+    def _close_machine(self) -> None:
+        # a request that hangs may still be read from the guest's memory, and must not find zeros there
+        self.machine.close(release=not self.hung)
+
+    def _remove_nodes(self) -> None:
         for path in (HOME, f"/vm/{self._around.uuid}"):
             with contextlib.suppress(XenstoreFault):
-                client.remove(path)
-        self.machine.close()
+                self._around.xenstore.client.remove(path)
 
     def _connect(self, on_request: Callable[[], None]) -> None:
         self._around.console.connect(

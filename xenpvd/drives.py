@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
+from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig
 from xenpvd.domain import Domain
 from xenpvd.errors import Exists, NotFound, TimedOut, XenpvdError
+from xenpvd.tasks import in_thread
 from xenpvd.views import DriveAdded
 
 
@@ -19,11 +22,13 @@ class Drives:
     def __init__(self) -> None:
         #: vdev: its definition and its image
         self.images: dict[str, tuple[DiskConfig, Image]] = {}
+        self._opening: dict[int, asyncio.Event] = {}  # numbers whose image is being opened for the guest
 
     async def open_all(self, disks: tuple[DiskConfig, ...]) -> None:
         """Raises :class:`ImageError`, :class:`BadConfig`; what is open by then, :meth:`close_all` closes."""
         for disk in disks:
-            await self._open(disk)
+            self._check_free(disk.vdev)
+            self.images[disk.vdev] = (disk, await _open(disk))
 
     def close_all(self) -> None:
         for _, image in self.images.values():
@@ -37,28 +42,19 @@ class Drives:
         Raises :class:`Exists`, :class:`ImageError`, :class:`BadConfig`, :class:`TimedOut`.
         """
         begin = time.monotonic()
-        there = self.images.get(disk.vdev)
-        if there is not None and there[0] != disk:
-            raise Exists(
-                f"cannot add {disk.vdev}: there is one already ({there[0].target}). Remove it first.",
-                kind="drive",
-                name=disk.vdev,
-            )
-        if there is None:
-            image = await self._open(disk)
-            try:
-                domain.add_drive(disk, image)
-            except BaseException:
-                del self.images[disk.vdev]
-                image.close()
-                raise
-        drive = domain.drives[disk.vdev]
+        try:
+            async with asyncio.timeout(timeout):
+                drive, changed = await self._add(domain, disk)
+        except TimeoutError:
+            raise TimedOut(
+                f"cannot add {disk.vdev}: {disk.target} has not opened in {timeout:g} s. Its storage hangs."
+            ) from None
         if not wait:
-            return DriveAdded(drive.info(), there is None, None)
+            return DriveAdded(drive.info(), changed, None)
         try:
             await drive.wait_connected(timeout)
         except XenpvdError as fault:
-            if there is not None or domain.drives.get(disk.vdev) is not drive:
+            if not changed or domain.drives.get(disk.vdev) is not drive:
                 raise
             end = drive.info().frontend_state
             await self.remove(domain, disk.vdev, force=True, missing_ok=True, timeout=timeout)
@@ -68,7 +64,7 @@ class Drives:
                     "was removed again. Is the guest booted, with a block front end? Try a longer timeout."
                 ) from None
             raise
-        return DriveAdded(drive.info(), there is None, round((time.monotonic() - begin) * 1000, 1))
+        return DriveAdded(drive.info(), changed, round((time.monotonic() - begin) * 1000, 1))
 
     async def remove(
         self, domain: Domain | None, vdev: str, *, force: bool, missing_ok: bool, timeout: float
@@ -79,21 +75,40 @@ class Drives:
             if missing_ok:
                 return False
             raise NotFound(f"cannot remove {vdev}: there is no such drive. See drive.list.", "drive", vdev)
-        await domain.drives[vdev].remove(force=force, timeout=timeout)
-        domain.drives.pop(vdev, None)
-        self.images.pop(vdev, None)
+        drive = domain.drives[vdev]
+        await drive.remove(force=force, timeout=timeout)
+        if domain.drives.get(vdev) is drive:  # else another call has done it, and perhaps added a new one
+            del domain.drives[vdev]
+            self.images.pop(vdev, None)
         return True
 
-    async def _open(self, disk: DiskConfig) -> Image:
+    async def _add(self, domain: Domain, disk: DiskConfig) -> tuple[BlockBackend, bool]:
+        """The drive, and whether it is new. Adds of one number come one after the other."""
+        number = devid(disk.vdev)
+        while (other := self._opening.get(number)) is not None:
+            await other.wait()
+        there = self.images.get(disk.vdev)
+        if there is not None and there[0] != disk:
+            raise Exists(
+                f"cannot add {disk.vdev}: there is one already ({there[0].target}). Remove it first.",
+                kind="drive",
+                name=disk.vdev,
+            )
+        if there is not None and disk.vdev in domain.drives:
+            return domain.drives[disk.vdev], False
         self._check_free(disk.vdev)
-        image = await asyncio.to_thread(Image.open, disk.target, readonly=disk.access == "ro")
+        self._opening[number] = asyncio.Event()
         try:
-            self._check_free(disk.vdev)  # again: another call may have been quicker
-        except Exists:
-            image.close()
-            raise
-        self.images[disk.vdev] = (disk, image)
-        return image
+            image = await _open(disk)
+            try:
+                drive = domain.add_drive(disk, image)
+            except BaseException:
+                image.close()
+                raise
+            self.images[disk.vdev] = (disk, image)
+            return drive, True
+        finally:
+            self._opening.pop(number).set()
 
     def _check_free(self, vdev: str) -> None:
         """Two names may mean one number: d0 is xvda."""
@@ -105,3 +120,8 @@ class Drives:
                     kind="drive",
                     name=other,
                 )
+
+
+async def _open(disk: DiskConfig) -> Image:
+    """Open and lock the image; storage that hangs holds up nobody else."""
+    return await in_thread(partial(Image.open, disk.target, readonly=disk.access == "ro"), drop=Image.close)

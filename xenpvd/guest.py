@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.history import History
@@ -22,7 +23,7 @@ from xenpvd.drives import Drives
 from xenpvd.errors import BadConfig, StateError, TimedOut, XenpvdError
 from xenpvd.events import Publish
 from xenpvd.progress import STARTABLE, Progress
-from xenpvd.tasks import Tasks
+from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import GuestStatus, HostInfo, Phase, Runstate, ShutdownResult
 from xenpvd.vmm.boot import find_shim
 from xenpvd.vmm.machine import Machine
@@ -84,6 +85,7 @@ class Guest:
                 )
             self.config = config
             self.console.history.limit = config.console.history
+            self.progress.begin_life()
             self.progress.switch(Runstate.STARTING)
             try:
                 await self.drives.open_all(config.disk)
@@ -96,9 +98,8 @@ class Guest:
     async def _boot(self, config: GuestConfig) -> None:
         """One life begins; the images are open."""
         host_memory(config)
-        image = await asyncio.to_thread(load_image, config)
+        image = await in_thread(partial(load_image, config))
         self._shim = find_shim(config.shim.path)
-        self.progress.begin_life()
         surroundings = Surroundings(self._uuid, self.xenstore, self.console, self._publish, self.fault)
         self.domain = domain = await Domain.create(
             config,
@@ -198,6 +199,9 @@ class Guest:
             policy = config.on_crash if crashed else getattr(config, f"on_{reason}")
             over = Runstate.CRASHED if crashed else Runstate.STOPPED
             await self._end_life(Runstate.STARTING if policy == "restart" else over, reason)
+            if policy == "restart" and domain.hung:  # its image may still be written with the old life's data
+                policy = "preserve"
+                self.progress.switch(Runstate.CRASHED, f"not restarted: disk {domain.hung[0]} hangs")
             if crashed:
                 self._publish("guest.crash", reason=reason, detail=detail, regs=regs, **self._tails())
             if policy == "restart" and await self._restart(config):
@@ -209,8 +213,8 @@ class Guest:
     async def _restart(self, config: GuestConfig) -> bool:
         try:
             await self._boot(config)
-        except XenpvdError as fault:
-            log.error("cannot restart the guest: %s", fault)
+        except Exception as fault:
+            log.error("cannot restart the guest", exc_info=fault)
             self.progress.switch(Runstate.CRASHED, f"restart failed: {fault}")
             return False
         return True
@@ -221,9 +225,12 @@ class Guest:
         self.progress.switch(Runstate.STOPPING, reason)
         try:
             await domain.end()
-        finally:
-            self.domain = None
-            self.progress.switch(state, reason)
+        except Exception as fault:  # ours; what could be ended was
+            log.error("the end of a life failed", exc_info=fault)
+        self.domain = None
+        if state is Runstate.STARTING:
+            self.progress.begin_life()
+        self.progress.switch(state, reason)
 
     async def close(self) -> None:
         """The daemon ends: no life after this."""

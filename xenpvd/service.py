@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Protocol
 
 from xenpvd import check
@@ -12,6 +12,7 @@ from xenpvd.errors import BadConfig, Busy, NotFound, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.rpc.service import ConsoleViewer
+from xenpvd.tasks import in_thread
 from xenpvd.views import (
     ConsoleChunk,
     DaemonInfo,
@@ -56,7 +57,7 @@ class Service:
         return config
 
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
-        return await asyncio.to_thread(check.problems, config)
+        return await in_thread(partial(check.problems, config))
 
     async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
         config = config or self._guest.config or self._daemon.config
@@ -99,14 +100,14 @@ class Service:
         start, data = history.read(wanted, limit)
         return ConsoleChunk(start, start + len(data), max(0, start - wanted), data)
 
-    async def console_write(self, data: bytes) -> int:
+    async def console_write(self, data: bytes, timeout: float) -> int:
         self._guest.running("type")
         console = self._guest.console
         if console.writer is not None:
             raise Busy(
                 f"cannot type: {console.writer} has the keyboard. Ask it to detach.", by=console.writer
             )
-        await console.type(data)
+        await console.type(data, timeout)
         return len(data)
 
     def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class Tasks:
@@ -44,3 +49,36 @@ class Tasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_thread(call: Callable[[], _T], drop: Callable[[_T], None] | None = None) -> _T:
+    """Run a blocking ``call`` in a thread of its own; its result.
+
+    Not asyncio's executor: its few threads are shared and joined at exit, so a file on storage that hangs
+    would keep a guest from being stopped and the daemon from ending. If the caller is cancelled, the call
+    goes on, and ``drop`` gets what it brings.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def succeed(result: _T) -> None:
+        if not done.done():
+            done.set_result(result)
+        elif drop is not None:
+            drop(result)
+
+    def fail(fault: BaseException) -> None:
+        if not done.done():
+            done.set_exception(fault)
+
+    def run() -> None:
+        settle: Callable[[], object]
+        try:
+            settle = partial(succeed, call())
+        except BaseException as fault:
+            settle = partial(fail, fault)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle)
+
+    threading.Thread(target=run, name="blocking call", daemon=True).start()
+    return await done

@@ -174,6 +174,7 @@ async def test_a_refused_connection(rig: DeviceRig) -> None:
     await rig.guest(S.Initialised, S.Initialised)
     assert rig.driver.calls == ["connect"]
     assert await rig.guest(S.Closed) is S.Closed
+    assert rig.device.error == "ring-ref is missing"  # it was us who refused, not the guest
     rig.driver.refuse = None
     assert await rig.guest(S.Initialising, S.Initialised) is S.Connected
     assert rig.device.error is None and "error" not in rig.nodes(BACKEND)
@@ -288,6 +289,81 @@ async def test_wait_connected_ends_with_the_device(rig: DeviceRig) -> None:
     await rig.device.close()
     with pytest.raises(XenpvdError, match="removed meanwhile"):
         await waiting
+
+
+GUEST_ERROR = "/local/domain/1/error/device/test/7/error"
+
+
+@pytest.mark.parametrize("before", [[], [S.Initialised]])
+@pytest.mark.parametrize("end", [S.Closing, S.Closed])
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (None, "it. See"),
+        ("", "it. See"),
+        ("\n", "it. See"),
+        ("22 reading backend fields at x.", "it: 22 reading backend fields at x. See"),
+        (b"22 \x1b[2Jx\r\n\0y\xff", "it: 22 [2Jxy\ufffd. See"),
+        ("5" * 2000, f"it: {'5' * 200}…. See"),
+    ],
+)
+async def test_the_guest_refuses(
+    rig: DeviceRig, before: list[S], end: S, words: str | bytes | None, shown: str
+) -> None:
+    await rig.guest(*before)
+    waiting = rig.spawn(rig.device.wait_connected(60))
+    await rig.settle()
+    if words is not None:
+        rig.client.write(GUEST_ERROR, words)
+    await rig.guest(end)
+    assert waiting.done()  # at once
+    why = f"xvdb did not connect: the guest refused {shown} the guest's console."
+    with pytest.raises(XenpvdError) as refused:
+        await waiting
+    assert str(refused.value) == why
+    await rig.guest(S.Closed)
+    with pytest.raises(XenpvdError) as refused:  # and whoever asks later need not wait either
+        await rig.device.wait_connected(60)
+    assert str(refused.value) == why
+    assert not rig.driver.connected
+
+
+async def test_a_refusal_holds_until_the_next_try(rig: DeviceRig) -> None:
+    for _ in range(2):
+        await rig.guest(S.Initialised, S.Closing, S.Closed)
+        assert rig.device.error == "the guest refused it"
+        await rig.guest(S.Initialising)
+        assert rig.device.error is None
+    waiting = rig.spawn(rig.device.wait_connected(5))
+    await rig.guest(S.Initialised, S.Connected)
+    await waiting
+
+
+async def test_a_reconnect_is_no_refusal(rig: DeviceRig) -> None:
+    await rig.guest(S.Initialised, S.Connected, S.Closing)
+    waiting = rig.spawn(rig.device.wait_connected(5))
+    await rig.guest(S.Closed, S.Initialising, S.Initialised)
+    assert not waiting.done() and rig.device.error is None
+    await rig.guest(S.Connected)
+    await waiting
+
+
+async def test_closing_because_it_is_asked_to_is_no_refusal(rig: DeviceRig) -> None:
+    await rig.guest(S.Initialised)
+    waiting = rig.spawn(rig.device.wait_connected(5))
+    await removed(rig, polite_guest(rig))
+    with pytest.raises(XenpvdError, match="removed meanwhile"):
+        await waiting
+
+
+async def test_what_the_guest_said_of_an_earlier_device_is_swept() -> None:
+    rig = DeviceRig()
+    rig.client.write(GUEST_ERROR, "old")
+    rig.start()
+    await rig.settle()
+    await rig.guest(S.Closed)
+    assert rig.device.error == "the guest refused it"
+    await rig.device.close()
 
 
 # ---- removal

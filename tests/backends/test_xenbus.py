@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenpvd.abi.io_xenbus import XenbusState as S
-from xenpvd.backends.xenbus import TABLE, Step, otherend_changed, parse_state
+from xenpvd.backends.xenbus import TABLE, Step, otherend_changed, parse_state, refused
 
 STAY, PREPARE, CONNECT, CLOSE, DISCONNECT = Step
 
@@ -32,6 +32,13 @@ def test_every_pair(own: S, frontend: S) -> None:
 
 def test_the_table_has_no_row_more() -> None:
     assert set(TABLE) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("before", S)
+@pytest.mark.parametrize("frontend", S)
+def test_refused(before: S, frontend: S) -> None:
+    connecting = before in (S.Initialising, S.InitWait, S.Initialised)
+    assert refused(before, frontend) is (connecting and frontend in (S.Closing, S.Closed))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Stands in for ``python -P -m xenpvd --config FILE --name NAME --run-dir DIR``, over the fake service.
 
-FAKE_DAEMON in the environment says what it does: refuse, silent, unready, die, crash, stubborn, else serve.
+FAKE_DAEMON in the environment says what it does: refuse, busy, silent, die, crash, stubborn, else serve.
 Typing "poweroff" on its console ends it, as a guest's end does.
 """
 
@@ -33,7 +33,7 @@ async def serve(how: str, name: str, path: Path) -> int:
         asyncio.get_running_loop().add_signal_handler(signum, over.set)
     service.console.print(b"Linux version 6.1\r\nlogin: ")
     if how == "die":
-        service.guest_wait = lambda *_: (print("out of luck"), os._exit(1))  # type: ignore[method-assign,assignment,return-value]
+        service.guest_wait = lambda *_: (print("out of luck"), os._exit(1))  # type: ignore[method-assign,assignment]
     if how == "crash":
         service.state = Runstate.CRASHED
         service.events.publish(
@@ -68,6 +68,9 @@ def main() -> int:
     if how == "refuse":
         print("xenpvd: cannot use it: memory: too small. Mend these keys.", file=sys.stderr)
         return 2
+    if how == "busy":
+        print("xenpvd: a daemon of that name runs already", file=sys.stderr)
+        return 3
     if how == "silent":
         signal.pause()
     if how == "stubborn":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,21 @@ def test_start_of_no_definition(
     if text is not None:
         file.write_text(text)
     assert words in xenpvctl("start", str(file), status=status).stderr
+
+
+def test_start_of_a_pipe(xenpvctl: Xenpvctl, tmp_path: Path) -> None:
+    pipe = tmp_path / "web1.toml"
+    os.mkfifo(pipe)
+    for path in (Path("/dev/null"), pipe):
+        assert "no regular file" in xenpvctl("start", f"{path}", status=2).stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a" * 300])
+def test_start_of_a_name_that_is_too_long(xenpvctl: Xenpvctl, file: Path, name: str) -> None:
+    assert "63 characters at most" in xenpvctl("start", name, status=3).stderr
+    file.write_text(f'name = "{name}"\n')
+    assert "63 characters at most" in xenpvctl("start", str(file), status=2).stderr
+    assert "63 characters at most" in xenpvctl("status", name, status=3).stderr
 
 
 def test_start_of_a_name_without_a_file(xenpvctl: Xenpvctl, file: Path) -> None:

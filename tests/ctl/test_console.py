@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.ctl.conftest import Daemon
 from tests.ctl.terminal import Terminal
-from xenpvd.ctl.console import parse_escape, spell
+from xenpvd.ctl.console import TYPED_MAX, End, _Carry, parse_escape, spell
 
 
 @pytest.fixture
@@ -129,3 +135,82 @@ def test_a_bad_escape_key(run_dir: Path, daemon: Daemon) -> None:
     done = piped(run_dir, "-e", "ctrl-a", stdin=b"")
     assert done.returncode == 2
     assert b"is no key" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("since", "seen"),
+    [("0", b"0123456789"), ("7", b"789"), ("-1", b"9"), ("-4", b"6789"), ("-99", b"0123456789")],
+)
+def test_since(run_dir: Path, daemon: Daemon, since: str, seen: bytes) -> None:
+    daemon.do(lambda: daemon.service.console.print(b"0123456789"))
+    assert piped(run_dir, "--since", since, stdin=b"").stdout == seen
+
+
+class Typist:
+    """Writes ``keys`` to a pipe; ``ours`` is the console's socket; nobody reads its other end, ``guest``."""
+
+    def __init__(self, keys: bytes) -> None:
+        self.ours, self.guest = socket.socketpair()
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.stdin, self._keys_in = os.pipe()
+        self._threads = [threading.Thread(target=self._write, args=(keys,))]
+        self._threads[0].start()
+
+    def _write(self, keys: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._keys_in, "wb") as pipe:
+            pipe.write(keys)
+
+    def later(self, seconds: float, act: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, act)
+        self._threads.append(timer)
+        timer.start()
+
+    def carry(self, escape: int | None) -> End:
+        out = os.open("/dev/null", os.O_WRONLY)
+        try:
+            return _Carry(self.ours, self.stdin, out, escape, True, True).run(b"", None, lambda: False)
+        finally:
+            os.close(out)
+
+    def close(self) -> None:
+        os.close(self.stdin)
+        for thread in self._threads:
+            if isinstance(thread, threading.Timer):
+                thread.cancel()
+            thread.join(10)
+        self.ours.close()
+        self.guest.close()
+
+
+@contextlib.contextmanager
+def typing(keys: bytes) -> Iterator[Typist]:
+    typist = Typist(keys)
+    try:
+        yield typist
+    finally:
+        typist.close()
+
+
+def test_the_way_out_while_the_guest_takes_no_input(capfd: pytest.CaptureFixture[str]) -> None:
+    with typing(b"x" * (4 * TYPED_MAX) + b"\x1d") as typist:
+        typist.later(3, lambda: typist.guest.shutdown(socket.SHUT_RDWR))
+        assert typist.carry(0x1D) is End.ESCAPE
+    assert capfd.readouterr().err.count("the guest takes no input; what you type is dropped") == 1
+
+
+@pytest.mark.parametrize("size", [TYPED_MAX // 2, 4 * TYPED_MAX])
+def test_a_pipe_waits_for_the_guest(size: int) -> None:
+    """Nothing is dropped, and waiting takes no processor time: before the end of stdin and after it."""
+    keys = os.urandom(size)
+    took = bytearray()
+
+    def take() -> None:
+        while len(took) < size and (data := typist.guest.recv(65536)):
+            took.extend(data)
+
+    with typing(keys) as typist:
+        typist.later(0.5, take)
+        begin = time.thread_time()
+        assert typist.carry(None) is End.INPUT
+        assert time.thread_time() - begin < 0.25
+    assert took == keys

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
+from xenpvd.errors import StateError
+from xenpvd.views import ConsoleChunk
 
 
 def test_log(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
@@ -18,6 +21,31 @@ def test_log(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     found = xenpvctl.json("log", "web1", "--stream", "xen")
     assert found == {"stream": "xen", "start": 0, "end": 23, "text": "(XEN) Xen version 4.17\n"}
     xenpvctl("log", "web1", "--stream", "daemon", status=2)
+
+
+def test_log_of_a_guest_that_never_stops_printing(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    """The log ends where it ended when it was asked for; what was read is printed though a read fails."""
+    service, read = daemon.service, daemon.service.console_read
+    reads = 0
+
+    def console_read(*args: Any) -> ConsoleChunk:
+        nonlocal reads
+        reads += 1
+        if reads > 6:
+            raise StateError("read too often", "running", [])
+        chunk = read(*args)
+        service.console.print(b"y\n" * 100000)
+        return chunk
+
+    service.console_read = console_read  # type: ignore[method-assign,assignment]
+    recorded = bytes(range(256)) * 1000
+    daemon.do(lambda: service.console.print(recorded))
+    assert xenpvctl("log", "web1").stdout_bytes == recorded
+    reads = 4
+    before = bytes(service.console.recorded)
+    found = xenpvctl("log", "web1", status=1)
+    assert found.stdout_bytes == before[: len(found.stdout_bytes)] != b""
+    assert "read too often" in found.stderr
 
 
 def test_events(xenpvctl: Xenpvctl, daemon: Daemon) -> None:

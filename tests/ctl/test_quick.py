@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.ctl.conftest import Xenpvctl
 from tests.ctl.terminal import Terminal
 from xenpvd import config
 from xenpvd.ctl.output import Failure
@@ -63,8 +65,11 @@ def test_copy(tmp_path: Path) -> None:
     assert Path(copy.target).read_bytes() == image.read_bytes()
     assert Path(copy.target).stat().st_blocks < 1000, "sparse"
     assert _copy(Disk(str(image), "xvdb", "ro"), tmp_path).target == str(image)
-    with pytest.raises(Failure, match="cannot copy /none: "):
+    with pytest.raises(Failure, match="cannot copy /none: this disk is missing") as fault:
         _copy(Disk("/none", "xvdc"), tmp_path)
+    assert "TMPDIR" not in fault.value.message
+    with pytest.raises(Failure, match="TMPDIR says"):
+        _copy(Disk(str(image), "xvdc"), tmp_path / "none")
 
 
 ARGS = ["run", "--kernel", "/k", "--name", "quick"]
@@ -123,3 +128,37 @@ def test_killed_while_it_watches(terminal: Terminal, run_dir: Path) -> None:
         session.process.terminate()
         assert session.end() == 128 + 15
     assert not list(run_dir.iterdir()), "no daemon, no folder is left"
+
+
+@pytest.mark.parametrize("how", ["busy", "refuse"])
+def test_another_guest_of_that_name_keeps_its_folder(
+    terminal: Terminal, run_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It has the lock, and does not answer yet."""
+    folder = run_dir / "quick"
+    folder.mkdir()
+    (folder / "xenpvd.log").write_text("its own\n")
+    (folder / "rpc.sock").touch()
+    monkeypatch.setenv("FAKE_DAEMON", how)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with terminal(*ARGS) as session:
+            session.expect("did not start")
+            assert session.end() == {"busy": 1, "refuse": 2}[how]
+    assert {path.name for path in folder.iterdir()} == {"lock", "rpc.sock", "xenpvd.log"}
+    assert (folder / "xenpvd.log").read_text().startswith("its own\n")
+
+
+def test_its_own_lock_stays(terminal: Terminal, run_dir: Path) -> None:
+    (run_dir / "quick").mkdir()
+    (run_dir / "quick" / "lock").touch()
+    with terminal(*ARGS) as session:
+        session.expect("login: ")
+        session.type(b"\x1d")
+        assert session.end() == 0
+    assert [path.name for path in (run_dir / "quick").iterdir()] == ["lock"]
+
+
+def test_a_name_that_is_too_long(xenpvctl: Xenpvctl) -> None:
+    said = xenpvctl("run", "--kernel", "/k", "--name", "a" * 64, status=2).stderr
+    assert "63 characters at most" in said

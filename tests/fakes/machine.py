@@ -49,9 +49,10 @@ class FakeMachine:
     def stop(self) -> None:
         self.stopped = True
 
-    def close(self) -> None:
+    def close(self, *, release: bool = True) -> None:
         assert self.stopped
         self.closed = True
+        self.released = release
 
     def end(self, reason: str, detail: str = "", regs: dict[str, int] | None = None) -> None:
         self.owner.machine_ended(reason, detail, regs)

@@ -232,7 +232,7 @@ class FakeService:
         data = bytes(recorded[since : since + limit])
         return ConsoleChunk(since, since + len(data), 0, data)
 
-    async def console_write(self, data: bytes) -> int:
+    async def console_write(self, data: bytes, timeout: float) -> int:
         await self._pass("console_write")
         await self.console.type(data)
         return len(data)

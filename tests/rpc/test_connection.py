@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.console_frontend import IN_SIZE, ConsoleFrontend
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
-from xenpvd.rpc.connection import IN_FLIGHT_MAX
+from xenpvd.backends.console.backend import Console
+from xenpvd.rpc.connection import CONNECTIONS_MAX, IN_FLIGHT_MAX
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.server import RpcServer
 
@@ -151,6 +154,47 @@ async def test_an_effect_outlives_its_client(
     gate.open.set()
     await until(lambda: gone not in server._connections)
     assert service.done == ["drive_add"]
+
+
+@pytest.fixture
+async def stuck(service: FakeService) -> AsyncIterator[Console]:
+    """The service has the real console, of a guest that does not read it."""
+    console, guest = Console(service.events.publish, 1 << 16), ConsoleFrontend()
+    console.connect(guest.page, guest.port)
+
+    async def write(data: bytes, timeout: float) -> int:
+        await console.type(data, timeout)
+        return len(data)
+
+    service.console_write = write  # type: ignore[method-assign]
+    yield console
+    await console.disconnect()
+
+
+async def test_a_guest_that_does_not_read_locks_nobody_out(
+    server: RpcServer, path: Path, service: FakeService, peer: Peer, stuck: Console
+) -> None:
+    for _ in range(CONNECTIONS_MAX - 1):
+        typist = await Peer.connect(path)
+        typist.request("console.write", text="x" * 60_000, timeout=86400)
+        await typist.close()
+    await until(lambda: len(server._connections) == 1)
+    assert (await peer.result("guest.status"))["state"] == "running"
+    told = await peer.fault("console.write", text="x" * 60_000, timeout=0.01)
+    assert told["data"] == {"reason": "TIMEOUT", "written": 0}, "those who left have filled it"
+    other = await Peer.connect(path)
+    assert (await other.result("guest.destroy"))["state"] == "stopped"
+    await other.close()
+
+
+async def test_a_short_text_is_typed_though_its_client_does_not_wait(
+    server: RpcServer, path: Path, stuck: Console
+) -> None:
+    peer = await Peer.connect(path)
+    peer.request("console.write", text="x" * 2000)
+    await peer.close()
+    await until(lambda: not server._connections)
+    assert stuck._typed == b"x" * (2000 - IN_SIZE)
 
 
 GARBAGE = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.service import FakeService
-from tests.rpc.conftest import Peer
+from tests.rpc.conftest import Peer, until
 from xenpvd.rpc.server import RpcServer
 
 
@@ -81,7 +81,9 @@ async def test_the_client_leaves(peer: Peer, service: FakeService) -> None:
     assert not service.console.viewers
 
 
-async def test_the_client_leaves_while_the_guest_takes_no_input(peer: Peer, service: FakeService) -> None:
+async def test_the_client_leaves_while_the_guest_takes_no_input(
+    server: RpcServer, peer: Peer, service: FakeService
+) -> None:
     stuck = asyncio.Event()
 
     async def type_(data: bytes) -> None:
@@ -95,6 +97,7 @@ async def test_the_client_leaves_while_the_guest_takes_no_input(peer: Peer, serv
     await stuck.wait()
     await peer.close()
     await asyncio.wait_for(viewer.closed.wait(), 5)
+    await until(lambda: not server._connections)
 
 
 async def test_the_request_must_be_alone(peer: Peer, service: FakeService) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
+from xenpvd.rpc.dispatch import dispatch
+from xenpvd.rpc.registry import Call, Client
 
 PING = {"jsonrpc": "2.0", "method": "daemon.ping"}
 XS = {"jsonrpc": "2.0", "method": "xenstore.list"}
@@ -106,6 +109,28 @@ async def test_batch_runs_in_order(peer: Peer, service: FakeService) -> None:
     added, listed = await peer.receive()
     assert added["result"]["changed"] is True
     assert [drive["vdev"] for drive in listed["result"]] == ["xvdb"]
+
+
+@pytest.mark.parametrize("element", [1, {**PING, "id": 1}, {**PING, "method": "none", "id": 1}])
+async def test_others_have_their_turn_between_the_elements_of_a_batch(
+    service: FakeService, element: Any
+) -> None:
+    turns, running = 0, True
+
+    async def other() -> None:
+        nonlocal turns
+        while running:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(other())
+        client = cast(Client, None)  # nothing here asks for it
+        replies = await dispatch([element] * 64, Call(service, client, asyncio.current_task(), alone=False))
+        running = False
+    assert replies is not None
+    assert len(replies) == 64
+    assert turns >= 64
 
 
 async def test_a_result_that_is_no_json_is_our_fault(

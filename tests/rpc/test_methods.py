@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
+from xenpvd.errors import TimedOut
 from xenpvd.rpc.methods import METHODS, TREE_MAX
 from xenpvd.views import Runstate
 
@@ -47,6 +48,23 @@ async def test_answers(
     service.console.print(b"hello\r\n")
     result = await peer.result(method, **params)
     assert {key: result[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("params", "timeout"), [({}, 30.0), ({"timeout": 0}, 0.0), ({"timeout": 1.5}, 1.5)])
+async def test_write_has_a_limit_of_time(
+    peer: Peer, service: FakeService, params: dict[str, Any], timeout: float
+) -> None:
+    asked: list[float] = []
+
+    async def write(data: bytes, timeout: float) -> int:
+        asked.append(timeout)
+        raise TimedOut("cannot type all of it", written=2)
+
+    service.console_write = write  # type: ignore[method-assign]
+    told = await peer.fault("console.write", text="ls\r", **params)
+    assert told["code"] == 1005
+    assert told["data"] == {"reason": "TIMEOUT", "written": 2}
+    assert asked == [timeout]
 
 
 async def test_start_with_and_without_a_definition(peer: Peer, service: FakeService) -> None:
@@ -141,4 +159,4 @@ def test_every_method_has_words_and_a_role() -> None:
         assert method.summary.endswith("."), method.name
         assert method.role in ("viewer", "operator", "admin")
         assert asyncio.iscoroutinefunction(method.run)
-    assert [name for name, method in METHODS.items() if method.wait] == ["guest.wait"]
+    assert [name for name, method in METHODS.items() if method.wait] == ["guest.wait", "console.write"]

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends.ops import XenstoreOps, XenstoreTx, XenstoreWatch
-from xenpvd.backends.xenbus import Step, otherend_changed, parse_state
+from xenpvd.backends.xenbus import Step, otherend_changed, parse_state, refused
 from xenpvd.errors import Busy, GuestFault, TimedOut, XenpvdError, XenstoreFault
 from xenpvd.tasks import Tasks
 
@@ -23,6 +23,9 @@ CUT_OFF_TIMEOUT = 30.0
 #: event and a log line, and an honest one makes a handful in its life.
 BURST = 50
 RATE = 10.0
+
+#: Characters that an operator is shown of what the guest says of its own fault.
+GUEST_WORDS = 200
 
 #: Frontend states in which nobody uses the device: gone, waiting for a driver, let go of.
 _IDLE = frozenset({XenbusState.Unknown, XenbusState.Initialising, XenbusState.Closed})
@@ -68,7 +71,8 @@ class Driver(Protocol):
 class XenbusDevice:
     """One device: ``kind`` ("vbd") and ``devid`` make its paths, ``label`` names it in messages.
 
-    ``state`` and ``frontend_state`` are both ends' as last seen, ``error`` is why it was closed by fault.
+    ``state`` and ``frontend_state`` are both ends' as last seen, ``error`` is why it was closed by fault, or
+    that the guest refused it and its word why, until the guest tries anew.
     ``on_fault`` gets what is no guest's fault but ours, as :class:`Tasks` says. Loop thread only.
     """
 
@@ -85,6 +89,8 @@ class XenbusDevice:
     ) -> None:
         self.frontend_path = f"/local/domain/{domid}/device/{kind}/{devid}"
         self.backend_path = f"/local/domain/0/backend/{kind}/{domid}/{devid}"
+        # where Linux' xenbus_dev_error tells what went wrong; the guest's word
+        self._guest_error_path = f"/local/domain/{domid}/error/device/{kind}/{devid}"
         self.state = XenbusState.Initialising
         self.frontend_state = XenbusState.Unknown
         self.error: str | None = None
@@ -131,6 +137,7 @@ class XenbusDevice:
             ),
         )
         with self._xenstore.transaction() as tx:
+            _remove(tx, self._guest_error_path)
             for path, perms, nodes in ends:
                 _remove(tx, path)
                 tx.mkdir(path)
@@ -144,8 +151,8 @@ class XenbusDevice:
     async def wait_connected(self, timeout: float) -> None:
         """Wait until both ends are Connected.
 
-        Raises :class:`TimedOut` after ``timeout`` seconds, :class:`XenpvdError` if the device has ended by a
-        fault or is gone; the device stays as it is.
+        Raises :class:`TimedOut` after ``timeout`` seconds, :class:`XenpvdError` as soon as the device has
+        ended by a fault, the guest has refused it, or it is gone; the device stays as it is.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -220,12 +227,15 @@ class XenbusDevice:
                 await asyncio.sleep(-credit / RATE)
 
     async def _otherend_changed(self, frontend_state: XenbusState) -> None:
-        self.frontend_state = frontend_state
+        before, self.frontend_state = self.frontend_state, frontend_state
+        if self._online and self.error is None and refused(before, frontend_state):
+            self.error = self._refusal()
         match otherend_changed(self.state, frontend_state, online=self._online):
             case Step.STAY:
                 self._changed()
             case Step.PREPARE:
                 await self._driver.on_disconnect()
+                self._forget_error()
                 self._switch(XenbusState.InitWait)
             case Step.CONNECT:
                 await self._connect()
@@ -242,10 +252,20 @@ class XenbusDevice:
         except GuestFault as fault:
             self._give_up(str(fault))
             return
+        self._forget_error()
+        self._switch(XenbusState.Connected)
+
+    def _refusal(self) -> str:
+        raw = _read(self._xenstore, f"{self._guest_error_path}/error") or b""
+        words = "".join(c for c in raw.decode("utf-8", "replace") if c.isprintable()).strip(" .")
+        if len(words) > GUEST_WORDS:
+            words = f"{words[:GUEST_WORDS]}…"
+        return "the guest refused it" + (f": {words}" if words else "")
+
+    def _forget_error(self) -> None:
         self.error = None
         with self._xenstore.transaction() as tx:
             _remove(tx, f"{self.backend_path}/error")
-        self._switch(XenbusState.Connected)
 
     async def _fail(self, why: str) -> None:
         async with self._steps:

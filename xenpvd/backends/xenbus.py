@@ -70,6 +70,16 @@ TABLE: dict[XenbusState, dict[XenbusState, Step]] = {
 
 _OPENING = frozenset({Step.PREPARE, Step.CONNECT})
 
+_CONNECTING = frozenset({_S.Initialising, _S.InitWait, _S.Initialised})
+_ENDING = frozenset({_S.Closing, _S.Closed})
+
+
+def refused(before: XenbusState, frontend: XenbusState) -> bool:
+    """Whether the frontend gives up connecting. Linux goes Initialising, Initialised, Connected, and from the
+    first two to Closing by xenbus_dev_fatal; from Closed to Initialising is a new try, and no refusal.
+    """
+    return before in _CONNECTING and frontend in _ENDING
+
 
 def otherend_changed(own: XenbusState, frontend: XenbusState, *, online: bool) -> Step:
     """What a change of the frontend's state asks for; Unknown stands for a frontend that is gone.

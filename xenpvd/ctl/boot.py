@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from xenpvd import paths
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
-from xenpvd.ctl.rundir import NoGuest, RunDir
+from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
 from xenpvd.paths import NAME
 
 READY_TIMEOUT = 30.0
@@ -81,6 +82,8 @@ def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
 def _definition_file(guest: str) -> Path:
     if "/" in guest or guest.endswith(".toml"):
         return Path(guest).absolute()
+    if not NAME.fullmatch(guest):
+        raise NoGuest(misnamed(guest))
     file = paths.CONFIG_DIR / f"{guest}.toml"
     if not file.exists():
         raise NoGuest(f"no guest called {guest}: {file} is missing. Write it, or give another TOML file.")
@@ -92,6 +95,8 @@ def _read_definition(file: Path) -> tuple[str, dict[str, Any]]:
     import tomllib
 
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would never end, and the daemon reads it again
+            raise Failure(f"cannot read {file}: it is no regular file. Write the TOML to one.", USAGE)
         definition = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as fault:
         raise Failure(f"cannot read {file}: {fault.strerror}. Check the path.", USAGE) from None
@@ -100,7 +105,7 @@ def _read_definition(file: Path) -> tuple[str, dict[str, Any]]:
     paths.anchor(definition, file.parent)
     name = definition.setdefault("name", file.stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise Failure(f"cannot use {file}: no guest can be called {name!r}. Set name.", USAGE)
+        raise Failure(f"cannot use {file}: {misnamed(name)} Set name.", USAGE)
     return name, definition
 
 

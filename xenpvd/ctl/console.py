@@ -90,13 +90,15 @@ class _Carry:
         self._keyboard = keyboard
         self._until_eof = until_eof
         self._typed = bytearray()
+        self._listening = False
+        self._dropping = False
         self._ending: End | None = None  # it ends when all is quiet
         self._quiet_at = 0.0
 
     def run(self, pending: bytes, watch: int | None, over: Callable[[], bool]) -> End:
         poller = select.poll()
         if self._keyboard or self._escape is not None:  # a read-only pipe: stdin is not ours to eat
-            poller.register(self._stdin, select.POLLIN)
+            self._listening = True
         if watch is not None:
             poller.register(watch, select.POLLIN)
         _write_all(self._stdout, pending)
@@ -109,12 +111,18 @@ class _Carry:
             if self._ending is not None and not self._typed and time.monotonic() >= self._quiet_at:
                 return self._ending
             poller.register(self._sock, select.POLLIN | (select.POLLOUT if self._typed else 0))
-            wait = None if self._ending is None else max(0.0, self._quiet_at - time.monotonic()) * 1000
+            if self._listening and (self._escape is not None or len(self._typed) < TYPED_MAX):
+                poller.register(self._stdin, select.POLLIN)
+            else:  # a pipe can wait until the guest takes more; the way out of a terminal can not
+                with contextlib.suppress(KeyError):
+                    poller.unregister(self._stdin)
+            wait = None
+            if self._ending is not None and not self._typed:
+                wait = max(0.0, self._quiet_at - time.monotonic()) * 1000
             ready = dict(poller.poll(wait))
             if self._sock.fileno() in ready and not self._serve_guest(ready[self._sock.fileno()]):
                 return self._ending or End.CLOSED
-            # a guest that takes no input holds back the typist only
-            if self._stdin in ready and len(self._typed) < TYPED_MAX and not self._serve_keys(poller):
+            if self._stdin in ready and not self._serve_keys():
                 return End.ESCAPE
             asked = watch is not None and watch in ready and over()
 
@@ -133,13 +141,13 @@ class _Carry:
             return bool(data)
         return True
 
-    def _serve_keys(self, poller: select.poll) -> bool:
+    def _serve_keys(self) -> bool:
         try:
             data = os.read(self._stdin, 4096)
         except OSError:  # EIO: the terminal has gone
             data = b""
         if not data:
-            poller.unregister(self._stdin)
+            self._listening = False
             if self._until_eof:
                 self._end(End.INPUT)
             return True
@@ -147,13 +155,24 @@ class _Carry:
             data.partition(bytes([self._escape])) if self._escape is not None else (data, b"", b"")
         )
         if self._keyboard:
-            self._typed += head
-        self._send()
+            self._type(head)
         return not left
+
+    def _type(self, data: bytes) -> None:
+        self._typed += data
+        self._send()
+        if self._escape is not None and len(self._typed) > TYPED_MAX:
+            del self._typed[TYPED_MAX:]
+            if not self._dropping:
+                print("\r\nthe guest takes no input; what you type is dropped\r", file=sys.stderr, flush=True)
+            self._dropping = True
 
     def _send(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             del self._typed[: self._sock.send(self._typed)]
+            self._quiet_at = time.monotonic() + QUIET
+        if not self._typed:
+            self._dropping = False
 
     def _end(self, why: End) -> None:
         self._ending = why

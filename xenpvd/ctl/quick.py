@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,16 @@ from xenpvd.ctl.client import Client, NoAnswer, RpcFault
 from xenpvd.ctl.console import End, converse, ended_by_signals
 from xenpvd.ctl.launch import Launched, NotReady
 from xenpvd.ctl.output import FAILED, OK, USAGE, Failure
-from xenpvd.ctl.rundir import NoGuest, RunDir
+from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
 from xenpvd.paths import NAME
 
 ESCAPE = 0x1D
 READY_TIMEOUT = 30.0
 SHUTDOWN_TIMEOUT = 30.0
 END_TIMEOUT = 10.0
+
+#: The daemon's exit status if the name is in use.
+IN_USE = 3
 
 _VDEV = re.compile(r"(xvd|sd|hd)[a-z][a-z0-9]*")
 _FIRST = ("quick", "calm", "bold", "shy", "warm", "odd", "keen", "plain", "brisk", "mild")
@@ -59,7 +62,7 @@ def run(place: RunDir, wanted: Wanted) -> int:
     """Returns the exit status."""
     name = wanted.name or f"{random.choice(_FIRST)}-{random.choice(_SECOND)}"
     if not NAME.fullmatch(name):
-        raise click.UsageError(f"no guest can be called {name!r}: names take a-z, 0-9, '.', '_' and '-'.")
+        raise click.UsageError(misnamed(name))
     disks = parse_disks(wanted.disks)
     with suppress(NoGuest), place.connect(name):
         raise Failure(f"{name} is there already. Choose another --name.")
@@ -136,7 +139,11 @@ def _copy(disk: Disk, scratch: Path) -> Disk:
     command = ["cp", "--sparse=always", "--reflink=auto", "--", disk.target, str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        if not Path(disk.target).exists():
+            raise Failure(f"cannot copy {disk.target}: this disk is missing. Check --disk.")
         why = done.stderr.strip().removeprefix("cp: ")
+        if not os.access(disk.target, os.R_OK):
+            raise Failure(f"cannot copy {disk.target}: {why}. Check --disk.")
         raise Failure(f"cannot copy {disk.target}: {why}. TMPDIR says where the copy goes.")
     return replace(disk, target=str(copy))
 
@@ -193,7 +200,7 @@ def _obituary(name: str, crash: dict[str, object]) -> str:
 
 
 def _end(place: RunDir, name: str, launched: Launched) -> None:
-    """Leave no daemon, no copy in use, no folder behind."""
+    """Leave no daemon, no copy in use, no log behind."""
     status = launched.wait(0)
     try:
         if status is None:
@@ -207,6 +214,22 @@ def _end(place: RunDir, name: str, launched: Launched) -> None:
     finally:
         if status is None and launched.end(END_TIMEOUT) is None:
             print(f"xenpvd: the daemon of {name} (pid {launched.pid}) does not end", file=sys.stderr)
-        else:
-            shutil.rmtree(launched.log.parent, ignore_errors=True)
+        elif launched.wait(0) != IN_USE:
+            _tidy(place, name)
         launched.close()
+
+
+def _tidy(place: RunDir, name: str) -> None:
+    """Remove what a daemon that ended left of itself, unless another has the name now.
+
+    The lock stays, and the folder with it: without it two daemons could hold locks of one name.
+    """
+    left = [place.log(name)]
+    with ExitStack() as stack, suppress(OSError):
+        with suppress(FileNotFoundError):  # it ended before it made one
+            lock = stack.enter_context(place.lock(name).open("rb"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: a guest lives there
+            left.append(place.socket(name))
+        for path in left:
+            path.unlink(missing_ok=True)
+        place.log(name).parent.rmdir()

@@ -12,6 +12,14 @@ class NoGuest(Exception):
     """There is no daemon of that name, or it is dead."""
 
 
+def misnamed(name: object) -> str:
+    """Why :data:`NAME` does not take ``name``."""
+    return (
+        f"no guest can be called {name!r}: names take a-z, 0-9, '.', '_' and '-', begin with a letter or "
+        "digit, and have 63 characters at most."
+    )
+
+
 class RunDir:
     """The runtime directory: a folder for each guest, with its socket and the log of its start."""
 
@@ -24,6 +32,9 @@ class RunDir:
     def log(self, name: str) -> Path:
         return self.path / name / "xenpvd.log"
 
+    def lock(self, name: str) -> Path:
+        return self.path / name / "lock"
+
     def names(self) -> list[str]:
         """Guests that have a socket, dead or alive."""
         return sorted(path.parent.name for path in self.path.glob("*/rpc.sock"))
@@ -32,7 +43,7 @@ class RunDir:
         """Raises :class:`NoGuest`, PermissionError and :class:`NoAnswer` with a message for people."""
         path = self.socket(name)
         if not NAME.fullmatch(name):
-            raise NoGuest(f"no guest can be called {name!r}: names take a-z, 0-9, '.', '_' and '-'.")
+            raise NoGuest(misnamed(name))
         try:
             return Client.connect(path, timeout)
         except FileNotFoundError:

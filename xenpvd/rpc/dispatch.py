@@ -7,6 +7,7 @@ through the models, and no exception's text reaches a client unasked.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -41,7 +42,11 @@ async def dispatch(message: Any, call: Call) -> Reply | None:
     if len(message) > BATCH_MAX:
         why = f"cannot run a batch of {len(message)}: the limit is {BATCH_MAX}. Split it."
         return protocol_fault(CODES[LimitReached], why, LimitReached.reason).reply(None)
-    replies = [reply for element in message if (reply := await _dispatch_one(element, call)) is not None]
+    replies = []
+    for element in message:
+        if (reply := await _dispatch_one(element, call)) is not None:
+            replies.append(reply)
+        await asyncio.sleep(0)  # others get their turn, whatever this one was
     return replies or None
 
 

@@ -129,10 +129,14 @@ async def console_read(call: Call, params: models.ConsoleReadParams) -> models.C
     return models.ConsoleData(start=chunk.start, end=chunk.end, lost=chunk.lost, **models.octets(chunk.data))
 
 
-@method("console.write", "operator")
+@method("console.write", "operator", wait=True)
 async def console_write(call: Call, params: models.ConsoleWriteParams) -> models.Written:
-    """Type on the guest's console."""
-    return models.Written(written=await call.service.console_write(params.data()))
+    """Type on the guest's console; waits while the guest does not read what was typed before.
+
+    When the time is up it fails with TIMEOUT, whose ``written`` is how many bytes the guest was given: the
+    rest is not typed, as it is not if the client leaves meanwhile.
+    """
+    return models.Written(written=await call.service.console_write(params.data(), params.timeout))
 
 
 @method("console.attach", "operator")

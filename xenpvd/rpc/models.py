@@ -100,6 +100,7 @@ class ConsoleWriteParams(Params):
 
     text: str | None = Field(None, max_length=CONSOLE_WRITE_MAX)
     base64: str | None = Field(None, max_length=CONSOLE_WRITE_MAX * 4 // 3 + 4)
+    timeout: Timeout = 30.0
 
     @field_validator("base64")
     @classmethod

@@ -63,7 +63,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """``wait``: it only waits, so it is cancelled when its client leaves; any other runs to its end."""
+    """``wait``: it may wait for the guest and can be given up meanwhile, so it is cancelled when its client
+    leaves; any other runs to its end."""
 
     name: str
     role: Role

@@ -68,7 +68,10 @@ class Service(Protocol):
         """True if a drive was removed, False if there was none and ``missing_ok``."""
 
     def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk: ...
-    async def console_write(self, data: bytes) -> int: ...
+    async def console_write(self, data: bytes, timeout: float) -> int:
+        """Type ``data``; the number of bytes. What the guest was given when it is cancelled or raises
+        ``TimedOut`` (its data ``written``) stays given, the rest is not typed."""
+
     def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
         """``mode`` rw, ro or steal; ``since`` an absolute offset, None for all that is kept."""
 

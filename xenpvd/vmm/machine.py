@@ -192,8 +192,11 @@ class Machine:
         for vcpu in self._vcpus:
             vcpu.join()
 
-    def close(self) -> None:
-        """Give everything back to the host. After :meth:`stop`; backends' ports may be closed later."""
+    def close(self, *, release: bool = True) -> None:
+        """Give everything back to the host. After :meth:`stop`; backends' ports may be closed later.
+
+        Without ``release`` the guest's memory keeps its content, for who may still be reading it.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -201,7 +204,8 @@ class Machine:
         for vcpu in self._vcpus:
             vcpu.vcpu.close()
         self._vm.close()
-        self.memory.release()
+        if release:
+            self.memory.release()
 
     def bind_interdomain(self, remote_port: int) -> BackendPort:
         """:class:`xenpvd.backends.ops.EvtchnOps`."""

@@ -253,6 +253,19 @@ async def test_offers_that_are_refused(rig: Rig, nodes: dict[str, Any], why: str
     assert not rig.gnttab.mapped
 
 
+async def test_a_disk_that_the_guest_refuses(rig: Rig) -> None:
+    backend, front = rig.disk()
+    waiting = rig.spawn(backend.wait_connected(60))
+    rig.client.write("/local/domain/1/error/device/vbd/51712/error", "22 xlvbd_alloc_gendisk at /dev")
+    for state in (S.Closing, S.Closed):  # as xenbus_dev_fatal, and then the driver that is told of Closing
+        rig.client.write(f"{front.path}/state", f"{state:d}")
+        await front.wait_backend(state)
+    with pytest.raises(XenpvdError, match="xvda did not connect: the guest refused it: 22 xlvbd_alloc"):
+        await waiting
+    assert backend.info().error == "the guest refused it: 22 xlvbd_alloc_gendisk at /dev"
+    assert rig.named("drive.error") == [{"vdev": "xvda", "error": backend.info().error}]
+
+
 @pytest.mark.parametrize(
     "nodes", [{"ring_page_order": "0"}, {"num_ring_pages": "1"}, {"multi_queue_num_queues": 1}]
 )

@@ -50,6 +50,8 @@ def test_open(image: Image, path: Path) -> None:
         (lambda path: os.mkfifo(path), "it is a FIFO"),
         (lambda path: path.symlink_to("/dev/null"), "it is a character device"),
         (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.symlink_to("/proc/self/maps"), "it is the kernel's own, and no disk"),
+        (lambda path: path.symlink_to("/sys/devices/system/cpu/online"), "it is the kernel's own"),
         (lambda path: path.touch(), "it is empty. Give it a size"),
         (lambda path: path.write_bytes(bytes(513)), "its size, 513 bytes, is no multiple of 512"),
     ],
@@ -270,6 +272,24 @@ def test_past_a_truncated_end_is_an_error_and_no_zeroes(image: Image, path: Path
     assert bytes(view[512:]) == b"g" * 512
     with pytest.raises(OSError, match="byte 8192"):
         image.read(views(512), 8192)
+
+
+def test_a_write_does_not_grow_a_truncated_file(image: Image, path: Path) -> None:
+    os.truncate(path, 1024)
+    for offset in (512, 1024, 8192):  # its last sector and one more, just past the end, and far from it
+        with pytest.raises(OSError, match="the image has become shorter") as fault:
+            image.write(views(256, 768), offset)
+        assert fault.value.errno == errno.EIO
+        assert path.stat().st_size == 1024
+    assert path.read_bytes() == bytes(range(256)) * 4  # not even in part
+    image.write(views(512, 512), 0)  # what is there still is one's own
+    assert path.read_bytes() == bytes(1024)
+
+
+def test_an_open_file_by_its_descriptor(path: Path) -> None:
+    """A path below /proc that leads to a file elsewhere is that file's."""
+    with path.open("rb") as file:
+        Image.open(f"/proc/self/fd/{file.fileno()}", readonly=True).close()
 
 
 def test_what_it_has_grown_by_is_not_seen(image: Image, path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.console_frontend import IN_CONS, IN_SIZE, OUT_CONS, OUT_PROD, OUT_SIZE, ConsoleFrontend
 from xenpvd.backends.console import backend
 from xenpvd.backends.console.backend import Console, Viewer
-from xenpvd.errors import Busy, StateError
+from xenpvd.errors import Busy, StateError, TimedOut
 from xenpvd.tasks import Tasks
 
 
@@ -209,6 +209,53 @@ async def test_who_types_while_the_guest_ends_is_told(bench: Bench) -> None:
     guest.port.guest_kick()
     await bench.printed(b"x")
     assert guest.take() == b"", "what was typed for one life does not reach the next"
+
+
+SIZE = 70_000
+GIVEN = IN_SIZE + backend.INPUT_MAX
+
+
+async def test_typing_ends_when_its_time_is_up(bench: Bench) -> None:
+    with pytest.raises(TimedOut, match=r"was given 66560 of 70000 bytes in 0\.01 s.*was not typed") as caught:
+        await bench.console.type(b"a" * SIZE, 0.01)
+    assert caught.value.data == {"written": GIVEN}
+    with pytest.raises(TimedOut, match="was given 0 of 1 bytes"):
+        await bench.console.type(b"b", 0)
+    await reads_on(bench)
+
+
+async def test_typing_that_is_cancelled_leaves_no_half_state(bench: Bench) -> None:
+    """Neither the one that waits for the guest nor the one that waits for its turn."""
+    tasks = [bench.tasks.spawn(bench.console.type(text * SIZE), "paste") for text in (b"a", b"b")]
+    assert await bench.waits(tasks[0])
+    for task in tasks:
+        task.cancel()
+    assert [type(end) for end in await asyncio.gather(*tasks, return_exceptions=True)] == [
+        asyncio.CancelledError
+    ] * 2
+    await reads_on(bench)
+
+
+async def test_the_time_is_up_while_another_types(bench: Bench) -> None:
+    paste = bench.tasks.spawn(bench.console.type(b"a" * SIZE), "paste")
+    assert await bench.waits(paste)
+    with pytest.raises(TimedOut) as caught:
+        await bench.console.type(b"b", 0.01)
+    assert caught.value.data == {"written": 0}
+    paste.cancel()
+    await asyncio.wait({paste})
+    await reads_on(bench)
+
+
+async def reads_on(bench: Bench) -> None:
+    """What the guest was given is there, nothing of the rest, and the next one types."""
+    task = bench.tasks.spawn(bench.console.type(b"!", 5), "next")
+    taken = b""
+    while not taken.endswith(b"!"):
+        taken += bench.guest.reads()
+        await asyncio.sleep(0)
+    await task
+    assert taken == b"a" * GIVEN + b"!"
 
 
 # -- viewers

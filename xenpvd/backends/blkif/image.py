@@ -1,7 +1,8 @@
 """A raw disk image: a file or block device that is opened once, locked, read, written and flushed.
 
 An image outlives the VM: a guest that reboots finds the same open file. A file that is renamed over meanwhile
-does not matter; one that changes its size is used with the size it had when opened.
+does not matter; one that has grown is used with the size it had when opened, and what one has lost is an
+error and never zeroes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Image:
         try:
             # looked at before it is opened: opening some devices does something, opening a FIFO waits
             _check_kind(os.stat(path), path)  # noqa: PTH116
+            if os.path.realpath(path).startswith(("/proc/", "/sys/")):
+                raise _refuse(path, "it is the kernel's own, and no disk", "Use a raw image file.")
             flags = os.O_RDONLY if readonly else os.O_RDWR
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as fault:
@@ -84,7 +87,10 @@ class Image:
             views = _rest(views, done)
 
     def write(self, views: list[memoryview], offset: int) -> None:
-        """Write ``views`` to byte ``offset`` on."""
+        """Write ``views`` to byte ``offset`` on. A file that has become too short is EIO, and stays so."""
+        found = os.fstat(self._fd)
+        if stat.S_ISREG(found.st_mode) and found.st_size < offset + sum(map(len, views)):
+            raise OSError(errno.EIO, "the image has become shorter")
         while views:
             done = self._pwritev(views, offset)
             if done == 0:

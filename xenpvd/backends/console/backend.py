@@ -14,7 +14,7 @@ from xenpvd.backends.console.history import History
 from xenpvd.backends.console.ring import ConsoleRing
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.port import PortKicks
-from xenpvd.errors import Busy, GuestFault, StateError
+from xenpvd.errors import Busy, GuestFault, StateError, TimedOut
 from xenpvd.events import Publish
 from xenpvd.tasks import Tasks
 
@@ -140,25 +140,37 @@ class Console:
             self._publish("console.detached", who=viewer.who, why=why)
             self.history.wake()  # a read of its own that waits
 
-    async def type(self, data: bytes) -> None:
+    async def type(self, data: bytes, timeout: float | None = None) -> None:
         """Give ``data`` to the guest; waits while too much is not taken yet. Nothing is dropped silently.
 
-        Raises :class:`StateError` if there is no running guest to take it, or not any more.
+        Raises :class:`StateError` if there is no running guest to take it, or not any more; :class:`TimedOut`
+        after ``timeout`` seconds, its data ``written`` the bytes given by then. If it is cancelled or timed
+        out, those stay given and the rest is not typed.
         """
-        async with self._typing:  # one after the other, or two pastes would mix
-            ring, rest = self._ring, memoryview(data)
-            while rest:
-                if ring is None or self._ring is not ring:
-                    raise StateError(
-                        "cannot type: the guest is not running. Start it.", "stopped", ["running"]
-                    )
-                room = INPUT_MAX - len(self._typed)
-                self._typed += rest[:room]
-                rest = rest[room:]
-                self._taken.clear()
-                self._feed(ring)
-                if rest:
-                    await self._taken.wait()
+        rest = memoryview(data)
+        try:
+            # one after the other, or two pastes would mix
+            async with asyncio.timeout(timeout), self._typing:
+                ring = self._ring
+                while rest:
+                    if ring is None or self._ring is not ring:
+                        raise StateError(
+                            "cannot type: the guest is not running. Start it.", "stopped", ["running"]
+                        )
+                    room = INPUT_MAX - len(self._typed)
+                    self._typed += rest[:room]
+                    rest = rest[room:]
+                    self._taken.clear()
+                    self._feed(ring)
+                    if rest:
+                        await self._taken.wait()
+        except TimeoutError:
+            written = len(data) - len(rest)
+            raise TimedOut(
+                f"cannot type all of it: the guest has not read its console, and was given {written} of "
+                f"{len(data)} bytes in {timeout:g} s. The rest was not typed. Send it once the guest reads.",
+                written=written,
+            ) from None
 
     # -- serving
 
