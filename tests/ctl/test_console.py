@@ -18,7 +18,7 @@ import pytest
 
 from tests.ctl.conftest import Daemon
 from tests.ctl.terminal import Terminal
-from xenpvd.ctl.console import TYPED_MAX, End, _Carry, parse_escape, spell
+from xenpvd.ctl.console import QUIET, TYPED_MAX, End, _Carry, parse_escape, spell
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_bad_escape_key(run_dir: Path, daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     ("since", "seen"),
-    [("0", b"0123456789"), ("7", b"789"), ("-1", b"9"), ("-4", b"6789"), ("-99", b"0123456789")],
+    [("7", b"789"), ("-4", b"6789"), ("-99", b"0123456789")],
 )
 def test_since(run_dir: Path, daemon: Daemon, since: str, seen: bytes) -> None:
     daemon.do(lambda: daemon.service.console.print(b"0123456789"))
@@ -209,8 +209,8 @@ def test_a_pipe_waits_for_the_guest(size: int) -> None:
             took.extend(data)
 
     with typing(keys) as typist:
-        typist.later(0.5, take)
+        typist.later(QUIET + 0.5, take)
         begin = time.thread_time()
         assert typist.carry(None) is End.INPUT
-        assert time.thread_time() - begin < 0.25
+        assert time.thread_time() - begin < 0.2
     assert took == keys
