@@ -19,6 +19,9 @@ from xenpvd.tasks import Tasks
 #: Seconds that requests under way have to end when a device is cut off.
 CUT_OFF_TIMEOUT = 30.0
 
+#: Seconds that a guest has to notice that a device is gone; milliseconds are usual.
+FORGET_TIMEOUT = 2.0
+
 #: Changes of state that a frontend may make at once, and how many more per second: each is a thread, an
 #: event and a log line, and an honest one makes a handful in its life.
 BURST = 50
@@ -183,6 +186,9 @@ class XenbusDevice:
                 raise Busy(f"cannot remove {self._label}: that is under way. Wait for it, or use force.")
             await self._ask_to_close(timeout)
         await self.close()
+        # Linux looks there when its watch fires, finds nothing, and forgets the device. If the same one came
+        # back before that, it would find it as if it had never gone, and leave it alone (xenbus_dev_changed).
+        await self._xenstore.looked_at(self.frontend_path, FORGET_TIMEOUT)
 
     async def close(self) -> None:
         """Cut it off now, without a word to the guest, and remove both ends' nodes. Can be repeated.

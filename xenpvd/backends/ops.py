@@ -108,3 +108,7 @@ class XenstoreOps(XenstoreTx, Protocol):
         """
 
     def watch(self, path: str) -> XenstoreWatch: ...
+
+    async def looked_at(self, path: str, timeout: float) -> bool:
+        """Wait until a guest asks for ``path`` itself, counted from the call on: then it knows what is there
+        now. False after ``timeout`` seconds, and at once if no guest is connected."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -173,3 +174,16 @@ def test_a_large_tree_goes_quickly():
     assert len(list(xenstore.tree("/a"))) == 10_001
     xenstore.client.remove("/a")
     assert not xenstore.exists("/a/9999")
+
+
+async def test_who_removes_can_wait_until_the_guest_has_looked(host: Host):
+    client = host.client
+    assert not await client.looked_at("/local/domain/1/device/vbd/1", 5)  # at once: there is no guest
+    guest = host.boot(1)
+    await guest.ask(abi.XS_READ, b"data\0")
+    looked = asyncio.gather(client.looked_at("/local/domain/1/device/vbd/1", 5))
+    assert await guest.ask(abi.XS_READ, b"device/vbd/2\0") == "EACCES"  # another path
+    assert await guest.ask(abi.XS_DIRECTORY, b"device/vbd/1\0") == "EACCES"
+    assert await looked == [True]
+    assert not await client.looked_at("/local/domain/1/device/vbd/1", 0.01)
+    assert not client.looks

@@ -149,9 +149,14 @@ class Client(Transaction):
     ``send`` takes a request and calls :meth:`deliver` with all that follows from it before it returns.
     """
 
-    def __init__(self, send: Callable[[Message], None]) -> None:
+    def __init__(
+        self, send: Callable[[Message], None], has_guests: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(self._round_trip, tx_id=0)
         self._send = send
+        self._has_guests = has_guests
+        #: paths that :meth:`looked_at` waits for; the server sets them
+        self.looks: dict[str, asyncio.Event] = {}
         self._reply: Message | None = None
         self._watches: dict[str, Watch] = {}
         self._tokens = count()
@@ -170,6 +175,21 @@ class Client(Transaction):
             transaction._ask(abi.XS_TRANSACTION_END, "F")
             raise
         transaction._ask(abi.XS_TRANSACTION_END, "T")
+
+    async def looked_at(self, path: str, timeout: float) -> bool:
+        """Wait until a guest asks for ``path`` itself, counted from the call on: then it knows what is there
+        now. False after ``timeout`` seconds, and at once if no guest is connected."""
+        if not self._has_guests():
+            return False
+        look = self.looks.setdefault(path, asyncio.Event())
+        try:
+            async with asyncio.timeout(timeout):
+                await look.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.looks.pop(path, None)
+        return True
 
     def watch(self, path: str) -> Watch:
         token = str(next(self._tokens))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 
+from xenpvd.abi.io_xs_wire import XS_DIRECTORY, XS_GET_PERMS, XS_READ
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.xenstore import path as paths
@@ -15,11 +17,13 @@ from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.serve import RingServer
 from xenpvd.backends.xenstore.watch import Delivery
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message
-from xenpvd.errors import NotFound
+from xenpvd.errors import NotFound, XenError
 from xenpvd.events import Publish
 from xenpvd.views import XenstoreNode
 
 log = logging.getLogger(__name__)
+
+_LOOKS = (XS_DIRECTORY, XS_READ, XS_GET_PERMS)
 
 
 class Xenstore:
@@ -39,7 +43,7 @@ class Xenstore:
         self._outlets: dict[Connection, Callable[[Message], None]] = {}
         own = Connection(0)
         #: domain 0's connection; fits ``ops.XenstoreOps``
-        self.client = Client(lambda message: self._call(own, message))
+        self.client = Client(lambda message: self._call(own, message), lambda: bool(self._servers))
         self._outlets[own] = self.client.deliver
 
     def connect(
@@ -62,6 +66,8 @@ class Xenstore:
             if on_request is not None:
                 on_request()
             self._call(connection, message)
+            if self.client.looks and message.type in _LOOKS:
+                self._note_look(connection, message)
 
         server = RingServer(
             f"xenstore-{domid}",
@@ -112,6 +118,13 @@ class Xenstore:
             if depth is None or level < depth:
                 stack.extend((paths.child(here, leaf), level + 1) for leaf in reversed(node.children))
         return found
+
+    def _note_look(self, connection: Connection, message: Message) -> None:
+        raw = message.payload.partition(b"\0")[0]
+        with contextlib.suppress(XenError):
+            path = paths.canonical(raw, connection.home, connection.quota.path_max)
+            if (look := self.client.looks.get(path)) is not None:
+                look.set()
 
     def _call(self, connection: Connection, message: Message) -> None:
         self._route(call(self._state, connection, message))
