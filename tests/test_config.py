@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -149,5 +150,7 @@ def test_a_file_that_is_none(tmp_path: Path, content: bytes, text: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"cannot read .*web1.toml: No such file or directory\. Check"):
         load(tmp_path / "web1.toml")
-    with pytest.raises(ImageError, match="Is a directory"):
-        load(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", Path("/dev/null")):
+        with pytest.raises(BadConfig, match="not a regular file"):
+            load(path)

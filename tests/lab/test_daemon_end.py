@@ -73,6 +73,6 @@ def test_adding_and_removing_a_disk_leaves_nothing_behind(daemon: Daemon, folder
 
     cycle()
     before = footprint()
-    for _ in range(10):
+    for _ in range(3):
         cycle()
     assert footprint() == before
