@@ -15,14 +15,22 @@ def main(words: list[str] | None = None) -> int:
     """The command line; gives the exit status: the command's own for ``run``, 125 if the lab failed."""
     parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("up", help="start the lab host, unless it runs")
-    verbs.add_parser("down", help="stop the lab host")
-    verbs.add_parser("status", help="say whether the lab host runs; exit status 1 if not")
-    verbs.add_parser(
-        "needed", help="exit status 0 if this machine's own KVM lacks Xen support, 1 if it has it"
+    kinds = argparse.ArgumentParser(add_help=False)
+    kinds.add_argument(
+        "--host",
+        choices=host.KINDS,
+        default="xen",
+        help="which one: its KVM has Xen support (xen, the default) or none (plain)",
     )
-    verbs.add_parser("purge", help="stop the lab host and delete all that the cache holds")
-    run = verbs.add_parser("run", help="run a command in the lab host, started if need be")
+    verbs.add_parser("up", parents=[kinds], help="start the lab host, unless it runs")
+    verbs.add_parser("down", parents=[kinds], help="stop the lab host")
+    verbs.add_parser("status", parents=[kinds], help="say whether the lab host runs; exit status 1 if not")
+    verbs.add_parser(
+        "needed",
+        help="exit status 0 if this machine's own /dev/kvm cannot run the shim (says why), 1 if it can",
+    )
+    verbs.add_parser("purge", help="stop all lab hosts and delete all that the cache holds")
+    run = verbs.add_parser("run", parents=[kinds], help="run a command in the lab host, started if need be")
     run.add_argument("--tty", action="store_true", help="hand this terminal over to the command")
     run.add_argument(
         "--results", type=Path, metavar="DIR", help="put what the command leaves in $LAB_RESULTS here"
@@ -35,22 +43,35 @@ def main(words: list[str] | None = None) -> int:
     try:
         match args.verb:
             case "up":
-                print(f"lab host up, pid {host.up().pid}")
+                print(f"lab host ({args.host}) up, pid {host.up(args.host).pid}")
             case "down":
-                print("lab host down" if host.down() else "no lab host was up")
+                print(
+                    f"lab host ({args.host}) down"
+                    if host.down(args.host)
+                    else f"no lab host ({args.host}) was up"
+                )
             case "status":
-                found = host.running()
-                print(f"lab host up, pid {found.pid}" if found else "no lab host is up")
+                found = host.running(args.host)
+                print(
+                    f"lab host ({args.host}) up, pid {found.pid}"
+                    if found
+                    else f"no lab host ({args.host}) is up"
+                )
                 return 0 if found else 1
             case "needed":
-                return 1 if kvm.xen_hvm() else 0
+                why = kvm.unfit()
+                print(why or "the lab is not needed here", file=sys.stderr)
+                return 0 if why else 1
             case "purge":
-                host.down()
+                for kind in host.KINDS:
+                    host.down(kind)
                 for name in ("apt", "assets", "lab"):
                     shutil.rmtree(paths.cache() / name, ignore_errors=True)
             case "run":
                 environ = dict(item.partition("=")[::2] for item in args.env)
-                return jobs.run(args.command, terminal=args.tty, results=args.results, environ=environ)
+                return jobs.run(
+                    args.command, args.host, terminal=args.tty, results=args.results, environ=environ
+                )
     except LabError as fault:
         print(f"lab: {fault}", file=sys.stderr)
         return 125

@@ -18,17 +18,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from lab.host import Host, last_words, up
+from lab.host import Host, in_use, last_words, up
 from lab.paths import CHECKOUT, cache
 from lab.progress import LabError
 from lab.wire import EXIT, RESULTS, SIGNAL, SIZE, STDERR, STDIN, STDOUT, Job, frame, read_frame, unpack
 
 SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
-PASSED_ON = ("TERM", "COLORTERM", "NO_COLOR", "PYTEST_ADDOPTS", "PYTHONASYNCIODEBUG")
+#: beginnings of names
+PASSED_ON = ("TERM", "COLORTERM", "NO_COLOR", "PYTEST_ADDOPTS", "PYTHONASYNCIODEBUG", "XENPVD_")
 
 
 def run(
     argv: Sequence[str],
+    kind: str = "xen",
     *,
     terminal: bool = False,
     results: Path | None = None,
@@ -36,14 +38,14 @@ def run(
     out: BinaryIO | None = None,
     err: BinaryIO | None = None,
 ) -> int:
-    """Run ``argv`` in the lab host (started if need be), give its exit status as a shell would.
+    """Run ``argv`` in the lab host of this kind (started if need be), give its exit status as a shell would.
 
     ``terminal`` hands this process's terminal over. What the command leaves in the folder $LAB_RESULTS is put
     into ``results``. Raises LabError if the lab host cannot be had or dies.
     """
-    host = up()
+    host = up(kind)
     code = _code()
-    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    passed = {name: text for name, text in os.environ.items() if name.startswith(PASSED_ON)}
     passed |= {"XENPVD_CACHE": str(cache()), "XENPVD_IN_LAB": "1"} | dict(environ or {})
     cwd = Path.cwd() if Path.cwd().is_relative_to(CHECKOUT) else CHECKOUT
     size = shutil.get_terminal_size()
@@ -55,7 +57,7 @@ def run(
         passed,
         (size.lines, size.columns) if terminal else None,
     )
-    with _connection(host) as peer, peer.makefile("rb") as stream:
+    with in_use(kind), _connection(host) as peer, peer.makefile("rb") as stream:
         peer.sendall(host.token.encode() + b"\n" + job.encode() + code)
         sending = threading.Lock()
 
@@ -65,26 +67,28 @@ def run(
 
         outputs = {STDOUT: out or sys.stdout.buffer, STDERR: err or sys.stderr.buffer}
         with _signals_passed_on(send), _terminal_handed_over(send) if terminal else nullcontext():
-            return _receive(stream, outputs, results)
+            return _receive(stream, outputs, results, kind)
 
 
-def _receive(stream: BinaryIO, outputs: Mapping[bytes, BinaryIO], results: Path | None) -> int:
+def _receive(
+    stream: BinaryIO, outputs: Mapping[bytes, BinaryIO], results: Path | None, kind: str = "xen"
+) -> int:
     archive = io.BytesIO()
     while (got := read_frame(stream)) is not None:
-        kind, payload = got
-        if kind in outputs:
-            outputs[kind].write(payload)
-            outputs[kind].flush()
-        elif kind == RESULTS:
+        what, payload = got
+        if what in outputs:
+            outputs[what].write(payload)
+            outputs[what].flush()
+        elif what == RESULTS:
             archive.write(payload)
-        elif kind == EXIT:
+        elif what == EXIT:
             if results is not None:
                 archive.seek(0)
                 with tarfile.open(fileobj=archive) as tar:
                     unpack(tar, results)
             return int(payload)
     raise LabError(
-        f"the job did not end: the lab host went away. Its last words:\n{last_words()}\nTry again."
+        f"the job did not end: the lab host went away. Its last words:\n{last_words(kind)}\nTry again."
     )
 
 
@@ -96,8 +100,8 @@ def _connection(host: Host) -> Iterator[socket.socket]:
             yield peer
     except (ConnectionError, TimeoutError) as fault:
         raise LabError(
-            f"cannot speak to the lab host: {fault}. Its last words:\n{last_words()}\n"
-            "Start a fresh one with make lab-down lab-up."
+            f"cannot speak to the lab host: {fault}. Its last words:\n{last_words(host.kind)}\n"
+            f"Start a fresh one with make lab-down lab-up HOST={host.kind}."
         ) from None
 
 

@@ -1,13 +1,29 @@
-"""Kernel modules out of an unpacked package: what each needs, and its plain (uncompressed) content."""
+"""Kernel modules out of an unpacked package: those wanted with what they need, plain, in their order."""
 
 from __future__ import annotations
 
 import lzma
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from lab.progress import LabError
+
+#: fnmatch patterns of what :func:`take` reads; Debian 12 has it below lib, Debian 13 below usr/lib
+FILES = ("*lib/modules/*/kernel/*.ko*", "*lib/modules/*/modules.builtin")
+
+
+def take(package: Path, names: Sequence[str]) -> None:
+    """Reduce an unpacked kernel's modules to the folder ``modules``: NAME.ko each, and ``order``."""
+    [builtin] = package.rglob("modules.builtin")
+    found = load_order(builtin.parent, names)
+    (package / "modules").mkdir()
+    for name, content in found.items():
+        (package / "modules" / f"{name}.ko").write_bytes(content)
+    (package / "modules" / "order").write_text("".join(f"{name}\n" for name in found))
+    for folder in ("lib", "usr"):
+        shutil.rmtree(package / folder, ignore_errors=True)
 
 
 def load_order(folder: Path, names: Sequence[str]) -> dict[str, bytes]:

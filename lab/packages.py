@@ -7,6 +7,7 @@ needs no root and leaves the machine's own apt configuration alone.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lab import modules
 from lab.paths import asset, cache, locked, replacing
 from lab.progress import LabError, step
 
@@ -33,25 +35,38 @@ class Asset:
     package: str
     keep: tuple[str, ...]
     """fnmatch patterns of the paths to keep, without the leading slash"""
+    modules: tuple[str, ...] = ()
+    """of a kernel: the modules to keep with all that they need, plain, in the order of their loading"""
+
+    @property
+    def stamp(self) -> str:
+        """What else than the package's version decides what is in the folder."""
+        return hashlib.sha256(repr((self.keep, self.modules)).encode()).hexdigest()[:16]
 
 
-GUEST_KERNEL = Asset(
-    "guest-kernel",
-    "bookworm",
-    "linux-image-cloud-amd64",
-    ("boot/vmlinuz-*", "boot/config-*", "lib/modules/*/xen-blkfront.ko*"),
-)
-SHIM_4_17 = Asset("xen-shim-4.17", "bookworm", "xen-utils-4.17", ("usr/lib/xen-4.17/boot/xen-shim",))
-SHIM_4_20 = Asset("xen-shim-4.20", "trixie", "xen-utils-4.20", ("usr/lib/xen-4.20/boot/xen-shim",))
-#: A KVM host's kernel: Debian's first with CONFIG_KVM_XEN is 6.12.
-LAB_KERNEL = Asset(
-    "lab-kernel",
-    "trixie",
-    "linux-image-amd64",
-    ("boot/vmlinuz-*", "boot/config-*", "*/modules/*/kernel/*", "*/modules/*/modules.*"),
-)
+KERNEL = ("boot/vmlinuz-*", "boot/config-*")
+GUEST_MODULES = ("xen_blkfront", "xen_wdt")
+HOST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_net", "kvm_amd", "loop", "tun")
 
-GUEST_ASSETS = (SHIM_4_17, SHIM_4_20, GUEST_KERNEL)
+GUEST_KERNELS = {
+    "6.1": Asset("guest-kernel-6.1", "bookworm", "linux-image-cloud-amd64", KERNEL, GUEST_MODULES),
+    "6.12": Asset("guest-kernel-6.12", "trixie", "linux-image-cloud-amd64", KERNEL, GUEST_MODULES),
+}
+#: 4.14 is the last of the archive's that calls by the hypercall page.
+SHIMS = {
+    version: Asset(
+        f"xen-shim-{version}", suite, f"xen-utils-{version}", (f"usr/lib/xen-{version}/boot/xen-shim",)
+    )
+    for version, suite in (("4.14", "bullseye"), ("4.17", "bookworm"), ("4.20", "trixie"))
+}
+GRUB = Asset("grub-xen", "bookworm", "grub-xen-host", ("usr/lib/grub-xen/*",))
+#: KVM hosts' kernels: Debian's first with CONFIG_KVM_XEN is 6.12, that of Debian 12 has none.
+LAB_KERNELS = {
+    "xen": Asset("lab-kernel-xen", "trixie", "linux-image-amd64", KERNEL, HOST_MODULES),
+    "plain": Asset("lab-kernel-plain", "bookworm", "linux-image-amd64", KERNEL, HOST_MODULES),
+}
+
+GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB)
 HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "libatomic1")
 LAB_PACKAGES = ("qemu-system-x86",)
 
@@ -255,16 +270,20 @@ def fetch(assets: Sequence[Asset], refresh: bool = False) -> None:
                 continue
             what = f"{item.name} {found.version} ({found.size / 1e6:.0f} MB)"
             with step("get", what), replacing(asset(item.name)) as folder:
-                suite.unpack(found, item.keep, folder)
-                (folder / "version").write_text(f"{found.name} {found.version}\n")
+                keep = (*item.keep, *modules.FILES) if item.modules else item.keep
+                suite.unpack(found, keep, folder)
+                if item.modules:
+                    modules.take(folder, item.modules)
+                (folder / "version").write_text(f"{found.name} {found.version}\n{item.stamp}\n")
 
 
 def installed_version(item: Asset) -> str | None:
-    """``package version`` of what the cache holds of it, None if it is not there."""
+    """``package version`` of what the cache holds of it, None if it is not there, or not all that is kept."""
     try:
-        return asset(item.name, "version").read_text().strip()
+        version, _, stamp = asset(item.name, "version").read_text().strip().partition("\n")
     except FileNotFoundError:
         return None
+    return version if stamp == item.stamp else None
 
 
 def only(item: Asset, pattern: str) -> Path:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 
-from lab import guest, kvm, packages
+from lab import kvm, packages
 from lab.paths import CHECKOUT
 from lab.progress import LabError, step
 
@@ -55,12 +55,14 @@ def main() -> int:
     parser.add_argument("--refresh", action="store_true", help="look for newer kernels and shims")
     args = parser.parse_args()
     try:
-        lab = not kvm.xen_hvm()
+        lab = bool(kvm.unfit())
         python = () if importlib.util.find_spec("ensurepip") else ("python3-venv",)
         packages.install((*python, *packages.HOST_PACKAGES, *(packages.LAB_PACKAGES if lab else ())))
         venv()
-        packages.fetch((*packages.GUEST_ASSETS, *((packages.LAB_KERNEL,) if lab else ())), args.refresh)
-        guest.build()
+        hosts = tuple(packages.LAB_KERNELS.values()) if lab else ()
+        packages.fetch((*packages.GUEST_ASSETS, *hosts), args.refresh)
+        if subprocess.run([PYTHON, "-m", "lab.guest"], cwd=CHECKOUT).returncode:
+            return 1
     except LabError as fault:
         print(f"setup: {fault}", file=sys.stderr)
         return 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.config import GuestConfig
 
@@ -51,3 +53,17 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeMachine]:
 
     monkeypatch.setattr("xenpvd.domain.Machine", make)
     return made
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    house = House()
+    yield house
+    await house.guest.close()
+
+
+@pytest.fixture
+async def running(house: House, definition: GuestConfig, machines: list[FakeMachine]) -> House:
+    """With one guest, on ``machines[0]``."""
+    await house.guest.start(definition)
+    return house

@@ -1,37 +1,78 @@
+"""What keeps a guest from starting, and what it boots from, for each shape of guest."""
+
 from __future__ import annotations
 
+import gzip
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.images import PV_ENTRY, Elf, bzimage
 from xenpvd import check
 from xenpvd.config import GuestConfig
 from xenpvd.errors import BadConfig, ImageError, Unsupported
+from xenpvd.vmm import boot
+
+PV_KERNEL = bzimage(gzip.compress(Elf(bits=64, notes=PV_ENTRY).bytes()))
+PVH_KERNEL = bzimage(gzip.compress(Elf(bits=64).bytes()))
 
 
 @pytest.fixture(autouse=True)
-def kvm_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """KVM is fine; the accelerators that were asked for."""
+
     class Fine:
         def close(self) -> None: ...
 
+    asked: list[str] = []
     monkeypatch.setattr(check, "System", Fine)
-    monkeypatch.setattr(check, "probe", lambda system: 0x1FF)
+    monkeypatch.setattr(check, "probe", lambda system, accel: asked.append(accel))
+    return asked
+
+
+@pytest.fixture
+def pv(definition: GuestConfig, tmp_path: Path) -> GuestConfig:
+    (tmp_path / "kernel").write_bytes(PV_KERNEL)
+    return definition
+
+
+@pytest.fixture
+def pvh(definition: GuestConfig, tmp_path: Path) -> GuestConfig:
+    """There is no shim on this host."""
+    (tmp_path / "kernel").write_bytes(PVH_KERNEL)
+    return changed(definition, type="pvh", shim={"path": "/nowhere/xen-shim"})
+
+
+@pytest.fixture
+def grub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
+    """Where GRUB would be installed, by the guest's type."""
+    paths = {name: tmp_path / f"grub-{name}.bin" for name in ("pv", "pvh")}
+    monkeypatch.setattr(boot, "GRUB_PATHS", {name: str(path) for name, path in paths.items()})
+    return paths
+
+
+def changed(definition: GuestConfig, **changes: object) -> GuestConfig:
+    return GuestConfig.model_validate(definition.model_dump() | changes)
 
 
 def found(definition: GuestConfig, **changes: object) -> dict[str, str]:
-    data = definition.model_dump() | changes
-    return dict(check.problems(GuestConfig.model_validate(data)))
+    return dict(check.problems(changed(definition, **changes)))
 
 
-def test_a_good_definition_has_no_problems_and_nothing_stays_locked(definition: GuestConfig) -> None:
+@pytest.mark.parametrize("shape", ["pv", "pvh"])
+def test_a_good_definition_has_no_problems_and_nothing_stays_locked(
+    shape: str, request: pytest.FixtureRequest
+) -> None:
+    definition = request.getfixturevalue(shape)
     assert found(definition) == {}
     assert found(definition) == {}
 
 
-def test_every_problem_at_once_with_its_toml_path(definition: GuestConfig, tmp_path: Path) -> None:
+def test_every_problem_at_once_with_its_toml_path(pv: GuestConfig, tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     problems = found(
-        definition,
+        pv,
         kernel=str(tmp_path),
         ramdisk=nowhere,
         memory=1 << 20,
@@ -39,31 +80,107 @@ def test_every_problem_at_once_with_its_toml_path(definition: GuestConfig, tmp_p
         disk=[{"vdev": "xvda", "target": nowhere}, {"vdev": "xvdb", "target": str(tmp_path)}],
     )
     assert list(problems) == ["shim.path", "kernel", "ramdisk", "memory", "disk.0.target", "disk.1.target"]
-    assert "not an ELF file" in problems["shim.path"] and "this host has" in problems["memory"]
+    assert "no PVH entry. Give a xen-shim" in problems["shim.path"] and "this host has" in problems["memory"]
     assert nowhere in problems["ramdisk"] and nowhere in problems["disk.0.target"]
 
 
-def test_the_host_is_looked_at_too(definition: GuestConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(system: object) -> int:
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"kernel", "it is no kernel: neither a bzImage nor an ELF image"),
+        (PVH_KERNEL, 'it has no entry for Xen PV. .* use type = "pvh"'),
+        (PV_KERNEL[:-200], "a bzImage cut short"),
+    ],
+)
+def test_a_pv_kernel_that_the_shim_could_not_run(
+    pv: GuestConfig, tmp_path: Path, content: bytes, why: str
+) -> None:
+    (tmp_path / "kernel").write_bytes(content)
+    problems = found(pv)
+    assert list(problems) == ["kernel"] and re.search(why, problems["kernel"])
+    check.load_image(pv)  # the shim would find out
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"kernel", "it is not an x86 ELF file"),
+        (PV_KERNEL, 'it has no PVH entry. Give one .*, or use type = "pv"'),
+        (PVH_KERNEL[:-200], "it is a bzImage cut short"),
+    ],
+)
+def test_a_kernel_that_cannot_be_entered(pvh: GuestConfig, tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "kernel").write_bytes(content)
+    with pytest.raises(ImageError, match=f"cannot use the kernel {tmp_path}/kernel: {why}"):
+        check.load_image(pvh)
+    assert list(found(pvh)) == ["kernel"]
+
+
+def test_the_host_is_looked_at_too(
+    pv: GuestConfig, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(pv, accel="kvm") == {} and probed == ["kvm"]
+
+    def refuse(system: object, accel: str) -> None:
         raise Unsupported("no Xen support here", feature="KVM_CAP_XEN_HVM")
 
     monkeypatch.setattr(check, "probe", refuse)
-    assert found(definition) == {"(host)": "no Xen support here"}
+    assert found(pv) == {"(host)": "no Xen support here"}
 
 
-def test_memory_that_leaves_no_room_for_the_kernel(definition: GuestConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["pv", "pvh"])
+def test_memory_that_leaves_no_room(shape: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / "big").write_bytes(bytes(40 << 20))
-    problems = found(definition, kernel=str(tmp_path / "big"), memory=128)
-    assert "Set memory = " in problems["memory"]
+    definition = changed(request.getfixturevalue(shape), ramdisk=str(tmp_path / "big"), memory=128)
+    assert "Set memory = " in found(definition)["memory"]
     with pytest.raises(BadConfig):
-        check.load_image(definition.model_copy(update={"kernel": str(tmp_path / "big")}))
+        check.load_image(definition)
 
 
-def test_load_image_reads_what_the_shim_needs(definition: GuestConfig) -> None:
-    image = check.load_image(
-        definition.model_copy(update={"shim": definition.shim.model_copy(update={"extra": "noreboot"})})
-    )
-    assert image.shim_cmdline == "pv-shim console=xen noreboot"
-    assert (image.kernel, image.ramdisk, image.cmdline) == (b"kernel", None, "console=hvc0")
+# -- what is booted
+
+
+def test_a_pv_guest_is_the_shim_with_the_kernel_as_its_module(pv: GuestConfig, tmp_path: Path) -> None:
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    image = check.load_image(changed(pv, shim={**pv.shim.model_dump(), "extra": "noreboot"}))
+    assert image.shim and image.cmdline == "pv-shim console=xen noreboot"
+    assert image.kernel.entry == 0x200000
+    assert image.modules == ((PV_KERNEL, "console=hvc0"),)
+    image = check.load_image(changed(pv, ramdisk=str(tmp_path / "initrd")))
+    assert image.cmdline == "pv-shim console=xen"
+    assert image.modules == ((PV_KERNEL, "console=hvc0"), (b"initrd", ""))
     with pytest.raises(ImageError):
-        check.load_image(definition.model_copy(update={"kernel": "/nowhere/at/all"}))
+        check.load_image(changed(pv, kernel="/nowhere/at/all"))
+
+
+def test_a_pvh_guest_is_its_kernel(pvh: GuestConfig, tmp_path: Path) -> None:
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    image = check.load_image(pvh)
+    assert not image.shim and (image.cmdline, image.modules) == ("console=hvc0", ())
+    assert image.kernel.segments[0].data == b"0123456789abcdef"
+    image = check.load_image(changed(pvh, ramdisk=str(tmp_path / "initrd")))
+    assert image.modules == ((b"initrd", ""),)
+
+
+def test_pvgrub_is_the_hosts_grub_for_the_type(
+    pv: GuestConfig, pvh: GuestConfig, grub: dict[str, Path]
+) -> None:
+    for definition in (changed(pv, kernel="pvgrub"), changed(pvh, kernel="pvgrub")):
+        assert "apt install grub-xen-host" in found(definition)["kernel"]
+        with pytest.raises(ImageError, match="apt install grub-xen-host"):
+            check.load_image(definition)
+    grub["pv"].write_bytes(Elf(notes=PV_ENTRY).bytes())
+    grub["pvh"].write_bytes(Elf().bytes())
+    image = check.load_image(changed(pv, kernel="pvgrub"))
+    assert image.shim and image.modules == ((Elf(notes=PV_ENTRY).bytes(), "console=hvc0"),)
+    image = check.load_image(changed(pvh, kernel="pvgrub"))
+    assert not image.shim and image.modules == ()
+    assert found(pv, kernel="pvgrub") == found(pvh, kernel="pvgrub") == {}
+
+
+def test_pvgrub_takes_no_ramdisk(pv: GuestConfig, grub: dict[str, Path]) -> None:
+    grub["pv"].write_bytes(PV_KERNEL)
+    definition = changed(pv, kernel="pvgrub", ramdisk="/boot/initrd.img")
+    assert "Remove ramdisk" in found(definition)["ramdisk"]
+    with pytest.raises(BadConfig, match="Remove ramdisk"):
+        check.load_image(definition)

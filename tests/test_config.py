@@ -67,7 +67,7 @@ def test_a_whole_definition() -> None:
         ({"shim": {"color": "red"}}, "shim.color"),
         ({"shim": "auto"}, "shim"),
         ({"console": {"history": 1}}, "console.history"),
-        ({"on_crash": "restart"}, "on_crash"),
+        ({"on_crash": "explode"}, "on_crash"),
         ({"on_poweroff": "explode"}, "on_poweroff"),
         ({"disk": [{"vdev": "xvda"}]}, "disk.0.target"),
         ({"disk": [{"vdev": "xvda", "target": ""}]}, "disk.0.target"),

@@ -27,8 +27,14 @@ from xenpvd.views import Runstate
 class Hall:
     """A daemon that runs in this loop."""
 
-    def __init__(self, run_dir: Path, config: GuestConfig | None, stop_timeout: float = 5) -> None:
-        self.daemon = Daemon("web1", run_dir, config, stop_timeout)
+    def __init__(
+        self,
+        run_dir: Path,
+        config: GuestConfig | None,
+        stop_timeout: float = 5,
+        accel: str | None = None,
+    ) -> None:
+        self.daemon = Daemon("web1", run_dir, config, stop_timeout, accel=accel)
         self.socket = run_dir / "web1" / "rpc.sock"
         self.peers: list[Peer] = []
         self.ended = asyncio.ensure_future(self.daemon.run(start=config is not None))  # noqa: TID251
@@ -118,6 +124,99 @@ async def test_sigterm_does_not_wait_for_ever(
     async with asyncio.timeout(5):
         await hall.ended
     assert machines[0].closed and hall.daemon.guest.state is Runstate.STOPPED
+
+
+async def test_a_paused_guest_is_resumed_for_its_shutdown(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", definition))
+    peer = await hall.peer()
+    machines[0].owner.machine_log(b"(XEN) hello\n")
+    assert (await peer.result("guest.pause"))["state"] == "paused"
+    hall.daemon.quit()
+    assert await machines[0].guest_obeys_shutdown() == "poweroff"
+    await hall.ended
+    assert not machines[0].paused and machines[0].closed
+
+
+async def test_a_paused_guest_that_never_ran_is_not_booted_to_be_shut_down(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", None, stop_timeout=60))
+    peer = await hall.peer()
+    config = definition.model_dump(mode="json")
+    assert (await peer.result("guest.start", config=config, paused=True))["state"] == "paused"
+    hall.daemon.quit()
+    async with asyncio.timeout(5):
+        await hall.ended
+    assert machines[0].paused and machines[0].closed
+
+
+async def test_a_guest_that_is_always_restarted_ends_with_its_daemon(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    config = definition.model_copy(update={"on_poweroff": "restart"})
+    halls.append(hall := Hall(tmp_path / "run", config))
+    await hall.peer()
+    hall.daemon.quit()
+    assert await machines[0].guest_obeys_shutdown() == "poweroff"
+    await hall.ended
+    assert len(machines) == 1 and hall.daemon.guest.state is Runstate.STOPPED
+
+
+async def test_the_daemons_accelerator_comes_before_the_definitions(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    definition = definition.model_copy(update={"accel": "kvm-xen", "xen_version": "4.20"})
+    halls.append(hall := Hall(tmp_path / "run", definition, accel="kvm"))
+    peer = await hall.peer()
+    assert machines[0].config.accel == "kvm" and machines[0].config.xen_version == (4, 20)
+    assert (await peer.result("guest.config"))["accel"] == "kvm"
+    halls.append(other := Hall(tmp_path / "other", None, accel="kvm"))
+    peer = await other.peer()
+    config = definition.model_dump(mode="json") | {"disk": []}  # the image is locked by the first
+    await peer.result("guest.start", config=config)
+    assert machines[1].config.accel == "kvm"
+
+
+async def test_looking_into_a_guest_over_rpc(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", None))
+    peer = await hall.peer()
+    looks = ("vcpu.list", "memory.info", "evtchn.list", "grant.list", "hypercall.stats")
+    for look in looks:
+        assert (await peer.call(look))["error"]["data"]["reason"] == "GUEST_STATE", look
+    await peer.result("guest.start", config=definition.model_dump(mode="json"))
+    machine = machines[0]
+    machine.guest_onlines({0})
+    assert [vcpu["online"] for vcpu in await peer.result("vcpu.list", regs=True)] == [True]
+    assert (await peer.result("memory.info"))["ram"] == 128 << 20
+    assert {port["port"] for port in await peer.result("evtchn.list")} == {
+        machine.console_port,
+        machine.store_port,
+    }
+    await peer.result("evtchn.inject", port=machine.store_port)
+    assert machine.injected == [machine.store_port]
+    assert (await peer.call("evtchn.inject", port=99))["error"]["data"]["reason"] == "NOT_FOUND"
+    assert await peer.result("grant.list") == []
+    assert (await peer.result("hypercall.stats"))["total"] == 31
+    assert (await peer.result("guest.status"))["host"]["accel"] == "kvm-xen"
+    await peer.result("guest.pause")
+    refused = await peer.call("drive.remove", vdev="xvda")
+    assert "resume it first" in refused["error"]["message"]
+    assert (await peer.result("vcpu.list"))[0]["state"] == "paused"
+    await peer.result("guest.reset")
+    await peer.result("guest.resume")
+    machines[1].owner.machine_log(b"(XEN) shim used pages 0x800 reserving 0x1000 free pages\n")
+    target = await peer.result("memory.set_target", mib=100, wait=False)
+    assert target["reached_mib"] == 128 and target["confirmed"] is None
+    assert (await peer.result("vcpu.set_online", count=1, wait=False))["online"] == []
+    sysrq = await peer.call("guest.sysrq", key="h", timeout=0.05)
+    assert sysrq["error"]["data"]["reason"] == "TIMEOUT"
+    await peer.result("guest.destroy")
+    assert (await peer.result("hypercall.stats"))["total"] == 31  # of the last life
+    assert (await peer.call("evtchn.list"))["error"]["data"]["reason"] == "GUEST_STATE"
 
 
 async def test_a_start_that_fails_ends_the_daemon_with_the_reason(
@@ -231,6 +330,11 @@ def test_without_http_its_library_is_not_loaded(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=False, timeout=30)
     assert done.returncode == 0
+
+
+def test_the_command_knows_its_accelerators(tmp_path: Path) -> None:
+    result = _run(tmp_path, "--accel", "tcg")
+    assert result.returncode == 2 and "'auto', 'kvm-xen', 'kvm'" in result.stderr
 
 
 @pytest.mark.parametrize(

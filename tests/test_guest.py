@@ -3,58 +3,20 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends.blkif.image import Image
 from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
-from xenpvd.events import EventLog
-from xenpvd.guest import Guest
 from xenpvd.tasks import in_thread
 from xenpvd.views import Phase, Runstate
 
 XVDB = 51728
-
-
-class House:
-    """A guest, its events, and whether it said that the daemon is over."""
-
-    def __init__(self) -> None:
-        self.events = EventLog()
-        self.over = 0
-        self.guest = Guest(self.events.publish, self._on_end)
-
-    def _on_end(self) -> None:
-        self.over += 1
-
-    def told(self, name: str) -> list[dict[str, Any]]:
-        return [event.data for event in self.events.history((name,))]
-
-    async def until(self, state: Runstate) -> None:
-        await self.guest.wait(state, 5)
-
-
-@pytest.fixture
-async def house() -> AsyncIterator[House]:
-    house = House()
-    yield house
-    await house.guest.close()
-
-
-@pytest.fixture
-async def running(house: House, definition: GuestConfig, machines: list[FakeMachine]) -> House:
-    await house.guest.start(definition)
-    return house
-
-
-def states(house: House) -> list[str]:
-    return [data["to"] for data in house.told("guest.state")]
 
 
 # -- start
@@ -146,7 +108,7 @@ async def test_a_machine_that_cannot_be_made_is_unwound(
     monkeypatch.setattr("xenpvd.domain.Machine", refuse)
     with pytest.raises(ImageError):
         await house.guest.start(definition)
-    assert states(house) == ["starting", "defined"] and not house.guest.drives.images
+    assert house.states == ["starting", "defined"] and not house.guest.drives.images
 
 
 # -- end
@@ -198,7 +160,7 @@ async def test_crash_is_kept_for_a_look_with_both_tails(running: House, machines
     machines[0].guest_prints(b"Oops")  # no kick is needed: the end drains the ring
     machines[0].end("crash", "SCHEDOP_shutdown(crash)", {"rip": 1})
     await running.until(Runstate.CRASHED)
-    (crash,) = await _event(running, "guest.crash")
+    crash = await running.event("guest.crash")
     assert crash["console_tail"] == "Oops" and crash["xen_tail"] == "(XEN) panic\n"
     assert crash["regs"] == {"rip": 1}
     assert running.over == 0 and running.guest.status("web1").reason == "crash"
@@ -312,15 +274,6 @@ async def test_remove(running: House, machines: list[FakeMachine], tmp_path: Pat
 def image(folder: Path, name: str) -> DiskConfig:
     (folder / name).write_bytes(bytes(1 << 20))
     return DiskConfig(vdev="xvdb", target=str(folder / name))
-
-
-async def _event(house: House, name: str) -> list[dict[str, Any]]:
-    subscription, _, _ = house.events.subscribe((name,), since=0)
-    try:
-        async with asyncio.timeout(5):
-            return [(await anext(subscription)).data]
-    finally:
-        subscription.close()
 
 
 async def event_named(house: House, name: str, vdev: str) -> None:

@@ -1,23 +1,21 @@
-"""The lab's own code, as far as it runs without a VM and without the network."""
+"""What the lab fetches, keeps and builds, without the network."""
 
 from __future__ import annotations
 
-import fcntl
-import io
-import json
 import lzma
 import os
-import tarfile
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab import __main__ as cli
-from lab import guest, host, jobs, packages, paths
+from lab import guest, modules, packages, paths
 from lab.cpio import Cpio
-from lab.modules import load_order
 from lab.progress import LabError, step
-from lab.wire import EXIT, RESULTS, STDERR, STDOUT, Job, frame, read_frame
+from xenpvd.config import GuestConfig
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +65,8 @@ def test_cpio_holds_files_with_their_parents() -> None:
 
 
 @pytest.fixture
-def modules(tmp_path: Path) -> Path:
-    folder = tmp_path / "6.1"
+def unpacked(tmp_path: Path) -> Path:
+    folder = tmp_path / "package" / "usr" / "lib" / "modules" / "6.1"
     (folder / "kernel" / "net").mkdir(parents=True)
     (folder / "modules.builtin").write_text("kernel/drivers/virtio.ko\n")
     for name, depends in {"ko-one": "ko_two,virtio", "ko_two": "ko_three", "ko_three": ""}.items():
@@ -78,15 +76,25 @@ def modules(tmp_path: Path) -> Path:
     return folder
 
 
-def test_modules_come_after_what_they_need(modules: Path) -> None:
-    order = load_order(modules, ["ko_one", "plain", "ko_three"])
+def test_modules_come_after_what_they_need(unpacked: Path) -> None:
+    order = modules.load_order(unpacked, ["ko_one", "plain", "ko_three"])
     assert list(order) == ["ko_three", "ko_two", "ko_one", "plain"]
     assert order["ko_one"].startswith(b"\x7fELF")
 
 
-def test_a_module_that_is_not_there_is_named(modules: Path) -> None:
+def test_a_module_that_is_not_there_is_named(unpacked: Path) -> None:
     with pytest.raises(LabError, match="kernel module nope"):
-        load_order(modules, ["nope"])
+        modules.load_order(unpacked, ["nope"])
+
+
+def test_of_a_package_only_the_wanted_modules_stay(unpacked: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "boot").mkdir()
+    (package / "boot" / "vmlinuz").touch()
+    modules.take(package, ["ko_two"])
+    left = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert left == {"boot/vmlinuz", "modules/ko_two.ko", "modules/ko_three.ko", "modules/order"}
+    assert (package / "modules" / "order").read_text() == "ko_three\nko_two\n"
 
 
 # --- the cache -----------------------------------------------------------------------------------------
@@ -189,17 +197,69 @@ def test_a_failed_command_shows_its_last_lines(programs: Path) -> None:
 
 
 def test_fetch_leaves_what_is_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shim = packages.SHIMS["4.17"]
     monkeypatch.setattr(packages.Suite, "refresh", lambda self: pytest.fail("took the network"))
-    folder = paths.asset(packages.SHIM_4_17.name)
+    folder = paths.asset(shim.name)
     folder.mkdir(parents=True)
-    (folder / "version").write_text("xen-utils-4.17 4.17.5\n")
-    packages.fetch([packages.SHIM_4_17])
-    assert packages.installed_version(packages.SHIM_4_17) == "xen-utils-4.17 4.17.5"
+    (folder / "version").write_text(f"xen-utils-4.17 4.17.5\n{shim.stamp}\n")
+    packages.fetch([shim])
+    assert packages.installed_version(shim) == "xen-utils-4.17 4.17.5"
 
 
-def test_an_asset_that_is_not_there_says_how_to_get_it() -> None:
+def test_an_asset_of_which_more_is_kept_by_now_is_fetched_again(cache: Path) -> None:
+    kernel = packages.LAB_KERNELS["plain"]
+    folder = paths.asset(kernel.name)
+    folder.mkdir(parents=True)
+    (folder / "version").write_text(f"linux-image-6.1 6.1.9-1\n{kernel.stamp}\n")
+    assert packages.installed_version(kernel) == "linux-image-6.1 6.1.9-1"
+    assert packages.installed_version(replace(kernel, modules=(*kernel.modules, "tap"))) is None
+
+
+@pytest.mark.parametrize(
+    "get",
+    [lambda: guest.shim("4.20"), lambda: guest.kernel("6.12"), lambda: guest.grub("i386-xen")],
+    ids=["shim", "kernel", "grub"],
+)
+def test_an_asset_that_is_not_there_says_how_to_get_it(get: Callable[[], Path]) -> None:
     with pytest.raises(LabError, match="Run make setup"):
-        guest.shim("4.20")
+        get()
+
+
+# --- the demo guest ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def assets(cache: Path) -> None:
+    """Empty files where the demo guest's definition looks for kernels and shims."""
+    for version, item in packages.GUEST_KERNELS.items():
+        paths.asset(item.name, "boot").mkdir(parents=True)
+        paths.asset(item.name, f"boot/vmlinuz-{version}").touch()
+    for version, item in packages.SHIMS.items():
+        paths.asset(item.name, f"usr/lib/xen-{version}/boot").mkdir(parents=True)
+        paths.asset(item.name, f"usr/lib/xen-{version}/boot/xen-shim").touch()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "shim"),
+    [
+        ({}, "6.1", "4.17"),
+        ({"shim": "4.14", "vcpus": 8, "accel": "kvm"}, "6.1", "4.14"),
+        ({"kernel": "6.12", "memory": 4608}, "6.12", "4.17"),
+        ({"type": "pvh"}, "6.1", None),
+    ],
+)
+def test_every_shape_of_the_demo_guest_is_a_definition(
+    assets: None, shape: dict[str, Any], kernel: str, shim: str | None
+) -> None:
+    text = guest.toml(guest.definition(Path("/x.img"), **shape))
+    found = tomllib.loads(text)
+    assert GuestConfig.model_validate(found).vcpus == shape.get("vcpus", 1)
+    assert found["kernel"].endswith(f"/boot/vmlinuz-{kernel}") and f"initrd-{kernel}" in found["ramdisk"]
+    assert found.get("shim") == (shim and {"path": str(guest.shim(shim))})
+    assert found["disk"] == [{"vdev": "xvda", "target": "/x.img"}]
+    assert {key: found[key] for key in shape.keys() - {"kernel", "shim"}} == {
+        key: value for key, value in shape.items() if key not in ("kernel", "shim")
+    }
 
 
 # --- disks ---------------------------------------------------------------------------------------------
@@ -216,67 +276,3 @@ def test_a_disk_image_gives_its_files_back(tmp_path: Path) -> None:
     image.write_bytes(bytes(4096))
     with pytest.raises(LabError, match="Is it an ext4 image"):
         guest.read_file(image, "/hello.txt")
-
-
-# --- jobs ----------------------------------------------------------------------------------------------
-
-
-def test_frames_and_jobs_survive_the_wire() -> None:
-    stream = io.BytesIO(frame(STDOUT, b"abc") + frame(EXIT, b"0") + frame(STDERR, b"cut off")[:-1])
-    assert [read_frame(stream) for _ in range(4)] == [(STDOUT, b"abc"), (EXIT, b"0"), None, None]
-    job = Job(["a", "b c"], "/d", "/c", 5, {"X": "ä"}, (24, 80))
-    line = job.encode()
-    assert line.count(b"\n") == 1 and line.endswith(b"\n")
-    assert Job.decode(line) == job
-
-
-def test_a_jobs_output_status_and_results_come_back(tmp_path: Path) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        member = tarfile.TarInfo("sub/file")
-        member.size = 2
-        tar.addfile(member, io.BytesIO(b"hi"))
-    pieces = frame(RESULTS, packed.getvalue()[:700]) + frame(RESULTS, packed.getvalue()[700:])
-    said = (
-        frame(STDOUT, b"one ") + frame(STDERR, b"warn") + frame(STDOUT, b"two") + pieces + frame(EXIT, b"7")
-    )
-    out, err = io.BytesIO(), io.BytesIO()
-    assert jobs._receive(io.BytesIO(said), {STDOUT: out, STDERR: err}, tmp_path) == 7
-    assert (out.getvalue(), err.getvalue()) == (b"one two", b"warn")
-    assert (tmp_path / "sub" / "file").read_bytes() == b"hi"
-
-
-def test_a_host_that_dies_is_not_a_job_that_ended() -> None:
-    (host.folder() / "console.log").write_text("Kernel panic\n")
-    with pytest.raises(LabError, match=r"went away[^$]*Kernel panic"):
-        jobs._receive(io.BytesIO(frame(STDOUT, b"x")), {STDOUT: io.BytesIO()}, None)
-
-
-# --- the lab host --------------------------------------------------------------------------------------
-
-
-def test_no_host_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status"]) == 1
-    assert cli.main(["down"]) == 0
-    assert capsys.readouterr().out == "no lab host is up\nno lab host was up\n"
-
-
-def test_a_held_lock_means_a_running_host() -> None:
-    state = host.folder()
-    assert state.stat().st_mode & 0o777 == 0o700
-    (state / "host.json").write_text(json.dumps({"pid": 5, "port": 6, "token": "t", "code": "c"}))
-    assert host.running() is None
-    with (state / "alive").open("w") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        assert host.running() == host.Host(5, 6, "t", "c")
-        (state / "host.json").write_text("")
-        with pytest.raises(LabError, match="fuser"):
-            host.running()
-    assert host.running() is None
-
-
-def test_purge_deletes_only_its_own(cache: Path) -> None:
-    (cache / "assets" / "x").mkdir(parents=True)
-    (cache / "mine").mkdir()
-    assert cli.main(["purge"]) == 0
-    assert list(cache.iterdir()) == [cache / "mine"]

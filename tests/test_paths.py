@@ -23,3 +23,19 @@ def test_run_dir(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     assert paths.run_dir() == Path(expected)
+
+
+def test_what_names_no_file_is_not_anchored() -> None:
+    definition = {
+        "kernel": "pvgrub",
+        "ramdisk": "initrd",
+        "shim": {"path": "auto"},
+        "disk": [{"target": "a"}],
+    }
+    paths.anchor(definition, Path("/etc/xenpvd"))
+    assert definition == {
+        "kernel": "pvgrub",
+        "ramdisk": "/etc/xenpvd/initrd",
+        "shim": {"path": "auto"},
+        "disk": [{"target": "/etc/xenpvd/a"}],
+    }

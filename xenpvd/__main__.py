@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -30,6 +31,11 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
 @click.option("--run-dir", type=click.Path(path_type=Path), envvar="XENPVD_RUN_DIR", help="Where sockets go.")
 @click.option("--start/--no-start", default=True, help="Boot the guest at once, or wait for guest.start.")
 @click.option("--stop-timeout", default=60.0, show_default=True, help="Seconds a guest has to shut down.")
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm-xen", "kvm"]),
+    help="Run every guest so, whatever it says itself.",
+)
 @click.option("--http", is_flag=True, help="Serve HTTP on http.sock, beside rpc.sock.")
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True)
 @click.option(
@@ -42,6 +48,7 @@ def main(
     run_dir: Path | None,
     start: bool,
     stop_timeout: float,
+    accel: str | None,
     http: bool,
     loop: str,
     log_level: str,
@@ -54,21 +61,15 @@ def main(
         if not paths.NAME.fullmatch(name):
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-            runner.run(_run(name, run_dir or paths.run_dir(), definition, stop_timeout, start, http))
+            daemon = partial(Daemon, name, run_dir or paths.run_dir(), definition, stop_timeout, http, accel)
+            runner.run(_run(daemon, start))
     except XenpvdError as fault:
         print(f"xenpvd: {fault}", file=sys.stderr)
         sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else 1)
 
 
-async def _run(
-    name: str,
-    run_dir: Path,
-    definition: config.GuestConfig | None,
-    stop_timeout: float,
-    start: bool,
-    http: bool,
-) -> None:
-    await Daemon(name, run_dir, definition, stop_timeout, http).run(start=start)
+async def _run(daemon: Callable[[], Daemon], start: bool) -> None:
+    await daemon().run(start=start)  # made in the loop, which its parts belong to
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What would keep a guest from starting, all of it at once: the dry run behind ``guest.check``."""
+"""The files that a guest boots from, and what would keep it from starting: the dry run of ``guest.check``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Callable
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import GuestConfig
-from xenpvd.errors import BadConfig, XenpvdError
-from xenpvd.vmm import boot, layout
+from xenpvd.errors import BadConfig, ImageError, XenpvdError
+from xenpvd.vmm import boot, kernel, layout
+from xenpvd.vmm.accel import probe
+from xenpvd.vmm.boot import BootImage
+from xenpvd.vmm.elf import BadImage
+from xenpvd.vmm.kernel import PvhImage
 from xenpvd.vmm.kvm import System
-from xenpvd.vmm.machine import probe
 
 
 def host_memory(config: GuestConfig) -> None:
@@ -24,17 +27,17 @@ def host_memory(config: GuestConfig) -> None:
         )
 
 
-def load_image(config: GuestConfig) -> boot.BootImage:
+def load_image(config: GuestConfig) -> BootImage:
     """Read and check the files to boot. Blocking. Raises :class:`ImageError`, :class:`BadConfig`."""
-    path = boot.find_shim(config.shim.path)
-    image = boot.BootImage(
-        shim=boot.parse_shim(path, boot.read_file("shim", path)),
+    ramdisk = _read_ramdisk(config)
+    modules = () if ramdisk is None else ((ramdisk, ""),)
+    if config.type == "pvh":
+        image = BootImage(_pvh_kernel(config), config.cmdline, modules, shim=False)
+    else:
         # "xen" alone gives the console ring to the guest and the shim's log to us, apart
-        shim_cmdline=f"pv-shim console=xen {config.shim.extra}".rstrip(),
-        kernel=boot.read_file("kernel", config.kernel),
-        ramdisk=None if config.ramdisk is None else boot.read_file("ramdisk", config.ramdisk),
-        cmdline=config.cmdline,
-    )
+        cmdline = f"pv-shim console=xen {config.shim.extra}".rstrip()
+        pv_kernel = boot.read_file("kernel", _kernel_path(config))  # as it is: the shim unpacks it
+        image = BootImage(_shim(config), cmdline, ((pv_kernel, config.cmdline), *modules), shim=True)
     boot.check_fits(image, config.memory * layout.MIB)
     return image
 
@@ -49,23 +52,20 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
         except XenpvdError as fault:
             found.append((where, str(fault)))
 
-    def shim() -> None:
-        path = boot.find_shim(config.shim.path)
-        boot.parse_shim(path, boot.read_file("shim", path))
-
     def kvm() -> None:
         system = System()
         try:
-            probe(system)
+            probe(system, config.accel)
         finally:
             system.close()
 
     attempt("(host)", kvm)
-    attempt("shim.path", shim)
-    attempt("kernel", lambda: boot.read_file("kernel", config.kernel))
-    if config.ramdisk is not None:
-        ramdisk = config.ramdisk
-        attempt("ramdisk", lambda: boot.read_file("ramdisk", ramdisk))
+    if config.type == "pvh":
+        attempt("kernel", lambda: _pvh_kernel(config))
+    else:
+        attempt("shim.path", lambda: _shim(config))
+        attempt("kernel", lambda: _look_into_pv_kernel(config))
+    attempt("ramdisk", lambda: _read_ramdisk(config))
     attempt("memory", lambda: host_memory(config))
     if not found:
         attempt("memory", lambda: load_image(config))
@@ -76,3 +76,49 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
             lambda: Image.open(disk.target, readonly=disk.access == "ro").close(),  # noqa: B023
         )
     return found
+
+
+def _shim(config: GuestConfig) -> PvhImage:
+    path = boot.find_shim(config.shim.path)
+    try:
+        return kernel.parse_pvh(boot.read_file("shim", path))
+    except BadImage as fault:
+        raise _unusable("shim", path, fault, "Give a xen-shim from Xen's utilities.") from None
+
+
+def _pvh_kernel(config: GuestConfig) -> PvhImage:
+    path = _kernel_path(config)
+    try:
+        return kernel.parse_pvh(boot.read_file("kernel", path))
+    except BadImage as fault:
+        cure = 'Give one with a PVH entry (Linux: CONFIG_PVH), or use type = "pv".'
+        raise _unusable("kernel", path, fault, cure) from None
+
+
+def _look_into_pv_kernel(config: GuestConfig) -> None:
+    """Unpacking takes a moment: a start leaves it to the shim, which would say so in its log, and crash."""
+    path = _kernel_path(config)
+    try:
+        kernel.check_pv(boot.read_file("kernel", path))
+    except BadImage as fault:
+        cure = 'Give a kernel for Xen PV (Linux: CONFIG_XEN_PV), or use type = "pvh".'
+        raise _unusable("kernel", path, fault, cure) from None
+
+
+def _unusable(what: str, path: str, fault: BadImage, cure: str) -> ImageError:
+    return ImageError(f"cannot use the {what} {path}: {fault}. {cure}", path)
+
+
+def _kernel_path(config: GuestConfig) -> str:
+    return boot.find_grub(config.type) if config.kernel == "pvgrub" else config.kernel
+
+
+def _read_ramdisk(config: GuestConfig) -> bytes | None:
+    if config.ramdisk is None:
+        return None
+    if config.kernel == "pvgrub":
+        raise BadConfig(
+            'cannot use a ramdisk with kernel = "pvgrub": the disk\'s GRUB menu names one. Remove ramdisk.',
+            [("ramdisk", "not with pvgrub")],
+        )
+    return boot.read_file("ramdisk", config.ramdisk)

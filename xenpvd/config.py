@@ -17,10 +17,14 @@ MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
 _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
+_KERNEL = r"^(pvgrub|/[^\x00]*)$"
+_XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
 
 Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
 #: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
 AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
+#: What to do when a life is over: preserve keeps the daemon, and what the guest said, for a look.
+Policy = Literal["destroy", "restart", "preserve"]
 Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
 
 #: pydantic's types of error and our patterns, in an operator's words
@@ -29,7 +33,9 @@ _WORDS = {
     "missing": "it is missing",
     _NAME: "it takes a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and has 63 at most",
     _PATH: "it must be an absolute path",
+    _KERNEL: "it must be an absolute path, or pvgrub",
     _VDEV: "it must be a disk's name, as xvda or xvdb1",
+    _XEN_VERSION: "it must be two numbers, as 4.17",
 }
 
 
@@ -67,19 +73,31 @@ class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
     name: Name = "guest"
+    type: Literal["pv", "pvh"] = Field(
+        "pv", description="pv runs a PV kernel in Xen's shim; pvh starts a kernel with a PVH entry by itself"
+    )
+    accel: Literal["auto", "kvm-xen", "kvm"] = Field(
+        "auto", description="kvm-xen uses KVM's own Xen support, kvm needs none; auto takes the first it can"
+    )
+    xen_version: str = Field("4.17", pattern=_XEN_VERSION, description="the Xen that we say we are")
     memory: int = Field(
         512, ge=MEMORY_MIN_MIB, le=MEMORY_MAX_MIB, description="MiB of RAM, the shim's included"
     )
     vcpus: int = Field(1, ge=1, le=VCPUS_MAX)
-    kernel: AbsolutePath = Field(description="the PV kernel, as it lies in /boot")
+    kernel: str = Field(
+        pattern=_KERNEL,
+        max_length=4096,
+        description="the kernel, as it lies in /boot; pvgrub starts the one that the disk's GRUB menu names",
+    )
     ramdisk: AbsolutePath | None = None
-    cmdline: str = Field("", max_length=1000, description="the PV kernel's command line")
+    cmdline: str = Field("", max_length=1000, description="the kernel's command line")
     shim: ShimConfig = Field(default_factory=lambda: ShimConfig.model_validate({}))
     disk: tuple[DiskConfig, ...] = Field((), max_length=64)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
-    on_poweroff: Literal["destroy", "preserve"] = "destroy"
-    on_reboot: Literal["restart", "destroy", "preserve"] = "restart"
-    on_crash: Literal["destroy", "preserve"] = "preserve"
+    on_poweroff: Policy = "destroy"
+    on_reboot: Policy = "restart"
+    on_crash: Policy = "preserve"
+    on_watchdog: Policy = Field("restart", description="when the guest's Xen watchdog was not fed")
 
     @field_validator("disk")
     @classmethod

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import xenpvd
 from xenpvd.config import GuestConfig
-from xenpvd.errors import Busy, HostError
+from xenpvd.errors import Busy, HostError, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.rpc.models import API
 from xenpvd.rpc.server import RpcServer
 from xenpvd.service import Service
 from xenpvd.tasks import Tasks
-from xenpvd.views import DaemonInfo, Runstate
+from xenpvd.views import DaemonInfo, Phase, Runstate
 from xenpvd.vmm.vcpu import install_kick_handler
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FEATURES = ("console-upgrade", "drive-hotadd", "events-replay", "reboot")
+FEATURES = ("balloon", "console-upgrade", "drive-hotadd", "events-replay", "pause", "reboot", "vcpu-hotplug")
 
 
 class NameLock:
@@ -66,13 +66,20 @@ class NameLock:
 
 class Daemon:
     """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http``: serve
-    http.sock, too."""
+    http.sock, too. ``accel`` comes before that of any definition."""
 
     def __init__(
-        self, name: str, run_dir: Path, config: GuestConfig | None, stop_timeout: float, http: bool = False
+        self,
+        name: str,
+        run_dir: Path,
+        config: GuestConfig | None,
+        stop_timeout: float,
+        http: bool = False,
+        accel: str | None = None,
     ) -> None:
         self.name = name
-        self.config = config
+        self._accel = accel
+        self.config = None if config is None else self.as_run(config)
         self.events = EventLog()
         self.guest = Guest(self.events.publish, self._guest_over)
         self._directory = run_dir / name
@@ -131,7 +138,15 @@ class Daemon:
         await starting
 
     async def _end_guest(self) -> None:
-        """Ask it to shut down, for at most the stop time; then, or on a second signal, end it."""
+        """Ask it to shut down, for at most the stop time; then, or on a second signal, end it.
+
+        A paused guest is resumed for that: what it has not written to its disks shall not be lost. One that
+        has never run has nothing to lose.
+        """
+        self.guest.no_more_lives()
+        if self.guest.state is Runstate.PAUSED and self.guest.progress.has_reached(Phase.SHIM):
+            with contextlib.suppress(StateError):  # it has just ended by itself
+                await self.guest.resume()
         if self.guest.state is Runstate.RUNNING:
             asked = self._tasks.spawn(
                 self.guest.shutdown("poweroff", self._stop_timeout, "destroy"), "shutdown at the end"
@@ -155,6 +170,10 @@ class Daemon:
             loop=loop,
             features=FEATURES,
         )
+
+    def as_run(self, config: GuestConfig) -> GuestConfig:
+        """``config`` as this daemon runs it: its own options come first."""
+        return config if self._accel is None else config.model_copy(update={"accel": self._accel})
 
     def quit(self) -> None:
         self._quit.set()

@@ -21,15 +21,20 @@ from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.errors import StateError, XenpvdError, XenstoreFault
 from xenpvd.events import Publish
+from xenpvd.progress import Progress
 from xenpvd.tasks import Tasks, in_thread
+from xenpvd.views import Phase
 from xenpvd.vmm import boot, layout
 from xenpvd.vmm.machine import Machine, MachineConfig, Owner
 
 log = logging.getLogger(__name__)
 
 DOMID = 1
-XEN_VERSION = (4, 17)
+#: How long a configured disk may take to be used: for ever, in seconds
+_FOREVER = 1e6
 HOME = f"/local/domain/{DOMID}"
+#: The permissions of a node that the guest reads and does not write
+READABLE = ["n0", f"r{DOMID}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Surroundings:
     uuid: str
     xenstore: Xenstore
     console: Console
+    progress: Progress
     publish: Publish
     on_fault: Callable[[str, BaseException], None]
 
@@ -55,6 +61,7 @@ class Domain:
         self._around = surroundings
         self._store_port: EvtchnPort | None = None
         self._tasks = Tasks(surroundings.on_fault)
+        self._watchers = Tasks(surroundings.on_fault)
         self._ending: asyncio.Task[None] | None = None
 
     @classmethod
@@ -65,26 +72,30 @@ class Domain:
         images: dict[str, tuple[DiskConfig, Image]],
         surroundings: Surroundings,
         owner: Owner,
-        on_request: Callable[[], None],
     ) -> Domain:
         """Build the machine and connect everything; no vCPU runs yet. Leaves nothing behind if it raises."""
-        machine_config = MachineConfig(config.memory * layout.MIB, config.vcpus, DOMID, XEN_VERSION)
+        major, minor = map(int, config.xen_version.split("."))
+        machine_config = MachineConfig(
+            ram=config.memory * layout.MIB,
+            vcpus=config.vcpus,
+            domid=DOMID,
+            xen_version=(major, minor),
+            accel=config.accel,
+        )
         machine = await in_thread(
             partial(Machine, machine_config, image, owner), drop=lambda late: late.close()
         )
         domain = cls(config, machine, surroundings)
         try:
             domain._publish_nodes()
-            domain._connect(on_request)
+            domain._connect()
             for disk, opened in images.values():
                 domain.add_drive(disk, opened)
+            domain._watch_phases()
         except BaseException:
             await domain.end()
             raise
         return domain
-
-    def start(self) -> None:
-        self.machine.start()
 
     def add_drive(self, disk: DiskConfig, image: Image) -> BlockBackend:
         """Offer a disk to the guest. Raises :class:`BadConfig` for a vdev without a number, and
@@ -120,6 +131,7 @@ class Domain:
         async with contextlib.AsyncExitStack() as last:  # each step is taken, whatever becomes of the others
             last.callback(self._close_machine)
             last.callback(self._remove_nodes)
+            last.push_async_callback(self._watchers.cancel)
             if self._store_port is not None:
                 last.callback(self._store_port.close)
             last.push_async_callback(self._around.xenstore.disconnect, DOMID)
@@ -145,23 +157,45 @@ class Domain:
             with contextlib.suppress(XenstoreFault):
                 self._around.xenstore.client.remove(path)
 
-    def _connect(self, on_request: Callable[[], None]) -> None:
+    def _connect(self) -> None:
         self._around.console.connect(
             self.machine.page(layout.CONSOLE_PFN), self.machine.bind_interdomain(self.machine.console_port)
         )
         self._store_port = self.machine.bind_interdomain(self.machine.store_port)
         self._around.xenstore.connect(
-            DOMID, self.machine.page(layout.STORE_PFN), self._store_port, on_request
+            DOMID,
+            self.machine.page(layout.STORE_PFN),
+            self._store_port,
+            lambda: self._around.progress.reached(Phase.XENBUS),
         )
 
+    def _watch_phases(self) -> None:
+        self._watchers.spawn(self._watch_console(), "console phase")
+        self._watchers.spawn(self._watch_devices(list(self.drives.values())), "devices phase")
+
+    async def _watch_console(self) -> None:
+        history = self._around.console.history
+        if await history.wait(history.end):
+            self._around.progress.reached(Phase.KERNEL)
+
+    async def _watch_devices(self, drives: list[BlockBackend]) -> None:
+        progress = self._around.progress
+        await progress.until(lambda: progress.has_reached(Phase.XENBUS))
+        for drive in drives:
+            try:
+                await drive.wait_connected(_FOREVER)
+            except XenpvdError:  # drive.error has told why; the phase does not come
+                return
+        progress.reached(Phase.DEVICES)
+
     def _publish_nodes(self) -> None:
-        """What libxl publishes for a PV guest (docs/misc/xenstore-paths.pandoc), at once and whole.
+        """What libxl publishes for a guest (docs/misc/xenstore-paths.pandoc), at once and whole.
 
         ``memory/target`` is left out on purpose: Linux takes it for an absolute figure, and would balloon
-        for ever towards the VM's size, which includes the shim's share.
+        for ever towards the VM's size, which includes the shim's share. ``balloon.py`` writes it when asked.
         """
         vm = f"/vm/{self._around.uuid}"
-        readable, writable = ["n0", f"r{DOMID}"], [f"n{DOMID}"]
+        writable = [f"n{DOMID}"]
         kib = self.config.memory * 1024
         nodes = {
             vm: "",
@@ -190,7 +224,7 @@ class Domain:
         ]
         with self._around.xenstore.client.transaction() as tx:
             for path, value in nodes.items():
-                _write(tx, path, value, readable)
+                _write(tx, path, value, READABLE)
             for leaf in for_guest:
                 _write(tx, f"{HOME}/{leaf}", "", writable)
 

@@ -1,14 +1,14 @@
 """The guest: its lives, one after the other, and the verbs that change them.
 
 What outlives a VM is kept here (the store, the console, the disks' images); one VM with all that is connected
-to it is a ``Domain``. What ends or begins a life is done one at a time.
+to it is a ``Domain``. What ends or begins a life is done one at a time, under ``_lives``; nothing sleeps
+there. What the running guest itself is asked is in ``requests.py`` and ``balloon.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -16,32 +16,32 @@ from functools import partial
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.history import History
 from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.backoff import Backoff
+from xenpvd.balloon import Balloon
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
-from xenpvd.domain import HOME, Domain, Surroundings
+from xenpvd.domain import Domain, Surroundings
 from xenpvd.drives import Drives
-from xenpvd.errors import BadConfig, StateError, TimedOut, XenpvdError
+from xenpvd.errors import Busy, StateError
 from xenpvd.events import Publish
 from xenpvd.progress import STARTABLE, Progress
+from xenpvd.requests import Requests
 from xenpvd.tasks import Tasks, in_thread
-from xenpvd.views import GuestStatus, HostInfo, Phase, Runstate, ShutdownResult
+from xenpvd.views import GuestStatus, Phase, Runstate, ShutdownResult
 from xenpvd.vmm.boot import find_shim
 from xenpvd.vmm.machine import Machine
-from xenpvd.vmm.memory import page_kind
 
 log = logging.getLogger(__name__)
 
 #: Bytes of the shim's own log that are kept, and of each log that a crash event carries
 XEN_LOG = 1 << 18
 TAIL = 4096
-#: How long a configured disk may take to be used: for ever, in seconds
-_FOREVER = 1e6
 
 
 class Guest:
     """``on_end`` is called when the guest is over and its policy is that its daemon is, too."""
 
-    def __init__(self, publish: Publish, on_end: Callable[[], None]) -> None:
+    def __init__(self, publish: Publish, on_end: Callable[[], None], backoff: Backoff | None = None) -> None:
         self.config: GuestConfig | None = None
         self.progress = Progress(publish)
         self.drives = Drives()
@@ -49,14 +49,19 @@ class Guest:
         self.console = Console(publish, 1 << 20)
         #: the shim's own log
         self.xen_log = History(XEN_LOG)
+        self.requests = Requests(self, publish)
+        self.balloon = Balloon(self, publish)
         self.domain: Domain | None = None
+        #: of this life, or of the last: its counts can still be read
+        self.machine: Machine | None = None
         self._publish = publish
         self._on_end = on_end
+        self._backoff = backoff or Backoff()
         self._tasks = Tasks(self.fault)
         self._lives = asyncio.Lock()
+        self._waiting: asyncio.Task[None] | None = None  # for the next life, after a crash
+        self._last = False  # no life after this one
         self._uuid = str(uuid.uuid4())
-        self._machine: Machine | None = None  # of the last life, for its counts
-        self._host: HostInfo | None = None
         self._shim: str | None = None
 
     @property
@@ -66,121 +71,174 @@ class Guest:
     def running(self, what: str) -> Domain:
         """The domain, for a verb that needs a running guest. Raises :class:`StateError`."""
         if self.state is not Runstate.RUNNING or self.domain is None:
+            cure = "; resume it first" if self.state is Runstate.PAUSED else ""
             raise StateError(
-                f"cannot {what}: the guest is {self.state}. It must be running.",
+                f"cannot {what}: the guest is {self.state}. It must be running{cure}.",
                 self.state,
                 [Runstate.RUNNING],
             )
         return self.domain
 
-    async def start(self, config: GuestConfig) -> None:
-        """Boot. Raises what is wrong with the files, the images or the host; the guest is as before then."""
+    def there(self, what: str) -> Domain:
+        """The domain, for a verb that needs a VM, running or paused. Raises :class:`StateError`."""
+        allowed: list[str] = [Runstate.RUNNING, Runstate.PAUSED]
+        if self.state not in allowed or self.domain is None:
+            raise StateError(
+                f"cannot {what}: the guest is {self.state}. It must be running or paused.",
+                self.state,
+                allowed,
+            )
+        return self.domain
+
+    # -- lives that the operator begins, stops and ends
+
+    async def start(self, config: GuestConfig, paused: bool = False) -> None:
+        """Boot, or with ``paused`` make all ready for :meth:`resume`.
+
+        Raises what is wrong with the files, the images or the host; the guest is as before then. A guest that
+        waits for its restart begins at once; if ``config`` is another one, by that.
+        """
         async with self._lives:
-            before = self.state
+            if self._last:
+                raise StateError(f"cannot start {config.name}: its daemon ends.", self.state, [])
+            waited = self._stop_waiting()
+            before = Runstate.STOPPED if waited else self.state
             if before not in STARTABLE:
                 raise StateError(
                     f"cannot start {config.name}: it is {before}. Shut it down or destroy it first.",
                     before,
                     list(STARTABLE),
                 )
+            begun = waited and config == self.config  # its images are open, those added to it, too
             self.config = config
             self.console.history.limit = config.console.history
+            self._backoff.forget()
             self.progress.begin_life()
             self.progress.switch(Runstate.STARTING)
             try:
-                await self.drives.open_all(config.disk)
-                await self._boot(config)
+                if not begun:
+                    self.requests.forget()
+                    self.balloon.forget()
+                    self.drives.close_all()
+                    await self.drives.open_all(config.disk)
+                await self._boot(config, paused)
             except BaseException:
                 self.drives.close_all()
                 self.progress.switch(before, "start failed")
                 raise
 
-    async def _boot(self, config: GuestConfig) -> None:
-        """One life begins; the images are open."""
-        host_memory(config)
-        image = await in_thread(partial(load_image, config))
-        self._shim = find_shim(config.shim.path)
-        surroundings = Surroundings(self._uuid, self.xenstore, self.console, self._publish, self.fault)
-        self.domain = domain = await Domain.create(
-            config,
-            image,
-            self.drives.images,
-            surroundings,
-            self,
-            lambda: self.progress.reached(Phase.XENBUS),
-        )
-        self._machine = domain.machine
-        caps = domain.machine.xen_caps
-        why = f"KVM_CAP_XEN_HVM {caps:#x}: events stay in the kernel"
-        self._host = HostInfo("kvm-xen", why, caps, *page_kind())
-        self._tasks.spawn(self._watch_console(domain), "console phase")
-        self._tasks.spawn(self._watch_devices(domain), "devices phase")
-        self.progress.reached(Phase.CREATED)
-        try:
-            domain.start()
-        except BaseException:
-            self.domain = None
-            await domain.end()
-            raise
-        self.progress.switch(Runstate.RUNNING)
+    async def pause(self) -> None:
+        """No vCPU runs when it returns; the disks finish what was asked of them. No error if it is paused."""
+        async with self._lives:
+            if self.state is Runstate.PAUSED:
+                return
+            domain = self.running("pause")
+            await in_thread(domain.machine.pause)
+            self.progress.switch(Runstate.PAUSED)
+
+    async def resume(self) -> None:
+        """Xen's time has gone on meanwhile, as with xl, and so has the guest's clock. No error if it runs."""
+        async with self._lives:
+            domain = self.there("resume")
+            if self.state is Runstate.PAUSED:
+                domain.machine.resume()
+                self.progress.switch(Runstate.RUNNING)
+
+    async def reset(self) -> None:
+        """End this life as by a button, and begin another one, which runs even if this one was paused.
+
+        What the guest has not flushed is lost to it. Raises what keeps the next life from beginning.
+        """
+        async with self._lives:
+            domain = self.there("reset")
+            self._backoff.forget()
+            await self._end_life("reset")
+            self._next_life("reset")
+            await self._reboot(domain)
 
     async def shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
-        """Ask the guest by control/shutdown and wait for its end, at most ``timeout`` seconds.
-
-        Raises :class:`TimedOut` if it has not ended by then; with ``then`` "destroy" it is destroyed instead.
-        """
-        if mode not in ("poweroff", "reboot", "halt") or then not in ("fail", "destroy"):
-            raise BadConfig("cannot shut down: mode is poweroff, reboot or halt; then is fail or destroy.")
-        domain = self.running("shut down")
-        begin = time.monotonic()
-        acknowledged: float | None = None
-        try:
-            async with asyncio.timeout(timeout):
-                if await self._ask(domain, mode):
-                    acknowledged = round(time.monotonic() - begin, 3)
-                    self._publish("guest.shutdown", mode=mode, acknowledged=acknowledged)
-                await self.progress.until(lambda: self.domain is not domain)
-        except TimeoutError:
-            if then == "fail":
-                said = "acknowledged but has not ended" if acknowledged is not None else "has not answered"
-                raise TimedOut(
-                    f"cannot shut down: the guest {said} after {timeout:g} s; it goes on. Try again with a "
-                    "longer timeout, or destroy it.",
-                    acknowledged=acknowledged,
-                ) from None
-            await self.destroy()
-        return ShutdownResult(mode, acknowledged, round(time.monotonic() - begin, 3), self.state)
-
-    async def _ask(self, domain: Domain, mode: str) -> bool:
-        """Write control/shutdown; True once the guest has cleared it, False if it was gone before."""
-        node = f"{HOME}/control/shutdown"
-        store = self.xenstore.client
-        watch = store.watch(node)
-        try:
-            store.write(node, mode)
-            async for _ in watch:
-                if self.domain is not domain or not self.xenstore.exists(node):
-                    return False
-                if not store.read(node):
-                    return True
-            return False
-        finally:
-            watch.close()
+        """See :meth:`Requests.shutdown`."""
+        return await self.requests.shutdown(mode, timeout, then)
 
     async def destroy(self) -> None:
         """End the VM now; what it has not flushed is lost to it. No error if there is none."""
         async with self._lives:
+            waited = self._stop_waiting()
             if self.domain is not None:
-                await self._end_life(Runstate.STOPPED, "destroyed")
-            elif self.state is Runstate.CRASHED:
+                await self._end_life("destroyed")
+                waited = True
+            if waited or self.state is Runstate.CRASHED:
                 self.progress.switch(Runstate.STOPPED, "destroyed")
             self.drives.close_all()
         self._on_end()
+
+    def no_more_lives(self) -> None:
+        """The daemon is about to end: this life, if there is one, is the last."""
+        self._last = True
+
+    async def close(self) -> None:
+        """The daemon ends, and the guest with it."""
+        self.no_more_lives()
+        async with self._lives:
+            waited = self._stop_waiting()
+            if self.domain is not None:
+                await self._end_life("daemon ends")
+                waited = True
+            if waited:
+                self.progress.switch(Runstate.STOPPED, "daemon ends")
+            self.drives.close_all()
+        await self._tasks.cancel()
+        self.console.close()
+        self.xen_log.close()
+
+    # -- one life
+
+    async def _boot(self, config: GuestConfig, paused: bool = False) -> None:
+        """One life begins; the images are open."""
+        host_memory(config)
+        image = await in_thread(partial(load_image, config))
+        self._shim = find_shim(config.shim.path) if config.type == "pv" else None
+        around = Surroundings(
+            self._uuid, self.xenstore, self.console, self.progress, self._publish, self.fault
+        )
+        self.domain = domain = await Domain.create(config, image, self.drives.images, around, self)
+        self.machine = domain.machine
+        try:
+            self.requests.begin_life(domain)
+            self.balloon.begin_life(domain)
+            self._backoff.life_begins()
+            self.progress.reached(Phase.CREATED)
+            domain.machine.start(paused=paused)
+        except BaseException:
+            await self._end_domain(domain)
+            raise
+        self.progress.switch(Runstate.PAUSED if paused else Runstate.RUNNING)
+
+    async def _end_life(self, reason: str) -> None:
+        """The guest is ``stopping`` then, without a domain; who calls says what it is next."""
+        assert self.domain is not None
+        self.progress.switch(Runstate.STOPPING, reason)
+        await self._end_domain(self.domain)
+
+    async def _end_domain(self, domain: Domain) -> None:
+        try:
+            await domain.end()
+        except Exception as fault:  # ours; what could be ended was
+            log.error("the end of a life failed", exc_info=fault)
+        self.domain = None
+
+    # -- lives that end by themselves
 
     def machine_log(self, data: bytes) -> None:
         """:class:`xenpvd.vmm.machine.Owner`: a piece of the shim's own log."""
         self.progress.reached(Phase.SHIM)
         self.xen_log.append(data)
+        self.balloon.take_log(data)
+
+    def machine_changed(self) -> None:
+        """:class:`xenpvd.vmm.machine.Owner`: its CPUs or its balloon may have changed."""
+        self.balloon.changed()
+        self.progress.wake()
 
     def machine_ended(self, reason: str, detail: str, regs: dict[str, int] | None) -> None:
         """:class:`xenpvd.vmm.machine.Owner`: the machine has ended by itself."""
@@ -196,54 +254,78 @@ class Guest:
                 return
             config = domain.config
             crashed = reason not in ("poweroff", "reboot")
-            policy = config.on_crash if crashed else getattr(config, f"on_{reason}")
-            over = Runstate.CRASHED if crashed else Runstate.STOPPED
-            await self._end_life(Runstate.STARTING if policy == "restart" else over, reason)
-            if policy == "restart" and domain.hung:  # its image may still be written with the old life's data
-                policy = "preserve"
-                self.progress.switch(Runstate.CRASHED, f"not restarted: disk {domain.hung[0]} hangs")
+            policy = getattr(config, f"on_{'crash' if reason == 'fault' else reason}")
+            await self._end_life(reason)
             if crashed:
                 self._publish("guest.crash", reason=reason, detail=detail, regs=regs, **self._tails())
-            if policy == "restart" and await self._restart(config):
+            if policy == "restart" and not self._last:
+                await self._restart(domain, reason)
                 return
+            self.progress.switch(Runstate.CRASHED if crashed else Runstate.STOPPED, reason)
             self.drives.close_all()
         if policy == "destroy":
             self._on_end()
 
-    async def _restart(self, config: GuestConfig) -> bool:
+    async def _restart(self, domain: Domain, reason: str) -> None:
+        """The next life, at once or in a while. A reboot that the guest wants is never late."""
+        delay = 0.0 if reason == "reboot" or domain.hung else self._backoff.life_ended()
+        self._next_life(f"restart in {delay:g} s after {reason}" if delay else reason)
+        if delay:
+            self._waiting = self._tasks.spawn(self._restart_later(domain, delay), "restart")
+        else:
+            await self._restart_now(domain)
+
+    async def _restart_later(self, domain: Domain, delay: float) -> None:
+        await self._backoff.sleep(delay)
+        async with self._lives:
+            self._waiting = None
+            self.progress.begin_life()
+            await self._restart_now(domain)
+
+    async def _restart_now(self, domain: Domain) -> None:
         try:
-            await self._boot(config)
+            await self._reboot(domain)
         except Exception as fault:
             log.error("cannot restart the guest", exc_info=fault)
-            self.progress.switch(Runstate.CRASHED, f"restart failed: {fault}")
-            return False
-        return True
 
-    async def _end_life(self, state: Runstate, reason: str) -> None:
-        domain = self.domain
-        assert domain is not None
-        self.progress.switch(Runstate.STOPPING, reason)
+    def _stop_waiting(self) -> bool:
+        """Nobody restarts the guest but who calls, holding ``_lives``; whether somebody would have."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+        return waiting is not None
+
+    def _next_life(self, reason: str) -> None:
+        self.progress.begin_life()
+        self.progress.switch(Runstate.STARTING, reason)
+
+    async def _reboot(self, before: Domain) -> None:
+        """The life after ``before``, with the same images. If it cannot begin the guest is ``crashed``, and
+        stays so: what is missing does not come back by itself, and somebody should see it. Raises why."""
         try:
-            await domain.end()
-        except Exception as fault:  # ours; what could be ended was
-            log.error("the end of a life failed", exc_info=fault)
-        self.domain = None
-        if state is Runstate.STARTING:
-            self.progress.begin_life()
-        self.progress.switch(state, reason)
-
-    async def close(self) -> None:
-        """The daemon ends: no life after this."""
-        async with self._lives:
-            if self.domain is not None:
-                await self._end_life(Runstate.STOPPED, "daemon ends")
+            if before.hung:
+                raise Busy(
+                    f"cannot restart: disk {before.hung[0]} hangs, and its image may still be written with "
+                    "the last life's data. Start the guest when its storage answers.",
+                    by=before.hung[0],
+                )
+            await self._boot(before.config)
+        except Exception as fault:
+            why = f"not restarted: disk {before.hung[0]} hangs" if before.hung else f"restart failed: {fault}"
             self.drives.close_all()
-        await self._tasks.cancel()
-        self.console.close()
-        self.xen_log.close()
+            self.progress.switch(Runstate.CRASHED, why)
+            raise
+
+    def fault(self, name: str, fault: BaseException) -> None:
+        """Something of ours has failed: that is the guest's end, not the daemon's."""
+        log.error("%s failed", name, exc_info=fault)
+        if self.domain is not None:
+            self.domain.machine.end("fault", f"{name}: {type(fault).__name__}: {fault}", None)
+
+    # -- looking at it
 
     def status(self, name: str) -> GuestStatus:
-        config, progress, machine = self.config, self.progress, self._machine
+        config, progress, machine = self.config, self.progress, self.machine
         return GuestStatus(
             name=name,
             state=progress.state,
@@ -257,7 +339,7 @@ class Guest:
             hypercalls=machine.hypercall_count if machine else 0,
             log_writes=machine.log_writes if machine else 0,
             viewers=self.console.viewers,
-            host=self._host,
+            host=machine.host if machine else None,
             shim=self._shim,
         )
 
@@ -276,25 +358,3 @@ class Guest:
         """What the guest and the shim printed last."""
         histories = {"console_tail": self.console.history, "xen_tail": self.xen_log}
         return {key: history.tail(TAIL).decode("utf-8", "replace") for key, history in histories.items()}
-
-    def fault(self, name: str, fault: BaseException) -> None:
-        """Something of ours has failed: that is the guest's end, not the daemon's."""
-        log.error("%s failed", name, exc_info=fault)
-        if self.domain is not None:
-            self.domain.machine.end("fault", f"{name}: {type(fault).__name__}: {fault}", None)
-
-    async def _watch_console(self, domain: Domain) -> None:
-        history = self.console.history
-        if await history.wait(history.end) and domain is self.domain:
-            self.progress.reached(Phase.KERNEL)
-
-    async def _watch_devices(self, domain: Domain) -> None:
-        progress = self.progress
-        await progress.until(lambda: domain is not self.domain or progress.has_reached(Phase.XENBUS))
-        for drive in list(domain.drives.values()):
-            try:
-                await drive.wait_connected(_FOREVER)
-            except XenpvdError:  # drive.error has told why; the phase does not come
-                return
-        if domain is self.domain:
-            progress.reached(Phase.DEVICES)

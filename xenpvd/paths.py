@@ -21,6 +21,10 @@ def run_dir() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
 
 
+#: Values of a definition that name no file; a file that is called so is ./auto
+WORDS = ("", "auto", "pvgrub")
+
+
 def anchor(definition: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of a guest definition absolute: they are meant from its file's ``folder``.
 
@@ -30,5 +34,5 @@ def anchor(definition: dict[str, Any], folder: Path) -> None:
     places = [(definition, "kernel"), (definition, "ramdisk"), (definition.get("shim"), "path")]
     places += [(disk, "target") for disk in (disks if isinstance(disks, list) else ())]
     for table, key in places:
-        if isinstance(table, dict) and isinstance(path := table.get(key), str) and path not in ("", "auto"):
+        if isinstance(table, dict) and isinstance(path := table.get(key), str) and path not in WORDS:
             table[key] = str(folder / path)

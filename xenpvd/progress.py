@@ -12,7 +12,7 @@ from xenpvd.events import Publish
 from xenpvd.tasks import Tasks
 from xenpvd.views import Phase, Runstate
 
-ALIVE = (Runstate.STARTING, Runstate.RUNNING, Runstate.STOPPING)
+ALIVE = (Runstate.STARTING, Runstate.RUNNING, Runstate.PAUSED, Runstate.STOPPING)
 STARTABLE = (Runstate.DEFINED, Runstate.STOPPED, Runstate.CRASHED)
 
 _CONSOLE = "console:"

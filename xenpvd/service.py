@@ -18,9 +18,16 @@ from xenpvd.views import (
     DaemonInfo,
     DriveAdded,
     DriveInfo,
+    GrantInfo,
     GuestStatus,
+    HypercallStats,
+    MemoryInfo,
+    MemoryTarget,
+    PortInfo,
     Runstate,
     ShutdownResult,
+    VcpuInfo,
+    VcpusSet,
     XenstoreNode,
 )
 
@@ -31,6 +38,9 @@ class DaemonVerbs(Protocol):
     name: str
     events: EventLog
     config: GuestConfig | None
+
+    def as_run(self, config: GuestConfig) -> GuestConfig:
+        """``config`` as this daemon runs it: its own options come first."""
 
     def info(self) -> DaemonInfo: ...
 
@@ -57,14 +67,29 @@ class Service:
         return config
 
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
-        return await in_thread(partial(check.problems, config))
+        return await in_thread(partial(check.problems, self._daemon.as_run(config)))
 
-    async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
+    async def guest_start(self, config: GuestConfig | None, paused: bool) -> GuestStatus:
         config = config or self._guest.config or self._daemon.config
         if config is None:
             raise BadConfig("cannot start: this daemon has no guest definition. Pass one as config.")
-        await self._guest.start(config)
+        await self._guest.start(self._daemon.as_run(config), paused)
         return self.guest_status()
+
+    async def guest_pause(self) -> GuestStatus:
+        await self._guest.pause()
+        return self.guest_status()
+
+    async def guest_resume(self) -> GuestStatus:
+        await self._guest.resume()
+        return self.guest_status()
+
+    async def guest_reset(self) -> GuestStatus:
+        await self._guest.reset()
+        return self.guest_status()
+
+    async def guest_sysrq(self, key: str, timeout: float) -> None:
+        await self._guest.requests.sysrq(key, timeout)
 
     async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         return await self._guest.shutdown(mode, timeout, then)
@@ -77,6 +102,35 @@ class Service:
         await self._guest.wait(for_, timeout, since)
         return self.guest_status()
 
+    async def vcpu_list(self, regs: bool) -> list[VcpuInfo]:
+        machine = self._guest.there("list the CPUs").machine
+        return await in_thread(partial(machine.vcpus, regs))
+
+    async def vcpu_set_online(self, count: int, wait: bool, timeout: float) -> VcpusSet:
+        return await self._guest.requests.set_online(count, wait, timeout)
+
+    async def memory_info(self) -> MemoryInfo:
+        return await self._guest.balloon.info(self._guest.there("look at the memory"))
+
+    async def memory_set_target(self, mib: int, wait: bool, timeout: float) -> MemoryTarget:
+        return await self._guest.balloon.set_target(mib, wait, timeout)
+
+    def evtchn_list(self) -> list[PortInfo]:
+        return self._guest.there("list the event channels").machine.ports()
+
+    def evtchn_inject(self, port: int) -> PortInfo:
+        return self._guest.there("raise an event").machine.inject(port)
+
+    def grant_list(self) -> list[GrantInfo]:
+        return self._guest.there("list the grants").machine.grants.listing()
+
+    def hypercall_stats(self, recent: int) -> HypercallStats:
+        """Of this life, or of the last one."""
+        machine = self._guest.machine
+        if machine is None:
+            raise StateError("there are no hypercalls yet. Start the guest.", self._guest.state, [])
+        return machine.hypercall_stats(recent)
+
     def drive_list(self) -> list[DriveInfo]:
         domain = self._guest.domain
         return [drive.info() for drive in domain.drives.values()] if domain else []
@@ -86,6 +140,8 @@ class Service:
         return await self._guest.drives.add(domain, disk, wait, timeout)
 
     async def drive_remove(self, vdev: str, force: bool, missing_ok: bool, timeout: float) -> bool:
+        if self._guest.state is Runstate.PAUSED and not force:
+            self._guest.running(f"remove {vdev}")  # it could not let go
         return await self._guest.drives.remove(
             self._guest.domain, vdev, force=force, missing_ok=missing_ok, timeout=timeout
         )

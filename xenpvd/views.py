@@ -16,6 +16,7 @@ class Runstate(StrEnum):
     DEFINED = "defined"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     STOPPED = "stopped"
     CRASHED = "crashed"
@@ -70,6 +71,119 @@ class GuestStatus:
     viewers: int = 0
     host: HostInfo | None = None
     shim: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuInfo:
+    """A virtual CPU. ``online`` is what the guest makes of it: a PV guest keeps IPI ports on each CPU that it
+    uses. ``regs`` only if asked for: general registers, and cr0, cr2, cr3, cr4 and efer."""
+
+    id: int
+    online: bool
+    state: str  # "running" | "paused" | "stopped"
+    exits: int
+    regs: dict[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VcpusSet:
+    """What became of a wish for ``asked`` CPUs: those now ``online``, and how long the guest took (seconds,
+    None if it has not done it)."""
+
+    asked: int
+    online: tuple[int, ...]
+    confirmed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """A slot of guest memory; ``resident`` is what the host holds for it, ``huge`` of it in huge pages."""
+
+    name: str
+    gpa: int
+    size: int
+    resident: int
+    huge: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """The guest's memory. ``ram`` is the VM's; ``guest`` what its kernel was given at boot (None until known:
+    the shim keeps some); ``ballooned`` what it has given back; ``target`` what was last asked for, as a size
+    of the VM."""
+
+    ram: int
+    guest: int | None
+    ballooned: int
+    target: int | None
+    resident: int
+    pages: str
+    regions: tuple[MemoryRegion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTarget:
+    """What became of a wish: the guest's VM now holds ``reached_mib``; ``confirmed`` as in VcpusSet."""
+
+    asked_mib: int
+    reached_mib: int
+    confirmed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """An event-channel port of the guest, with QEMU's names (EvtchnInfo of its qapi)."""
+
+    port: int
+    vcpu: int
+    type: str  # "closed" | "unbound" | "interdomain" | "pirq" | "virq" | "ipi"
+    remote_domain: str  # a domid in decimal, "" where there is none
+    target: int  # the remote port, the virq, 0 else
+    pending: bool
+    masked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GrantInfo:
+    """An entry of the guest's grant table that grants something; ``maps`` are ours."""
+
+    gref: int
+    frame: int
+    domid: int
+    readonly: bool
+    reading: bool
+    writing: bool
+    maps: int
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallCount:
+    """How often an operation was called and how it ended: ``results`` has "ok" and errno names."""
+
+    name: str
+    count: int
+    results: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallCall:
+    """One call, decoded: ``args`` are the registers that the operation reads, ``result`` is RAX (signed)."""
+
+    seq: int
+    vcpu: int
+    name: str
+    args: tuple[int, ...]
+    result: int
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallStats:
+    """Operations that reached us, most frequent first; the newest calls, oldest first; exits by kind."""
+
+    total: int
+    counts: tuple[HypercallCount, ...]
+    recent: tuple[HypercallCall, ...]
+    exits: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,16 @@ PASSED = {
     "KVM_IRQFD": k.kvm_irqfd.size,
     "KVM_ENABLE_CAP": k.kvm_enable_cap.size,
     "KVM_XEN_HVM_CONFIG": k.kvm_xen_hvm_config.size,
+    "KVM_XEN_HVM_GET_ATTR": k.KVM_XEN_ATTR_SIZE,
     "KVM_XEN_HVM_SET_ATTR": k.KVM_XEN_ATTR_SIZE,
+    "KVM_GET_CLOCK": k.kvm_clock_data.size,
+    "KVM_SIGNAL_MSI": k.kvm_msi.size,
+    "KVM_X86_SET_MSR_FILTER": k.kvm_msr_filter.size
+    + k.KVM_MSR_FILTER_MAX_RANGES * k.kvm_msr_filter_range.size,
+    "KVM_INTERRUPT": 4,
+    "KVM_SET_MSRS": k.kvm_msrs.size,
+    "KVM_GET_LAPIC": k.KVM_LAPIC_STATE_SIZE,
+    "KVM_SET_LAPIC": k.KVM_LAPIC_STATE_SIZE,
     "KVM_XEN_HVM_EVTCHN_SEND": 12,
     "KVM_GET_REGS": k.kvm_regs.size,
     "KVM_SET_REGS": k.kvm_regs.size,
@@ -51,7 +60,7 @@ def test_the_size_is_that_of_the_number(name: str) -> None:
 @pytest.mark.parametrize("name", PASSED)
 def test_the_direction_is_that_of_the_verb(name: str) -> None:
     direction = ioctls()[name] >> 30
-    if name == "KVM_GET_SUPPORTED_CPUID":
+    if name in ("KVM_GET_SUPPORTED_CPUID", "KVM_XEN_HVM_GET_ATTR"):
         assert direction == READS | WRITES
     else:
         assert direction == (READS if "_GET_" in name else WRITES)
@@ -67,6 +76,10 @@ def test_the_direction_is_that_of_the_verb(name: str) -> None:
         (k.KVM_RUN_io, 16),
         (k.KVM_RUN_mmio, 21),
         (k.kvm_xen_evtchn_attr, 24),
+        (k.kvm_xen_timer_attr, 16),
+        (k.kvm_msr_entry, 16),
+        (k.kvm_msr_filter_range, 24),
+        (k.KVM_RUN_msr, 24),
     ],
 )
 def test_parts_have_the_kernels_size(layout: Struct, size: int) -> None:
@@ -81,5 +94,10 @@ def test_offsets_in_kvm_run_and_sregs() -> None:
     raw = bytearray(at + k.KVM_RUN_mmio.size)
     k.KVM_RUN_mmio.pack_into(raw, at, 1, b"\2", 3, 4)
     assert [raw[n] for n in (32, k.KVM_RUN_mmio_data, 48, 52)] == [1, 2, 3, 4]
+    raw = bytearray(at + k.KVM_RUN_msr.size)
+    k.KVM_RUN_msr.pack_into(raw, at, 1, 2, 3, 4)
+    assert [raw[n] for n in (k.KVM_RUN_msr_error, 40, 44, k.KVM_RUN_msr_data)] == [1, 2, 3, 4]
+    assert k.KVM_RUN_union + 256 == k.KVM_RUN_valid_regs == k.KVM_RUN_dirty_regs - 8
+    assert k.KVM_RUN_dirty_regs + 8 == k.KVM_RUN_regs == k.KVM_RUN_sregs - k.kvm_regs.size
     assert k.KVM_SREGS_SEGMENTS["ldt"] + k.kvm_segment.size + 2 * 16 == k.KVM_SREGS_cr0
     assert len(k.KVM_REGS_NAMES) * 8 == k.kvm_regs.size

@@ -1,6 +1,7 @@
-"""Stands in for ``python -P -m xenpvd --config FILE --name NAME --run-dir DIR``, over the fake service.
+"""Stands in for ``python -P -m xenpvd --config FILE --name NAME --run-dir DIR …``, over the fake service.
 
-FAKE_DAEMON in the environment says what it does: refuse, busy, silent, die, crash, stubborn, else serve.
+FAKE_DAEMON in the environment says what it does: refuse, refuse-start, busy, silent, die, crash,
+stubborn, else serve.
 Typing "poweroff" on its console ends it, as a guest's end does.
 """
 
@@ -20,8 +21,9 @@ def notify(state: str) -> None:
         sock.sendto(state.encode(), "\0" + os.environ["NOTIFY_SOCKET"][1:])
 
 
-async def serve(how: str, name: str, path: Path) -> int:
+async def serve(how: str, name: str, path: Path, *, start: bool) -> int:
     from tests.fakes.service import FakeService
+    from xenpvd.errors import HostError
     from xenpvd.rpc.server import RpcServer
     from xenpvd.views import Runstate
 
@@ -32,6 +34,10 @@ async def serve(how: str, name: str, path: Path) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, over.set)
     service.console.print(b"Linux version 6.1\r\nlogin: ")
+    if not start:
+        service.state = Runstate.DEFINED
+    if how == "refuse-start":
+        service.faults["guest_start"] = HostError("out of memory", 12, "")
     if how == "die":
         service.guest_wait = lambda *_: (print("out of luck"), os._exit(1))  # type: ignore[method-assign,assignment]
     if how == "crash":
@@ -61,7 +67,8 @@ async def serve(how: str, name: str, path: Path) -> int:
 
 
 def main() -> int:
-    options = dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True))
+    options = dict(zip(sys.argv[4:10:2], sys.argv[5:10:2], strict=True))
+    print("options:", *sys.argv[10:], flush=True)
     how = os.environ.get("FAKE_DAEMON", "")
     path = Path(options["--run-dir"]) / options["--name"] / "rpc.sock"
     print("config:", Path(options["--config"]).read_text(), flush=True)
@@ -79,7 +86,7 @@ def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 signal.pause()
-    return asyncio.run(serve(how, options["--name"], path))
+    return asyncio.run(serve(how, options["--name"], path, start="--no-start" not in sys.argv))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,28 @@ def test_start(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake_daemon")
+def test_start_paused_on_an_accelerator(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
+    assert xenpvctl("start", "web1", "--paused", "--accel", "kvm").stdout == "web1 is paused\n"
+    assert "options: --accel kvm --no-start\n" in RunDir(run_dir).log("web1").read_text()
+    config = xenpvctl.json("call", "web1", "guest.config")
+    assert (config["accel"], config["memory"]) == ("kvm", 768)
+    assert "web1 is paused already." in xenpvctl("start", str(file), status=1).stderr
+    assert xenpvctl("resume", "web1").stdout == "web1 is running\n"
+    quit_(run_dir)
+
+
+@pytest.mark.usefixtures("fake_daemon")
+def test_start_paused_fails(
+    xenpvctl: Xenpvctl, run_dir: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon that was started for it does not stay."""
+    monkeypatch.setenv("FAKE_DAEMON", "refuse-start")
+    assert "out of memory" in xenpvctl("start", "web1", "--paused", status=1).stderr
+    xenpvctl("status", "web1", status=3)
+    xenpvctl("start", "web1", "--accel", "tcg", status=2)
+
+
+@pytest.mark.usefixtures("fake_daemon")
 @pytest.mark.parametrize(
     ("how", "status", "words"),
     [("refuse", 2, "memory: too small"), ("die", 1, "out of luck"), ("silent", 4, "not ready")],
@@ -53,6 +75,9 @@ def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, f
     service.state = Runstate.DEFINED
     assert xenpvctl.json("start", "web1", "--wait", "devices")["memory_mib"] == 768
     assert service.done == ["guest_start", "guest_wait"]
+    service.state = Runstate.STOPPED
+    assert xenpvctl("start", "web1", "--paused", "--accel", "kvm-xen").stdout == "web1 is paused\n"
+    assert service.config.accel == "kvm-xen"
 
 
 def test_start_tells_what_a_crash_left(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from tests.ctl.conftest import Daemon
 from xenpvd.ctl.cli import cli
 
-VERBS = "run start list status console drive xenstore-ls shutdown destroy events call check doctor log"
+VERBS = """run start list status console drive vcpu memory pause resume shutdown reboot reset destroy sysrq
+           xenstore-ls evtchn grant hypercalls events call check doctor log"""
 
 #: What a verb over the socket must not load: it costs more than all the rest.
 HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio subprocess ctypes importlib.metadata tempfile xenpvd.rpc xenpvd.config xenpvd.vmm"  # noqa: E501
@@ -22,13 +23,16 @@ HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio 
 def test_verbs_have_help_and_json() -> None:
     assert set(cli.commands) == set(VERBS.split())
     verbs = [verb for verb in cli.commands.values() if not isinstance(verb, click.Group)]
-    for verb in [*verbs, *cli.commands["drive"].commands.values()]:  # type: ignore[attr-defined]
+    groups = [verb for verb in cli.commands.values() if isinstance(verb, click.Group)]
+    for verb in [*verbs, *(verb for group in groups for verb in group.commands.values())]:
         assert verb.help, verb.name
         assert any("--json" in option.opts for option in verb.params), verb.name
     assert "3 no such guest" in CliRunner().invoke(cli, ["--help"]).stdout
 
 
-@pytest.mark.parametrize("verb", ["list", "status web1", "drive list web1", "events web1"])
+@pytest.mark.parametrize(
+    "verb", ["list", "status web1", "drive list web1", "events web1", "vcpu list web1", "hypercalls web1"]
+)
 def test_import_budget(run_dir: Path, daemon: Daemon, verb: str) -> None:
     code = (
         "import sys; from xenpvd.ctl.cli import cli; "

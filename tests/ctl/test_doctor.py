@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,21 @@ import pytest
 from xenpvd.abi import linux_kvm as k
 from xenpvd.ctl import doctor
 from xenpvd.ctl.doctor import Finding
-from xenpvd.errors import ImageError
-from xenpvd.vmm.machine import XEN_CAPS_NEEDED
+from xenpvd.errors import ImageError, Unsupported
+from xenpvd.vmm.accel import XEN_CAPS_NEEDED
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An AMD host, whatever the tests run on: its /proc/cpuinfo."""
+    (tmp_path / "module" / "kvm_amd").mkdir(parents=True)
+    monkeypatch.setattr(doctor, "MODULES", tmp_path / "module")
+    path = tmp_path / "cpuinfo"
+    path.write_text(
+        "processor\t: 0\nflags\t\t: fpu svm sse\nvmx flags\t: none\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+    )
+    monkeypatch.setattr(doctor, "CPUINFO", path)
+    return path
 
 
 def kvm(monkeypatch: pytest.MonkeyPatch, version: int = 12, xen: int = 0x1FF) -> list[Finding]:
@@ -25,25 +39,45 @@ def kvm(monkeypatch: pytest.MonkeyPatch, version: int = 12, xen: int = 0x1FF) ->
 
 def test_kvm_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = kvm(monkeypatch)
-    assert [finding.verdict for finding in found] == ["ok", "ok"]
-    assert found[1].text.startswith("KVM_CAP_XEN_HVM 0x1ff (hypercall exits, ")
+    assert [finding.verdict for finding in found] == ["ok", "ok", "ok", "ok"]
+    assert found[1].text == "hardware virtualization: svm, kvm_amd"
+    assert found[2].text.startswith("KVM_CAP_XEN_HVM 0x1ff (hypercall exits, ")
+    assert found[3].text.startswith("accelerator: kvm-xen (")
     assert sum(doctor.XEN_BITS) == XEN_CAPS_NEEDED
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict", "words"),
+    ("xen", "words"), [(0, "lacks hypercall exits, shared info, 2-level"), (0x1F, "lacks event send")]
+)
+def test_kvm_without_its_xen_support(monkeypatch: pytest.MonkeyPatch, xen: int, words: str) -> None:
+    *_, bits, accel = kvm(monkeypatch, xen=xen)
+    assert bits.verdict == "warn"
+    assert words in bits.text
+    assert "CONFIG_KVM_XEN" in bits.text
+    assert str(accel).startswith("ok    accelerator: kvm (")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
     [
-        ({"version": 11}, "FAIL", "API version 11"),
-        ({"xen": 0}, "FAIL", "CONFIG_KVM_XEN"),
-        ({"xen": 0x1F}, "FAIL", "lacks event send"),
+        ("fpu", "neither vmx nor svm"),
+        ("fpu vmx", "sudo modprobe kvm_intel"),
     ],
 )
-def test_kvm_lacks_something(
-    monkeypatch: pytest.MonkeyPatch, change: dict[str, int], verdict: str, words: str
+def test_no_hardware_virtualization(
+    monkeypatch: pytest.MonkeyPatch, cpu: Path, flags: str, words: str
 ) -> None:
-    last = kvm(monkeypatch, **change)[-1]
-    assert last.verdict == verdict
-    assert words in last.text
+    cpu.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    _, hardware, _, accel = kvm(monkeypatch, xen=0)
+    assert hardware.verdict == "FAIL"
+    assert words in hardware.text
+    assert str(accel).startswith("FAIL  accelerator: none (")
+
+
+def test_another_kvm_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = kvm(monkeypatch, version=11)
+    assert found.verdict == "FAIL"
+    assert "API version 11" in found.text
 
 
 def test_no_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,6 +105,31 @@ def test_shim(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("xenpvd.vmm.boot.find_shim", none)
     assert doctor._shim() == Finding("FAIL", "cannot find a xen-shim. Install it.")
+
+
+def test_without_libatomic_it_can_still_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise Unsupported("cannot load libatomic.so.1: it is not installed.", feature="libatomic")
+
+    monkeypatch.setitem(sys.modules, "xenpvd.vmm.boot", Broken())
+    assert str(doctor._shim()) == "FAIL  cannot load libatomic.so.1: it is not installed."
+    assert doctor._grub().verdict == "note"
+
+
+def test_grub(monkeypatch: pytest.MonkeyPatch) -> None:
+    images: dict[str, str] = {}
+
+    def find_grub(kind: str) -> str:
+        if kind not in images:
+            raise ImageError("cannot find GRUB", "pvgrub")
+        return images[kind]
+
+    monkeypatch.setattr("xenpvd.vmm.boot.find_grub", find_grub)
+    assert doctor._grub().verdict == "note"
+    assert "sudo apt install grub-xen-host" in doctor._grub().text
+    images["pvh"] = "/grub.bin"
+    assert str(doctor._grub()) == 'ok    GRUB for kernel = "pvgrub": /grub.bin (pvh)'
 
 
 @pytest.mark.parametrize(
@@ -110,4 +169,4 @@ def test_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_is_said_once(tmp_path: Path) -> None:
     found = doctor.examine(tmp_path)
     assert len(found) >= 7
-    assert all(finding.verdict in ("ok", "warn", "FAIL") for finding in found)
+    assert all(finding.verdict in ("ok", "note", "warn", "FAIL") for finding in found)

@@ -1,4 +1,4 @@
-"""list, status, shutdown, destroy."""
+"""list, status, and the verbs of a guest's life."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
 from xenpvd.errors import StateError, TimedOut
+from xenpvd.views import Runstate
 
 
 def test_list(xenpvctl: Xenpvctl, daemon: Daemon, dead: str) -> None:
@@ -50,13 +51,43 @@ def test_shutdown(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert xenpvctl.json("shutdown", "web1", status=1)["error"]["data"]["state"] == "stopped"
 
 
+def test_reboot(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    assert xenpvctl.json("reboot", "web1")["mode"] == "reboot"
+    assert xenpvctl("reboot", "web1").stdout == "web1 is stopped after 1.5 s\n"
+    service.faults["guest_shutdown"] = TimedOut("the guest has not answered")
+    xenpvctl("reboot", "web1", "--timeout", "1", status=4)
+
+
+def test_pause_resume_reset(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    assert xenpvctl("pause", "web1").stdout == "web1 is paused\n"
+    assert "web1  paused  1      512  3m12s" in xenpvctl("list").stdout
+    assert "state:      paused" in xenpvctl("status", "web1").stdout
+    assert xenpvctl("resume", "web1").stdout == "web1 is running\n"
+    assert xenpvctl.json("unpause", "web1")["state"] == "running"
+    assert xenpvctl("reset", "web1").stdout == "web1 is running\n"
+    assert service.done == ["guest_pause", "guest_resume", "guest_resume", "guest_reset"]
+    service.state = Runstate.STOPPED
+    for verb in ("pause", "resume", "reset"):
+        assert "web1 is stopped" in xenpvctl(verb, "web1", status=1).stderr
+
+
+def test_sysrq(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    assert xenpvctl("sysrq", "web1", "h").stdout == "web1 took sysrq h\n"
+    assert xenpvctl.json("sysrq", "web1", "8") == {"key": "8"}
+    failed = xenpvctl("sysrq", "web1", "help", status=2)
+    assert failed.stderr == "xenpvctl: cannot call guest.sysrq: key: it must be one letter or digit, as s.\n"
+    service.faults["guest_sysrq"] = TimedOut("the guest has not taken it")
+    xenpvctl("sysrq", "web1", "h", "--timeout", "0", status=4)
+
+
 def test_destroy(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert xenpvctl("destroy", "web1").stdout == "web1 is stopped\n"
     assert service.done == ["guest_destroy"]
 
 
 def test_no_such_guest(xenpvctl: Xenpvctl, run_dir: Path, dead: str) -> None:
-    for verb in ("status", "shutdown", "destroy", "console", "log", "events", "xenstore-ls"):
+    life = ["pause", "resume", "reset", "reboot", "shutdown", "destroy"]
+    for verb in ("status", *life, "console", "log", "events", "xenstore-ls", "hypercalls"):
         missing = xenpvctl(verb, "web2", status=3)
         assert missing.stderr == (
             f"xenpvctl: no guest called web2: {run_dir}/web2/rpc.sock is missing. "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
+from xenpvd.ctl import look
+from xenpvd.ctl.output import Failure
+from xenpvd.ctl.rundir import RunDir
 from xenpvd.errors import StateError
-from xenpvd.views import ConsoleChunk
+from xenpvd.views import ConsoleChunk, Runstate
 
 
 def test_log(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
@@ -46,6 +50,24 @@ def test_log_of_a_guest_that_never_stops_printing(xenpvctl: Xenpvctl, daemon: Da
     found = xenpvctl("log", "web1", status=1)
     assert found.stdout_bytes == before[: len(found.stdout_bytes)] != b""
     assert "read too often" in found.stderr
+
+
+@pytest.mark.parametrize("state", [Runstate.RUNNING, Runstate.PAUSED])
+def test_a_console_that_ends_while_its_guest_lives(
+    run_dir: Path, service: FakeService, state: Runstate
+) -> None:
+    service.state = state
+    with pytest.raises(Failure, match="this viewer was too slow"):
+        look._explain_end(RunDir(run_dir), "web1")
+
+
+def test_a_console_that_ends_with_its_guest(
+    run_dir: Path, service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.state = Runstate.STOPPED
+    look._explain_end(RunDir(run_dir), "web1")
+    look._explain_end(RunDir(run_dir), "web2")
+    assert capsys.readouterr().err == "web1 is stopped\nweb2 is gone\n"
 
 
 def test_events(xenpvctl: Xenpvctl, daemon: Daemon) -> None:

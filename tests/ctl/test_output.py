@@ -9,7 +9,18 @@ import pytest
 from click.testing import CliRunner
 
 from xenpvd.ctl.client import NoAnswer, RpcFault
-from xenpvd.ctl.output import Failure, Verbs, duration, emit, failure_of, json_option, moment, size, table
+from xenpvd.ctl.output import (
+    Failure,
+    Verbs,
+    duration,
+    emit,
+    failure_of,
+    json_option,
+    mib,
+    moment,
+    size,
+    table,
+)
 from xenpvd.ctl.rundir import NoGuest
 
 
@@ -28,6 +39,13 @@ def test_size(count: int, text: str) -> None:
     assert size(count) == text
 
 
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (4096, "<1"), (1 << 20, "1"), (3 << 19, "1.5"), (1 << 40, "1048576")]
+)
+def test_mib(count: int, text: str) -> None:
+    assert mib(count) == text
+
+
 def test_moment() -> None:
     assert moment(1700000000.0456).endswith(".045")
 
@@ -38,6 +56,8 @@ def test_a_guests_words_do_not_steer_the_terminal() -> None:
 
 def test_table() -> None:
     assert list(table(("A", "BB"), [("x", 1), ("yyy", None)])) == ["A    BB", "x    1", "yyy  None"]
+    assert list(table(("A", "BB"), [("x", 1), ("y", 100)], right=("BB",))) == ["A   BB", "x    1", "y  100"]
+    assert list(table(("A", "BB"), [])) == ["A  BB"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_default_command_line() -> None:
     assert tomllib.loads(definition(WANTED, "a", []))["cmdline"] == "console=hvc0"
     disks = [Disk("/a", "xvda")]
     assert tomllib.loads(definition(WANTED, "a", disks))["cmdline"] == "console=hvc0 root=/dev/xvda"
+
+
+def test_shapes() -> None:
+    pvh = config.parse(tomllib.loads(definition(replace(WANTED, kind="pvh"), "a", [])), "it")
+    assert pvh.type == "pvh"
+    disks = [Disk("/a", "xvda")]
+    grub = config.parse(tomllib.loads(definition(replace(WANTED, kernel="pvgrub"), "a", disks)), "it")
+    assert (grub.kernel, grub.cmdline) == ("pvgrub", "")
+    named = tomllib.loads(definition(replace(WANTED, kernel="pvgrub", cmdline="x"), "a", disks))
+    assert named["cmdline"] == "x"
 
 
 def test_copy(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 
 class FakeDelivery:
-    """``calls`` has every call as a tuple; ``connected`` the ports that reach domain 0 or an IPI's vCPU."""
+    """``calls`` has every call as a tuple; ``connected`` the ports that reach domain 0, an IPI's vCPU or a
+    timer."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
         self.connected: dict[int, int] = {}
         self.fault: Exception | None = None
+        self.pending: set[int] = set()
+        self.masked: set[int] = set()
 
     def _note(self, *call: object) -> None:
         self.calls.append(call)
@@ -26,6 +29,11 @@ class FakeDelivery:
         self._note("connect_ipi", port, vcpu)
         self.connected[port] = vcpu
 
+    def connect_timer(self, port: int, vcpu: int) -> None:
+        assert port not in self.connected
+        self._note("connect_timer", port, vcpu)
+        self.connected[port] = vcpu
+
     def retarget(self, port: int, vcpu: int) -> None:
         self._note("retarget", port, vcpu)
 
@@ -38,9 +46,18 @@ class FakeDelivery:
 
     def raise_port(self, port: int, vcpu: int) -> None:
         self._note("raise", port, vcpu)
+        self.pending.add(port)
 
     def unmask(self, port: int, vcpu: int) -> None:
         self._note("unmask", port, vcpu)
+        self.masked.discard(port)
 
     def clear_pending(self, port: int) -> None:
         self._note("clear", port)
+        self.pending.discard(port)
+
+    def is_pending(self, port: int) -> bool:
+        return port in self.pending
+
+    def is_masked(self, port: int) -> bool:
+        return port in self.masked

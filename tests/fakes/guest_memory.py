@@ -49,11 +49,18 @@ class FakeMemory:
 
 
 class PageTables:
-    """4-level page tables in ``memory``, built page by page from frame ``first`` on; ``cr3`` names them."""
+    """Page tables in ``memory``, built page by page from frame ``first`` on; ``cr3`` names them.
 
-    def __init__(self, memory: FakeMemory, first: int = 1) -> None:
+    ``levels``: the lowest bit of each table's index; 4-level ones if nothing else is said.
+    """
+
+    LONG, PAE, LEGACY32 = (39, 30, 21, 12), (30, 21, 12), (22, 12)
+
+    def __init__(self, memory: FakeMemory, first: int = 1, levels: tuple[int, ...] = LONG) -> None:
         self._memory = memory
         self._next = first
+        self._levels = levels
+        self._size = 4 if levels == self.LEGACY32 else 8
         self.cr3 = self._table()
 
     def _table(self) -> int:
@@ -63,15 +70,17 @@ class PageTables:
         return table
 
     def map(self, gva: int, gpa: int, *, shift: int = 12, flags: int = PRESENT | WRITE) -> None:
-        """Map the page (4 KiB; 2 MiB or 1 GiB by ``shift`` 21 or 30) at ``gva`` to ``gpa``."""
+        """Map the page (4 KiB; a huge one by ``shift`` 21, 22 or 30) at ``gva`` to ``gpa``."""
         table = self.cr3
-        for level in (39, 30, 21, 12):
-            slot = table + (gva >> level & 511) * 8
+        for level in self._levels:
+            slot = table + (gva >> level) % (PAGE_SIZE // self._size) * self._size
             if level == shift:
-                self._memory.write(slot, (gpa | flags | (HUGE if shift > 12 else 0)).to_bytes(8, "little"))
+                entry = gpa | flags | (HUGE if shift > 12 else 0)
+                self._memory.write(slot, entry.to_bytes(self._size, "little"))
                 return
-            entry = self._memory.word(slot, 8)
+            entry = self._memory.word(slot, self._size)
             if not entry & PRESENT:
-                entry = self._table() | PRESENT | WRITE
-                self._memory.write(slot, entry.to_bytes(8, "little"))
+                # the four top entries of PAE have no write bit
+                entry = self._table() | PRESENT | (0 if level == 30 == self._levels[0] else WRITE)
+                self._memory.write(slot, entry.to_bytes(self._size, "little"))
             table = entry & ~0xFFF

@@ -14,8 +14,18 @@ from collections.abc import Callable, Iterable
 
 from xenpvd.abi import linux_kvm as k
 from xenpvd.errors import KvmError
+from xenpvd.vmm import hypercall_insn
 
-CAPS = {k.KVM_CAP_XEN_HVM: 0x1FF, k.KVM_CAP_IMMEDIATE_EXIT: 1, k.KVM_CAP_TSC_DEADLINE_TIMER: 1}
+PLAIN_CAPS = {
+    k.KVM_CAP_IMMEDIATE_EXIT: 1,
+    k.KVM_CAP_TSC_DEADLINE_TIMER: 1,
+    k.KVM_CAP_SPLIT_IRQCHIP: 1,
+    k.KVM_CAP_SIGNAL_MSI: 1,
+    k.KVM_CAP_SYNC_REGS: 7,
+    k.KVM_CAP_X86_USER_SPACE_MSR: 1,
+    k.KVM_CAP_X86_MSR_FILTER: 1,
+}
+CAPS = {**PLAIN_CAPS, k.KVM_CAP_XEN_HVM: 0x1FF}
 #: where port I/O data lies in the fake kvm_run
 DATA = 4096
 
@@ -34,7 +44,9 @@ class FakeVcpu:
         self._exits: deque[Callable[[FakeVcpu], int]] = deque()
         self._wanted = False
         self.entered = threading.Event()
-        self.attrs: list[tuple[int, int]] = []
+        self.attrs: list[tuple[int, int | bytes]] = []
+        self.msrs: list[tuple[int, int]] = []
+        self.interrupts: list[int] = []
         self.attr_fault: KvmError | None = None
         self.threads: set[int] = set()
         self.regs: dict[str, int] = {"rip": 0x1234}
@@ -49,9 +61,21 @@ class FakeVcpu:
         with self._changed:
             self.entered.set()
             assert self._changed.wait_for(lambda: self._wanted or self._exits, 10), "nobody wants anything"
+            if self.run_page[k.KVM_RUN_dirty_regs]:
+                regs = k.kvm_regs.unpack_from(self.run_page, k.KVM_RUN_regs)
+                self.regs = dict(zip(k.KVM_REGS_NAMES, regs, strict=True))
+                self.run_page[k.KVM_RUN_dirty_regs] = 0
             if self._wanted:
                 return None
-            return self._exits.popleft()(self)
+            act = self._exits.popleft()
+            reason = act(self)
+            self._sync_regs()
+            return reason
+
+    def _sync_regs(self) -> None:
+        regs = k.kvm_regs.pack(*(self.regs.get(name, 0) for name in k.KVM_REGS_NAMES))
+        self.run_page[k.KVM_RUN_regs : k.KVM_RUN_regs + len(regs)] = regs
+        self.run_page[k.KVM_RUN_sregs : k.KVM_RUN_sregs + len(self.sregs)] = self.sregs
 
     def request_exit(self, wanted: bool) -> None:
         assert not self.closed
@@ -59,7 +83,16 @@ class FakeVcpu:
             self._wanted = wanted
             self._changed.notify_all()
 
-    def xen_set_attr(self, kind: int, value: int) -> None:
+    def set_msr(self, index: int, value: int) -> None:
+        self.threads.add(threading.get_ident())
+        if self.attr_fault is not None:
+            raise self.attr_fault
+        self.msrs.append((index, value))
+
+    def interrupt(self, vector: int) -> None:
+        self.interrupts.append(vector)
+
+    def xen_set_attr(self, kind: int, value: int | bytes) -> None:
         self.threads.add(threading.get_ident())
         if self.attr_fault is not None:
             raise self.attr_fault
@@ -104,6 +137,45 @@ class FakeVcpu:
             return k.KVM_EXIT_XEN
 
         self.guest_exits(act)
+
+    def guest_out(self, number: int, *args: int, longmode: bool = True, cpl: int = 0) -> None:
+        """A hypercall by OUT, with the registers as the kernel leaves them in the page."""
+        order = ("rdi", "rsi", "rdx", "r10", "r8", "r9") if longmode else (
+            "rbx", "rcx", "rdx", "rsi", "rdi", "rbp"
+        )  # fmt: skip
+
+        def act(vcpu: FakeVcpu) -> int:
+            vcpu.regs = {"rip": 0x1234, "rax": number, **dict(zip(order, args, strict=False))}
+            vcpu.guest_mode(longmode=longmode, cpl=cpl)
+            raw = k.KVM_RUN_io.pack(1, 1, hypercall_insn.PORT, 1, DATA)
+            vcpu.run_page[k.KVM_RUN_union : k.KVM_RUN_union + len(raw)] = raw
+            return k.KVM_EXIT_IO
+
+        self.guest_exits(act)
+
+    def guest_mode(self, *, longmode: bool = True, cpl: int = 0) -> None:
+        """Paging is on; 64-bit code runs, or 32-bit code of a PAE kernel."""
+        cr0, cr4, efer = k.X86_CR0_PG, k.X86_CR4_PAE, k.EFER_LMA * longmode
+        for at, value in ((k.KVM_SREGS_cr0, cr0), (k.KVM_SREGS_cr4, cr4), (k.KVM_SREGS_efer, efer)):
+            self.sregs[at : at + 8] = value.to_bytes(8, "little")
+        self.sregs[k.KVM_SREGS_SEGMENTS["cs"] + 19] = longmode
+        self.sregs[k.KVM_SREGS_SEGMENTS["ss"] + 16] = cpl
+
+    def guest_rax(self) -> int:
+        """RAX after the last hypercall by OUT, as a signed number."""
+        self.guest_sees()
+        return int.from_bytes(self.regs["rax"].to_bytes(8, "little"), "little", signed=True)
+
+    def guest_msr(self, index: int, value: int | None) -> bool:
+        """Write an MSR that is not for the kernel (or read it, for None); False for a #GP."""
+
+        def act(vcpu: FakeVcpu) -> int:
+            raw = k.KVM_RUN_msr.pack(7, k.KVM_MSR_EXIT_REASON_FILTER, index, value or 0)
+            vcpu.run_page[k.KVM_RUN_union : k.KVM_RUN_union + len(raw)] = raw
+            return k.KVM_EXIT_X86_RDMSR if value is None else k.KVM_EXIT_X86_WRMSR
+
+        self.guest_exits(act)
+        return self.guest_sees()[k.KVM_RUN_msr_error] == 0
 
     def guest_io(self, port: int, data: bytes = b"\0", *, size: int = 1, out: bool = True) -> None:
         def act(vcpu: FakeVcpu) -> int:
@@ -157,6 +229,12 @@ class FakeVm:
         self.sent: list[tuple[int, int]] = []
         self.send_fault: KvmError | None = None
         self.config: tuple[int, int] | None = None
+        self.long_mode = False
+        self.filtered_msr: int | None = None
+        self.msis: list[tuple[int, int]] = []
+        self.lapic_off: set[int] = set()
+        self.now = 10**9
+        self.realtime: int | None = 1_700_000_000 * 10**9
         self.vcpus: list[FakeVcpu] = []
         self.closed = False
 
@@ -185,6 +263,9 @@ class FakeVm:
 
     def set_xen_routes(self, routes: Iterable[tuple[int, int, int]]) -> None:
         self.note("KVM_SET_GSI_ROUTING")
+        routes = list(routes)
+        if any(port >= (4096 if self.long_mode else 1024) for _, port, _ in routes):
+            raise refuse("KVM_SET_GSI_ROUTING", errno.EINVAL)
         self.routes = {gsi: (port, vcpu) for gsi, port, vcpu in routes}
 
     def irqfd(self, fd: int, gsi: int, *, deassign: bool = False) -> None:
@@ -196,6 +277,21 @@ class FakeVm:
             assert gsi not in self.irqfds
             self.irqfds[gsi] = fd
 
+    def signal_msi(self, vcpu_id: int, vector: int) -> bool:
+        self.note("KVM_SIGNAL_MSI")
+        self.msis.append((vcpu_id, vector))
+        return vcpu_id not in self.lapic_off
+
+    def clock(self) -> tuple[int, int | None]:
+        return self.now, self.realtime
+
+    def intercept_msr_writes(self, msr: int) -> None:
+        self.note("KVM_X86_SET_MSR_FILTER")
+        self.filtered_msr = msr
+
+    def xen_long_mode(self) -> bool:
+        return self.long_mode
+
     def xen_config(self, msr: int, flags: int) -> None:
         self.note("KVM_XEN_HVM_CONFIG")
         self.config = msr, flags
@@ -203,10 +299,14 @@ class FakeVm:
     def xen_set_attr(self, kind: int, value: bytes) -> None:
         self.note("KVM_XEN_HVM_SET_ATTR")
         self.attrs.append((kind, value))
-        if kind == k.KVM_XEN_ATTR_TYPE_SHARED_INFO:
+        if kind == k.KVM_XEN_ATTR_TYPE_LONG_MODE:
+            self.long_mode = bool(value[0])
+        elif kind == k.KVM_XEN_ATTR_TYPE_SHARED_INFO:
             self.shared_info = int.from_bytes(value, "little")
         elif kind == k.KVM_XEN_ATTR_TYPE_EVTCHN:
             port, type_, flags, *deliver = k.kvm_xen_evtchn_attr.unpack(value)
+            if not 0 < port < (4096 if self.long_mode else 1024):
+                raise refuse("KVM_XEN_HVM_SET_ATTR", errno.EINVAL)
             if flags == k.KVM_XEN_EVTCHN_DEASSIGN:
                 if self.channels.pop(port, None) is None:
                     raise refuse("KVM_XEN_HVM_SET_ATTR", errno.ENOENT)
@@ -242,7 +342,12 @@ class FakeSystem:
         return self.caps.get(cap, 0)
 
     def supported_cpuid(self) -> list[tuple[int, ...]]:
-        return [(0, 0, 0, 1, 0, 0, 0), (1, 0, 0, 0, 0, 0, 0), (0x4000_0000, 0, 0, 0, 1, 2, 3)]
+        return [
+            (0, 0, 0, 1, 0, 0, 0),
+            (1, 0, 0, 0, 0, 0, 0),
+            (0x4000_0000, 0, 0, 0, 1, 2, 3),
+            (0x8000_0008, 0, 0, 40, 0, 0, 0),
+        ]
 
     def create_vm(self) -> FakeVm:
         return self.vm

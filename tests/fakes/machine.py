@@ -6,12 +6,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from tests.fakes.blkfront import Blkfront
 from tests.fakes.evtchn import FakeEvtchnOps
 from tests.fakes.gnttab import FakeGnttab
 from tests.fakes.page import FakePage
 from tests.fakes.xenstore_frontend import XenstoreFrontend
+from xenpvd.errors import NotFound
+from xenpvd.views import (
+    GrantInfo,
+    HostInfo,
+    HypercallCall,
+    HypercallCount,
+    HypercallStats,
+    MemoryRegion,
+    PortInfo,
+    VcpuInfo,
+)
 from xenpvd.vmm import layout
 from xenpvd.vmm.boot import BootImage
 from xenpvd.vmm.machine import MachineConfig, Owner
@@ -20,22 +32,49 @@ WRITE = 11
 WATCH = 4
 
 
+class FakeGrants(FakeGnttab):
+    """With what ``vmm.grants.Grants`` tells of itself."""
+
+    @property
+    def active(self) -> int:
+        return len(self.mapped)
+
+    def listing(self) -> list[GrantInfo]:
+        return [
+            GrantInfo(
+                gref,
+                0x1000 + gref,
+                entry.domid,
+                entry.readonly,
+                maps > 0,
+                maps > 0 and not entry.readonly,
+                maps,
+            )
+            for gref, entry in sorted(self.entries.items())
+            for maps in [self.mapped[gref]]
+        ]
+
+
 class FakeMachine:
     """One life. ``guest_*`` is what the guest inside would do."""
 
-    xen_caps = 0x1FF
+    host = HostInfo("kvm-xen", "a machine without KVM", 0x1FF, "4k", "nothing is allocated")
     hypercall_count = 31
     log_writes = 3
+    exit_count = 100
 
     def __init__(self, config: MachineConfig, image: BootImage, owner: Owner) -> None:
         self.config, self.image, self.owner = config, image, owner
         self.evtchn = FakeEvtchnOps()
-        self.grants = FakeGnttab()
+        self.grants = FakeGrants()
         self.console_port = self.evtchn.alloc_unbound()
         self.store_port = self.evtchn.alloc_unbound()
         self.pages = {layout.CONSOLE_PFN: FakePage(), layout.STORE_PFN: FakePage()}
         self.started = asyncio.Event()
-        self.stopped = self.closed = False
+        self.stopped = self.closed = self.paused = False
+        self.online = frozenset[int]()
+        self.ballooned = 0
+        self.injected: list[int] = []
 
     def page(self, gfn: int) -> FakePage:
         return self.pages[gfn]
@@ -43,8 +82,15 @@ class FakeMachine:
     def bind_interdomain(self, remote_port: int) -> object:
         return self.evtchn.bind_interdomain(remote_port)
 
-    def start(self) -> None:
+    def start(self, paused: bool = False) -> None:
+        self.paused = paused
         self.started.set()
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
 
     def stop(self) -> None:
         self.stopped = True
@@ -57,7 +103,44 @@ class FakeMachine:
     def end(self, reason: str, detail: str = "", regs: dict[str, int] | None = None) -> None:
         self.owner.machine_ended(reason, detail, regs)
 
+    # -- introspection
+
+    def vcpus(self, regs: bool = False) -> list[VcpuInfo]:
+        state = "stopped" if self.stopped else "paused" if self.paused else "running"
+        known = {"rip": 0x1234, "cr3": 0x5000} if regs else None
+        return [VcpuInfo(n, n in self.online, state, 50, known) for n in range(self.config.vcpus)]
+
+    def ports(self) -> list[PortInfo]:
+        return [
+            PortInfo(port, 0, "interdomain" if port in self.evtchn.ports else "unbound", "0", 1, False, False)
+            for port in (self.console_port, self.store_port)
+        ]
+
+    def inject(self, port: int) -> PortInfo:
+        for info in self.ports():
+            if info.port == port:
+                self.injected.append(port)
+                return info
+        raise NotFound(f"cannot raise port {port}: it is closed. See evtchn.list.", "port", str(port))
+
+    def hypercall_stats(self, recent: int) -> HypercallStats:
+        calls = (HypercallCall(1, 0, "sched_op yield", (0,), 0),)[:recent]
+        return HypercallStats(31, (HypercallCount("sched_op yield", 31, {"ok": 31}),), calls, {"io": 69})
+
+    def memory_regions(self) -> list[MemoryRegion]:
+        return [MemoryRegion("ram", 0, self.config.ram, self.config.ram // 2, 0)]
+
     # -- the guest's half
+
+    def guest_onlines(self, vcpus: Collection[int]) -> None:
+        """The guest uses these vCPUs from now on."""
+        self.online = frozenset(vcpus)
+        self.owner.machine_changed()
+
+    def guest_balloons(self, pages: int) -> None:
+        """The guest has given back so many pages in all."""
+        self.ballooned = pages
+        self.owner.machine_changed()
 
     def guest_prints(self, data: bytes) -> None:
         """Into hvc0's ring, with a kick; at most what fits."""

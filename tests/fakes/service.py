@@ -1,7 +1,8 @@
 """A rpc.service.Service with a guest in memory: verbs do at once what a test expects of them.
 
 A test can make a verb fail (``faults``), or hold it: ``hold("guest_wait")`` returns a Gate whose ``entered``
-is set when the verb is called; it goes on when ``open`` is set. ``done`` names the verbs that ended well.
+is set when the verb is called; it goes on when ``open`` is set, and ``left`` is set then or when it is given
+up. ``done`` names the verbs that ended well.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from tests.fakes.console import FakeConsole, FakeViewer
 from xenpvd.config import DiskConfig, GuestConfig
-from xenpvd.errors import Busy, Exists, NotFound, StateError, XenstoreFault
+from xenpvd.errors import Busy, Exists, NotFound, StateError, TimedOut, XenstoreFault
 from xenpvd.events import EventLog
 from xenpvd.rpc.models import API
 from xenpvd.views import (
@@ -20,11 +23,21 @@ from xenpvd.views import (
     DaemonInfo,
     DriveAdded,
     DriveInfo,
+    GrantInfo,
     GuestStatus,
     HostInfo,
+    HypercallCall,
+    HypercallCount,
+    HypercallStats,
+    MemoryInfo,
+    MemoryRegion,
+    MemoryTarget,
     Phase,
+    PortInfo,
     Runstate,
     ShutdownResult,
+    VcpuInfo,
+    VcpusSet,
     XenstoreNode,
 )
 
@@ -33,76 +46,17 @@ from xenpvd.views import (
 class Gate:
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class FakeViewer:
-    def __init__(self, console: FakeConsole, mode: str, offset: int, who: str) -> None:
-        self.console, self.mode, self.offset, self.who = console, mode, offset, who
-        self.closed = asyncio.Event()
-        self._wake = asyncio.Event()
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    async def read(self) -> bytes:
-        """As the real one, this is not woken by close()."""
-        while not self.closed.is_set():
-            if data := bytes(self.console.recorded[self.offset :]):
-                self.offset += len(data)
-                return data
-            if self.console.ended:
-                break
-            self._wake.clear()
-            await self._wake.wait()
-        return b""
-
-    async def write(self, data: bytes) -> None:
-        if self.mode != "rw":
-            raise Busy("somebody else has the keyboard", by="another viewer")
-        await self.console.type(data)
-
-    def close(self) -> str:
-        self.closed.set()
-        if self in self.console.viewers:
-            self.console.viewers.remove(self)
-        return "detached"
-
-
-class FakeConsole:
-    """``echo`` makes a guest that prints what is typed."""
-
-    def __init__(self) -> None:
-        self.recorded = bytearray()
-        self.typed = bytearray()
-        self.viewers: list[FakeViewer] = []
-        self.echo = False
-        self.ended = False
-        self._typed_more = asyncio.Event()
-
-    def print(self, data: bytes) -> None:
-        self.recorded += data
-        for viewer in self.viewers:
-            viewer.wake()
-
-    def end(self) -> None:
-        """The daemon ends: every viewer reads its end."""
-        self.ended = True
-        for viewer in self.viewers:
-            viewer.wake()
-
-    async def type(self, data: bytes) -> None:
-        self.typed += data
-        if self.echo:
-            self.print(data)
-        self._typed_more.set()
-
-    async def wait_typed(self, text: bytes) -> None:
-        while text not in self.typed:
-            self._typed_more.clear()
-            await self._typed_more.wait()
+MIB = 1 << 20
+REGS = {"rax": 0x2A, "rsp": 0xFFFF_8300_0000_7F68, "rip": 0xFFFF_82D0_4020_0123, "rflags": 0x246,
+        "cr0": 0x8005_0033, "cr3": 0x1F00_0000, "efer": 0xD01}  # fmt: skip
 
 
 class FakeService:
+    """``lazy``: the guest does not heed its CPUs' nor its balloon's targets."""
+
     def __init__(self, name: str = "web1") -> None:
         self.events = EventLog()
         self.config = GuestConfig(name=name, kernel="/boot/vmlinuz")
@@ -120,6 +74,14 @@ class FakeService:
         self.gates: dict[str, Gate] = {}
         self.done: list[str] = []
         self.quitting = asyncio.Event()
+        self.lazy = False
+        self.online = 1
+        self.target: int | None = None
+        self.ports = {
+            1: PortInfo(1, 0, "interdomain", "0", 5, False, False),
+            2: PortInfo(2, 0, "virq", "", 0, True, True),
+            3: PortInfo(3, 1, "ipi", "", 0, False, False),
+        }
 
     def hold(self, verb: str) -> Gate:
         return self.gates.setdefault(verb, Gate())
@@ -136,7 +98,10 @@ class FakeService:
         self._enter(verb)
         if gate := self.gates.get(verb):
             gate.entered.set()
-            await gate.open.wait()
+            try:
+                await gate.open.wait()
+            finally:
+                gate.left.set()
 
     def daemon_info(self) -> DaemonInfo:
         self._enter("daemon_info")
@@ -155,12 +120,22 @@ class FakeService:
             memory_mib=self.config.memory,
             vcpus=self.config.vcpus,
             domid=1,
-            phase=Phase.DEVICES if self.state is Runstate.RUNNING else None,
+            phase=Phase.DEVICES if self._lives else None,
             reason=None,
-            uptime=192.4 if self.state is Runstate.RUNNING else None,
+            uptime=192.4 if self._lives else None,
             boot_times={"shim": 0.2, "devices": 1.5},
             host=HostInfo("kvm-xen", "KVM_CAP_XEN_HVM", 0x1FF, "4k", "no hugepages"),
         )
+
+    @property
+    def _lives(self) -> bool:
+        return self.state in (Runstate.RUNNING, Runstate.PAUSED)
+
+    def _needs_life(self, verb: str) -> None:
+        self._enter(verb)
+        if not self._lives:
+            why = f"cannot do that: {self.config.name} is {self.state}. Start it first."
+            raise StateError(why, self.state, ["running", "paused"])
 
     def guest_config(self) -> GuestConfig:
         return self.config
@@ -169,16 +144,38 @@ class FakeService:
         await self._pass("guest_check")
         return [("kernel", "none")] if "missing" in config.kernel else []
 
-    async def guest_start(self, config: GuestConfig | None) -> GuestStatus:
+    async def guest_start(self, config: GuestConfig | None, paused: bool) -> GuestStatus:
         await self._pass("guest_start")
-        if self.state is Runstate.RUNNING:
+        if self._lives:
             raise StateError(
                 "cannot start web1: it runs. Shut it down first.", "running", ["defined", "stopped"]
             )
         self.config = config or self.config
-        self.move(Runstate.RUNNING)
+        self.move(Runstate.PAUSED if paused else Runstate.RUNNING)
         self.done.append("guest_start")
         return self.guest_status()
+
+    async def guest_pause(self) -> GuestStatus:
+        return await self._change("guest_pause", Runstate.PAUSED)
+
+    async def guest_resume(self) -> GuestStatus:
+        return await self._change("guest_resume", Runstate.RUNNING)
+
+    async def guest_reset(self) -> GuestStatus:
+        return await self._change("guest_reset", Runstate.RUNNING)
+
+    async def _change(self, verb: str, state: Runstate) -> GuestStatus:
+        self._needs_life(verb)
+        await self._pass(verb)
+        self.move(state)
+        self.done.append(verb)
+        return self.guest_status()
+
+    async def guest_sysrq(self, key: str, timeout: float) -> None:
+        self._needs_life("guest_sysrq")
+        await self._pass("guest_sysrq")
+        self.console.print(f"sysrq: {key}\n".encode())
+        self.done.append("guest_sysrq")
 
     async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         await self._pass("guest_shutdown")
@@ -196,6 +193,79 @@ class FakeService:
         await self._pass("guest_wait")
         self.done.append("guest_wait")
         return self.guest_status()
+
+    async def vcpu_list(self, regs: bool) -> list[VcpuInfo]:
+        self._needs_life("vcpu_list")
+        state = "running" if self.state is Runstate.RUNNING else "paused"
+        return [
+            VcpuInfo(n, n < self.online, state, 1000 * (n + 1), REGS if regs else None)
+            for n in range(self.config.vcpus)
+        ]
+
+    async def vcpu_set_online(self, count: int, wait: bool, timeout: float) -> VcpusSet:
+        self._needs_life("vcpu_set_online")
+        await self._pass("vcpu_set_online")
+        if count > self.config.vcpus:
+            raise NotFound(
+                f"cannot use {count} CPUs: {self.config.name} has {self.config.vcpus}.", "vcpu", ""
+            )
+        if not self.lazy:
+            self.online = count
+        elif wait:
+            raise TimedOut(f"the guest has not come to {count} CPUs: 0 is online.", online=[0])
+        return VcpusSet(count, tuple(range(self.online)), 0.25 if wait else None)
+
+    async def memory_info(self) -> MemoryInfo:
+        self._needs_life("memory_info")
+        ram = self.config.memory * MIB
+        given_back = ram - (self.target or ram)
+        regions = (
+            MemoryRegion("ram", 0, ram, 300 * MIB, 296 * MIB),
+            MemoryRegion("special", 0xFEFF8000, 8 * 4096, 4096, 0),
+        )
+        held = sum(region.resident for region in regions)
+        return MemoryInfo(ram, ram - 24 * MIB, given_back, self.target, held, "thp", regions)
+
+    async def memory_set_target(self, mib: int, wait: bool, timeout: float) -> MemoryTarget:
+        self._needs_life("memory_set_target")
+        await self._pass("memory_set_target")
+        if not self.lazy:
+            self.target = mib * MIB
+            self.events.publish("memory.target", asked_mib=mib, reached_mib=mib)
+        elif wait:
+            raise TimedOut(f"the guest has not come to {mib} MiB.", reached_mib=self.config.memory)
+        return MemoryTarget(mib, self.config.memory if self.lazy else mib, 1.5 if wait else None)
+
+    def evtchn_list(self) -> list[PortInfo]:
+        self._needs_life("evtchn_list")
+        return list(self.ports.values())
+
+    def evtchn_inject(self, port: int) -> PortInfo:
+        self._needs_life("evtchn_inject")
+        if port not in self.ports:
+            raise NotFound(f"cannot raise an event: port {port} is closed.", "port", str(port))
+        self.ports[port] = replace(self.ports[port], pending=True)
+        return self.ports[port]
+
+    def grant_list(self) -> list[GrantInfo]:
+        self._needs_life("grant_list")
+        return [
+            GrantInfo(1, 0xFEFFC, 0, False, True, True, 1),
+            GrantInfo(8, 0x12345, 0, True, False, False, 0),
+        ]
+
+    def hypercall_stats(self, recent: int) -> HypercallStats:
+        self._enter("hypercall_stats")
+        calls = (
+            HypercallCall(40, 0, "version", (0, 0), 0x40011),
+            HypercallCall(41, 0, "send", (5,), 0),
+            HypercallCall(42, 1, "physdev_op", (24, 0xFFFF_8300_0000_7F68), -38),
+        )
+        counts = (
+            HypercallCount("send", 30, {"ok": 30}),
+            HypercallCount("physdev_op", 12, {"ENOSYS": 11, "ok": 1}),
+        )
+        return HypercallStats(42, counts, calls[len(calls) - min(recent, 3) :], {"xen": 42, "io": 7})
 
     def drive_list(self) -> list[DriveInfo]:
         return list(self.drives.values())
@@ -265,5 +335,5 @@ class FakeService:
             if node.startswith(path):
                 yield XenstoreNode(node, value.decode(errors="replace"), ("n0",))
 
-    def with_drive(self, vdev: str, **changes: str) -> None:
+    def with_drive(self, vdev: str, **changes: Any) -> None:
         self.drives[vdev] = replace(self.drives[vdev], **changes)

@@ -60,6 +60,11 @@ class Peer:
         assert "error" not in reply, reply
         return reply["result"]
 
+    async def answers(self, method: str, params: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Call it; the result must have ``expected`` among its members."""
+        result = await self.result(method, **params)
+        assert {key: result[key] for key in expected} == expected
+
     async def fault(self, method: str, **params: Any) -> dict[str, Any]:
         reply = await self.call(method, **params)
         return dict(reply["error"])

@@ -17,6 +17,7 @@ from tests.rpc.conftest import Peer, until
 from xenpvd.backends.console.backend import Console
 from xenpvd.rpc.connection import CONNECTIONS_MAX, IN_FLIGHT_MAX
 from xenpvd.rpc.framing import MESSAGE_MAX
+from xenpvd.rpc.models import API
 from xenpvd.rpc.server import RpcServer
 
 
@@ -36,7 +37,7 @@ async def test_greeting(server: RpcServer, path: Path, service: FakeService) -> 
         "params": {
             "name": "xenpvd",
             "version": "0.1.0",
-            "api": "1.0",
+            "api": API,
             "features": ["console"],
             "epoch": service.events.epoch,
             "guest": "web1",

@@ -205,7 +205,7 @@ async def test_readyz(web: aiohttp.ClientSession, service: FakeService, state: R
     async with web.get("/readyz") as reply:
         assert reply.status == (200 if state is Runstate.RUNNING else 503)
         told = await reply.json()
-    phase = "devices" if state is Runstate.RUNNING else None
+    phase = "devices" if state in (Runstate.RUNNING, Runstate.PAUSED) else None
     assert told == {"name": "web1", "state": state.value, "phase": phase}
 
 

@@ -80,8 +80,3 @@ def test_drive_add_carries_every_key_of_a_disk() -> None:
 def test_console_write_data() -> None:
     assert models.ConsoleWriteParams(text="é\r").data() == "é\r".encode()
     assert models.ConsoleWriteParams(base64="/wA=").data() == b"\xff\0"
-
-
-def test_octets() -> None:
-    assert models.octets("é".encode()) == {"text": "é", "base64": None}
-    assert models.octets(b"\xff\0") == {"text": None, "base64": "/wA="}

@@ -70,18 +70,42 @@ def test_openrpc_rules() -> None:
 
 async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> None:
     asked: dict[str, dict[str, Any]] = {
+        "rpc.discover": {},
         "daemon.info": {},
         "daemon.ping": {},
         "guest.status": {},
         "guest.config": {},
+        "guest.check": {"config": {}},
         "guest.wait": {"for": "devices"},
+        "guest.sysrq": {"key": "h"},
+        "guest.pause": {},
+        "guest.resume": {},
+        "guest.reset": {},
+        "vcpu.list": {"regs": True},
+        "vcpu.set_online": {"count": 1},
+        "memory.info": {},
+        "memory.set_target": {"mib": 128},
+        "evtchn.list": {},
+        "evtchn.inject": {"port": 1},
+        "grant.list": {},
+        "hypercall.stats": {"recent": 256},
         "drive.add": {"vdev": "xvdb", "target": "/b"},
         "drive.list": {},
+        "drive.remove": {"vdev": "xvdb"},
         "console.read": {},
+        "console.write": {"text": "ls"},
+        "xenstore.read": {"path": "/tool"},
+        "xenstore.list": {"path": "/tool"},
         "xenstore.tree": {},
         "events.history": {},
+        "events.subscribe": {"names": ["none"]},
+        "events.unsubscribe": {},
         "guest.shutdown": {},
+        "guest.start": {"paused": True},
+        "guest.destroy": {},
+        "daemon.quit": {},
     }
+    assert set(METHODS) - set(asked) == {"console.attach"}
     by_name = {method["name"]: method for method in DOCUMENT["methods"]}
     for name, params in asked.items():
         result = await peer.result(name, **params)

@@ -1,158 +1,22 @@
-"""The files a guest boots from: good ones are placed where the shim looks, bad ones are refused in words."""
+"""The files on the host, and what is placed where: as the shim, and as a PVH kernel, finds it."""
 
 from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.fakes.images import BASE, Elf, Load, note
 from xenpvd.abi.linux_kvm import KVM_SREGS_SIZE, kvm_segment
 from xenpvd.errors import BadConfig, ImageError
-from xenpvd.vmm import boot, layout
-from xenpvd.vmm.boot import BootImage, ShimImage, parse_shim
+from xenpvd.vmm import acpi, boot, layout
+from xenpvd.vmm.boot import BootImage
+from xenpvd.vmm.kernel import parse_pvh
 from xenpvd.vmm.layout import GIB, MIB
 from xenpvd.vmm.memory import GuestMemory
-
-LOAD, NOTE = 1, 4
-BASE = 0x20_0000
-
-
-def note(kind: int = 18, name: bytes = b"Xen\0", desc: bytes = struct.pack("<I", BASE + 4)) -> bytes:
-    def padded(data: bytes) -> bytes:
-        return data + bytes(-len(data) % 4)
-
-    return struct.pack("<III", len(name), len(desc), kind) + padded(name) + padded(desc)
-
-
-@dataclass(frozen=True)
-class Elf:
-    """A shim in miniature; every field can be made wrong."""
-
-    ident: bytes = b"\x7fELF\x01\x01\x01"
-    machine: int = 3
-    phentsize: int = 32
-    phoff: int | None = None
-    phnum: int | None = None
-    code: bytes = b"0123456789abcdef"
-    notes: bytes = field(default_factory=lambda: note(5) + note())
-    paddr: int = BASE
-    memsz: int = 4096
-    offset: int | None = None
-    filesz: int | None = None
-    loads: int = 1
-    note_offset: int | None = None
-    note_size: int | None = None
-
-    def bytes(self) -> bytes:
-        count = self.loads + 1
-        code_at = 52 + 32 * count
-        notes_at = code_at + len(self.code)
-
-        def or_else(value: int | None, default: int) -> int:
-            return default if value is None else value
-
-        load = (LOAD, or_else(self.offset, code_at), self.paddr, self.paddr)
-        load += (or_else(self.filesz, len(self.code)), self.memsz, 7, 64)
-        notes = (NOTE, or_else(self.note_offset, notes_at), 0, 0)
-        notes += (or_else(self.note_size, len(self.notes)), len(self.notes), 4, 4)
-        phoff, phnum = or_else(self.phoff, 52), or_else(self.phnum, count)
-        head = struct.pack(
-            "<16sHHIIIIIHHHHHH",
-            self.ident, 2, self.machine, 1, BASE, phoff, 0, 0, 52, self.phentsize, phnum, 0, 0, 0,
-        )  # fmt: skip
-        headers = struct.pack("<8I", *load) * self.loads + struct.pack("<8I", *notes)
-        return head + headers + self.code + self.notes
-
-
-GOOD = Elf()
-
-
-def test_a_good_shim() -> None:
-    assert parse_shim("shim", GOOD.bytes()) == ShimImage(BASE + 4, BASE, 4096, GOOD.code)
-
-
-@pytest.mark.parametrize(
-    "notes",
-    [
-        note(),
-        note(desc=struct.pack("<I", BASE + 4) + b"more"),
-        note(18, b"GNU\0") + note(),
-        note(name=b"odd\0!") + note(),
-        note(desc=b"") + note(),
-        bytes(12) + note(),
-    ],
-)
-def test_the_note_is_found_among_others(notes: bytes) -> None:
-    assert parse_shim("shim", replace(GOOD, notes=notes).bytes()).entry == BASE + 4
-
-
-@pytest.mark.parametrize(
-    "elf, why",
-    [
-        (replace(GOOD, ident=b"\x7fELF\x02\x01\x01"), "not a 32-bit x86 ELF"),
-        (replace(GOOD, ident=b"\x7fELF\x01\x02\x01"), "not a 32-bit x86 ELF"),
-        (replace(GOOD, ident=b"MZ"), "not a 32-bit x86 ELF"),
-        (replace(GOOD, machine=62), "not a 32-bit x86 ELF"),
-        (replace(GOOD, phentsize=56), "program headers"),
-        (replace(GOOD, phentsize=0), "program headers"),
-        (replace(GOOD, phnum=65535), "program headers"),
-        (replace(GOOD, phnum=33), "program headers"),
-        (replace(GOOD, phnum=0), "0 loadable segments"),
-        (replace(GOOD, phoff=2**32 - 1), "cut short"),
-        (replace(GOOD, phoff=2**31), "cut short"),
-        (replace(GOOD, loads=0), "0 loadable segments"),
-        (replace(GOOD, loads=2), "2 loadable segments"),
-        (replace(GOOD, offset=2**32 - 1), "past the end of the file"),
-        (replace(GOOD, filesz=2**32 - 1, memsz=2**32 - 1), "past the end of the file"),
-        (replace(GOOD, memsz=15), "past the end of the file"),
-        (replace(GOOD, memsz=2**32 - 1), "does not fit"),
-        (replace(GOOD, paddr=2**32 - 4096), "does not fit"),
-        (replace(GOOD, paddr=0), "does not fit"),
-        (replace(GOOD, paddr=layout.MODULES - 4095), "does not fit"),
-        (replace(GOOD, notes=b""), "no PVH entry"),
-        (replace(GOOD, notes=note(17)), "no PVH entry"),
-        (replace(GOOD, notes=note(desc=b"\0\0")), "no PVH entry"),
-        (replace(GOOD, notes=struct.pack("<III", 2**32 - 1, 2**32 - 1, 18)), "no PVH entry"),
-        (replace(GOOD, notes=bytes(12 * 100_000) + note()), "no PVH entry"),  # we do not search for ever
-        (replace(GOOD, note_offset=2**32 - 1), "no PVH entry"),
-        (replace(GOOD, note_size=11), "no PVH entry"),
-        (replace(GOOD, notes=note(desc=struct.pack("<I", BASE - 1))), "outside its segment"),
-        (replace(GOOD, notes=note(desc=struct.pack("<I", BASE + 16))), "outside its segment"),
-        (replace(GOOD, notes=note(desc=struct.pack("<I", 2**32 - 1))), "outside its segment"),
-    ],
-)
-def test_a_shim_that_cannot_be(elf: Elf, why: str) -> None:
-    with pytest.raises(ImageError, match=why) as caught:
-        parse_shim("/boot/xen-shim", elf.bytes())
-    assert str(caught.value).startswith("cannot use the shim /boot/xen-shim: ")
-    assert caught.value.data == {"path": "/boot/xen-shim"}
-
-
-def test_a_shim_cut_short_anywhere_is_refused() -> None:
-    data = GOOD.bytes()
-    for length in range(len(data)):
-        with pytest.raises(ImageError):
-            parse_shim("shim", data[:length])
-
-
-@given(changes=st.lists(st.tuples(st.integers(0, 180), st.integers(0, 255)), min_size=1, max_size=12))
-def test_a_damaged_shim_is_refused_or_within_bounds(changes: list[tuple[int, int]]) -> None:
-    data = bytearray(GOOD.bytes())
-    for at, value in changes:
-        data[at % len(data)] = value
-    try:
-        image = parse_shim("shim", bytes(data))
-    except ImageError:
-        return
-    assert layout.SHIM_MIN <= image.paddr <= image.entry < image.paddr + len(image.segment)
-    assert len(image.segment) <= image.memsz <= layout.MODULES - image.paddr
-
 
 # -- files
 
@@ -212,43 +76,67 @@ def test_find_shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == f"{tmp_path}/xen-4.20/shim"
 
 
+@pytest.mark.parametrize("type_", ["pv", "pvh"])
+def test_find_grub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_: str) -> None:
+    monkeypatch.setattr(boot, "GRUB_PATHS", {name: f"{tmp_path}/{name}.bin" for name in boot.GRUB_PATHS})
+    with pytest.raises(ImageError, match=r"there is no .*\.bin\. .*apt install grub-xen-host"):
+        boot.find_grub(type_)
+    (tmp_path / f"{type_}.bin").touch()
+    assert boot.find_grub(type_) == f"{tmp_path}/{type_}.bin"
+
+
 # -- what is placed where
 
 
-def image(kernel: int = 5000, ramdisk: int | None = 100, cmdline: str = "console=hvc0") -> BootImage:
-    return BootImage(
-        shim=parse_shim("shim", GOOD.bytes()),
-        shim_cmdline="pv-shim console=xen",
-        kernel=b"K" * kernel,
-        ramdisk=None if ramdisk is None else b"R" * ramdisk,
-        cmdline=cmdline,
-    )
+def shim(kernel: int = 5000, ramdisk: int | None = 100, cmdline: str = "console=hvc0") -> BootImage:
+    modules = [(b"K" * kernel, cmdline)] + ([] if ramdisk is None else [(b"R" * ramdisk, "")])
+    return BootImage(parse_pvh(Elf().bytes()), "pv-shim console=xen", tuple(modules), shim=True)
 
 
-@pytest.mark.parametrize("kernel, ramdisk", [(1, None), (8 * MIB, None), (8 * MIB, 20 * MIB)])
-def test_check_fits_names_the_memory_that_will_do(kernel: int, ramdisk: int | None) -> None:
-    whole = image(kernel, ramdisk)
+def pvh(ramdisk: int | None = 100, end: int = 40 * MIB + 5) -> BootImage:
+    """As Linux: from 16 MiB on, with a bss."""
+    loads = (Load(16 * MIB, code=b"text"), Load(20 * MIB, end - 20 * MIB, b"data"))
+    notes = note(desc=struct.pack("<Q", 16 * MIB))
+    kernel = parse_pvh(Elf(bits=64, loads=loads, notes=notes).bytes())
+    modules = () if ramdisk is None else ((b"R" * ramdisk, ""),)
+    return BootImage(kernel, "console=hvc0 quiet=ä", modules, shim=False)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        shim(1, None),
+        shim(8 * MIB, None),
+        shim(8 * MIB, 20 * MIB),
+        pvh(None),
+        pvh(20 * MIB),
+        pvh(None, end=3 * GIB),
+    ],
+)
+def test_check_fits_names_the_memory_that_will_do(image: BootImage) -> None:
     with pytest.raises(BadConfig) as caught:
-        boot.check_fits(whole, 40 * MIB)
+        boot.check_fits(image, 40 * MIB)
     ((where, what),) = caught.value.problems
     assert where == "memory"
     mib = int(what.split()[2])
-    boot.check_fits(whole, mib * MIB)
+    boot.check_fits(image, mib * MIB)
     with pytest.raises(BadConfig):
-        boot.check_fits(whole, (mib - 1) * MIB)
+        boot.check_fits(image, (mib - 1) * MIB)
 
 
 @pytest.mark.parametrize("size", [64 * MIB, layout.LOW_RAM_MAX, 8 * GIB])
 def test_the_memory_map(size: int) -> None:
     entries = boot.memory_map(size)
     assert sum(length for _, length, kind in entries if kind == 1) == size
-    ordered = sorted(entries)
-    for (start, length, _), (following, _, _) in pairwise(ordered):
+    assert entries == sorted(entries)
+    for (start, length, _), (following, _, _) in pairwise(entries):
         assert start + length <= following
     for pfn in (layout.STORE_PFN, layout.CONSOLE_PFN):
         (kind,) = {k for start, length, k in entries if start <= pfn << 12 < start + length}
         assert kind == 2, "in a type-1 entry it makes the shim panic"
-    assert max(start + length for start, length, _ in entries) <= layout.hole(size)
+    low = min(size, layout.LOW_RAM_MAX)
+    assert entries[0] == (0, low, 1), "GRUB takes the first hole for itself"
+    assert entries[1][0] - low >= 2 * 4096
 
 
 def read_start_info(memory: GuestMemory) -> tuple[dict[str, int], list[tuple[int, int, str]], str]:
@@ -258,57 +146,61 @@ def read_start_info(memory: GuestMemory) -> tuple[dict[str, int], list[tuple[int
         text = memory.read(at, 2048)
         return text[: text.index(b"\0")].decode()
 
-    names = (
-        "magic",
-        "version",
-        "flags",
-        "nr_modules",
-        "modlist",
-        "cmdline",
-        "rsdp",
-        "memmap",
-        "entries",
-        "_",
-    )
-    info = dict(zip(names, struct.unpack("<IIIIQQQQII", memory.read(layout.START_INFO, 56)), strict=True))
+    words = struct.unpack("<IIIIQQQQII", memory.read(layout.START_INFO, 56))
+    names = ("magic", "version", "flags", "modules", "modlist", "cmdline", "rsdp", "memmap", "entries", "_")
+    info = dict(zip(names, words, strict=True))
     modules = []
-    for n in range(info["nr_modules"]):
-        paddr, size, cmdline, reserved = struct.unpack("<4Q", memory.read(info["modlist"] + 32 * n, 32))
-        assert reserved == 0
+    for n in range(info["modules"]):
+        paddr, size, cmdline, _ = struct.unpack("<4Q", memory.read(info["modlist"] + 32 * n, 32))
         modules.append((paddr, size, line(cmdline) if cmdline else ""))
     return info, modules, line(info["cmdline"])
 
 
-@pytest.mark.parametrize("ramdisk", [None, 100])
-def test_load(ramdisk: int | None) -> None:
+@pytest.mark.parametrize(
+    "image, first",
+    [
+        (shim(), 16 * MIB),
+        (shim(ramdisk=None), 16 * MIB),
+        (pvh(), 40 * MIB + 4096),
+        (pvh(ramdisk=None), 0),
+        (pvh(end=40 * MIB), 40 * MIB),
+    ],
+)
+def test_load(image: BootImage, first: int) -> None:
+    memory = GuestMemory()
+    memory.add("ram", 0, 64 * MIB, ram=True)
+    boot.load(memory, image, 64 * MIB)
+    info, modules, cmdline = read_start_info(memory)
+    assert (info["magic"], info["rsdp"]) == (0x336EC578, layout.ACPI)
+    assert cmdline == image.cmdline
+    assert [module[2] for module in modules] == [line for _, line in image.modules]
+    for (paddr, size, _), (data, _) in zip(modules, image.modules, strict=True):
+        assert memory.read(paddr, size) == data
+        assert paddr % 4096 == 0 and paddr >= first
+        first = paddr + size
+    if modules:
+        assert modules[0][0] == max(16 * MIB, image.kernel.end + 4095 & -4096)
+    e820 = [struct.unpack("<QQII", memory.read(info["memmap"] + 24 * n, 24)) for n in range(info["entries"])]
+    assert [entry[:3] for entry in e820] == boot.memory_map(64 * MIB)
+    for segment in image.kernel.segments:
+        assert memory.read(segment.paddr, len(segment.data)) == segment.data
+    assert memory.read(0, 0x11000) == bytes(0x11000), "the shim's own, and page 0, which it reads"
+    assert memory.read(0xF_FFC0, 36) == acpi.rsdp(layout.ACPI)
+
+
+def test_the_kernel_is_edited_on_its_way_and_nothing_else() -> None:
     memory = GuestMemory()
     memory.add("ram", 0, 32 * MIB, ram=True)
-    whole = image(ramdisk=ramdisk, cmdline="root=/dev/xvda quiet=ä")
-    boot.load(memory, whole, 32 * MIB)
-    info, modules, cmdline = read_start_info(memory)
-    assert (info["magic"], info["version"], info["flags"]) == (0x336EC578, 1, 0)
-    assert info["rsdp"] == layout.ACPI
-    assert cmdline == "pv-shim console=xen"
-    assert modules[0][1:] == (5000, "root=/dev/xvda quiet=ä")
-    assert memory.read(modules[0][0], 5000) == whole.kernel
-    if ramdisk is None:
-        assert len(modules) == 1
-    else:
-        assert modules[1][1:] == (100, "")
-        assert memory.read(modules[1][0], 100) == whole.ramdisk
-        assert modules[1][0] >= modules[0][0] + 5000
-    assert all(paddr % 4096 == 0 for paddr, _, _ in modules)
-    e820 = [struct.unpack("<QQII", memory.read(info["memmap"] + 24 * n, 24)) for n in range(info["entries"])]
-    assert [entry[:3] for entry in e820] == boot.memory_map(32 * MIB)
-    assert memory.read(BASE, 16) == GOOD.code
-    assert memory.read(0, 0x11000) == bytes(0x11000), "the shim's own, and page 0, which it reads"
+    boot.load(memory, shim(), 32 * MIB, edit=lambda code: code.replace(b"0123", b"K..K"))
+    assert memory.read(BASE, 8) == b"K..K4567"
+    assert memory.read(16 * MIB, 5000) == b"K" * 5000
 
 
-def test_a_command_line_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_command_line_that_does_not_fit() -> None:
     memory = GuestMemory()
     memory.add("ram", 0, 32 * MIB, ram=True)
     with pytest.raises(BadConfig, match="Shorten cmdline"):
-        boot.load(memory, image(cmdline="x" * (1 << 16)), 32 * MIB)
+        boot.load(memory, shim(cmdline="x" * (1 << 16)), 32 * MIB)
 
 
 def test_entry_registers() -> None:

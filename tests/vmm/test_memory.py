@@ -15,7 +15,7 @@ from xenpvd.abi.xen import EFAULT
 from xenpvd.errors import HostError, XenError
 from xenpvd.vmm import memory as module
 from xenpvd.vmm.layout import GIB, HUGE_PAGE, MIB
-from xenpvd.vmm.memory import GuestMemory, Page, page_kind
+from xenpvd.vmm.memory import GuestMemory, Page, allocate, page_kind
 
 HOLE = 4 * GIB
 RAM = 4 * MIB
@@ -26,7 +26,7 @@ def memory() -> GuestMemory:
     memory = GuestMemory()
     memory.add("ram", 0, RAM, ram=True)
     memory.add("special", RAM, 2 * PAGE_SIZE)
-    memory.add("hole", HOLE, PAGE_SIZE)
+    memory.add_page(allocate("claimed", HOLE, PAGE_SIZE, ram=False))
     return memory
 
 
@@ -34,6 +34,7 @@ def memory() -> GuestMemory:
     "gpa, length",
     [
         (HOLE + PAGE_SIZE, 1),
+        (HOLE + 1, PAGE_SIZE),
         (HOLE - 1, 1),
         (HOLE - 1, 2),
         (HOLE, PAGE_SIZE + 1),
@@ -80,7 +81,7 @@ def test_what_is_written_is_read(memory: GuestMemory, gpa: int, data: bytes) -> 
         (RAM // PAGE_SIZE - 1, "ram", True),
         (RAM // PAGE_SIZE, "special", False),
         (RAM // PAGE_SIZE + 2, None, False),
-        (HOLE // PAGE_SIZE, "hole", False),
+        (HOLE // PAGE_SIZE, "claimed", False),
         (2**52, None, False),
     ],
 )
@@ -120,6 +121,26 @@ def test_discard_knows_where_a_region_begins_in_its_mapping(monkeypatch: pytest.
     memory.write(0, b"\xaa" * 3 * PAGE_SIZE)
     memory.discard(1)
     assert memory.read(0, 3 * PAGE_SIZE) == b"\xaa" * PAGE_SIZE + bytes(PAGE_SIZE) + b"\xaa" * PAGE_SIZE
+
+
+def test_pages_given_back_are_counted_once(memory: GuestMemory) -> None:
+    memory.write(0x3000, b"x")
+    for gfn, count in ((3, 1), (3, 1), (4, 2), (RAM // PAGE_SIZE - 1, 3)):
+        memory.discard(gfn)
+        assert memory.ballooned == count
+    for gfn, count in ((3, 2), (3, 2), (5, 2), (4, 1), (RAM // PAGE_SIZE - 1, 0)):
+        memory.populate(gfn)
+        assert memory.ballooned == count
+    memory.write(0x3000, b"again")
+    assert memory.read(0x3000, 5) == b"again"
+    with pytest.raises(XenError):
+        memory.populate(2**52)
+
+
+def test_only_ram_is_counted(memory: GuestMemory) -> None:
+    memory.discard(RAM // PAGE_SIZE)
+    memory.discard(HOLE // PAGE_SIZE)
+    assert memory.ballooned == 0
 
 
 def test_a_page_is_a_window(memory: GuestMemory) -> None:

@@ -9,10 +9,13 @@ import pytest
 
 from tests.fakes.kvm import DATA, FakeVcpu, refuse
 from xenpvd.abi import linux_kvm as k
-from xenpvd.errors import HostError
+from xenpvd.errors import HostError, TimedOut
+from xenpvd.vmm.hypercall_insn import PORT
 from xenpvd.vmm.vcpu import VcpuThread
 
 WAIT = 10
+#: what FakeVcpu has in its control registers
+CONTROL = dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "efer"), 0)
 
 
 class Handler:
@@ -24,15 +27,22 @@ class Handler:
         self.over = threading.Event()
 
     def on_hypercall(
-        self, vcpu: VcpuThread, longmode: int, cpl: int, number: int, args: tuple[int, ...]
+        self, vcpu: VcpuThread, longmode: bool, cpl: int, number: int, args: tuple[int, ...]
     ) -> int:
         self.calls.append(("hypercall", vcpu.id, longmode, cpl, number, args))
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
+    def on_msr_write(self, vcpu: VcpuThread, index: int, value: int) -> bool:
+        self.calls.append(("msr", index, value))
+        return index == 0x4000_0000
+
     def on_debug_port(self, data: bytes) -> None:
         self.calls.append(("debug", data))
+
+    def on_power_off(self) -> None:
+        self.calls.append(("off",))
 
     def on_crash(self, vcpu: VcpuThread, why: str) -> None:
         self.calls.append(("crash", vcpu.vcpu.get_regs(), why))
@@ -47,7 +57,7 @@ class Bench:
     def __init__(self) -> None:
         self.handler = Handler()
         self.vcpu = FakeVcpu()
-        self.thread = VcpuThread(7, self.vcpu, self.handler)  # type: ignore[arg-type]
+        self.thread = VcpuThread(7, self.vcpu, self.handler, PORT)  # type: ignore[arg-type]
 
     def start(self) -> None:
         self.thread.start()
@@ -75,7 +85,42 @@ def test_a_hypercall_is_answered(bench: Bench, answer: int) -> None:
     bench.vcpu.guest_hypercall(32, 4, 0xFFFF_8300_0000_1234, 3, 4, 5, 2**64 - 1, longmode=1, cpl=3)
     assert bench.vcpu.guest_result() == answer
     args = (4, 0xFFFF_8300_0000_1234, 3, 4, 5, 2**64 - 1)
-    assert bench.handler.calls == [("hypercall", 7, 1, 3, 32, args)]
+    assert bench.handler.calls == [("hypercall", 7, True, 3, 32, args)]
+
+
+@pytest.mark.parametrize("answer", [0, -38, 2**63 - 1])
+def test_a_hypercall_by_out_is_answered(bench: Bench, answer: int) -> None:
+    bench.handler.answer = answer
+    bench.start()
+    bench.vcpu.guest_out(32, 4, 0xFFFF_8300_0000_1234, 3, 4, 5, 2**64 - 1, cpl=3)
+    assert bench.vcpu.guest_rax() == answer and bench.vcpu.regs["rip"] == 0x1234
+    args = (4, 0xFFFF_8300_0000_1234, 3, 4, 5, 2**64 - 1)
+    assert bench.handler.calls == [("hypercall", 7, True, 3, 32, args)]
+    assert bench.thread.exits["hypercall"] == 1 and bench.thread.exits["io"] == 0
+
+
+def test_a_hypercall_by_out_of_32_bit_code(bench: Bench) -> None:
+    bench.start()
+    bench.vcpu.guest_out(12, 7, 0x2000, longmode=False)
+    assert bench.vcpu.guest_rax() == 0
+    assert bench.handler.calls == [("hypercall", 7, False, 0, 12, (7, 0x2000, 0, 0, 0, 0))]
+
+
+@pytest.mark.parametrize("size, out", [(1, False), (2, True), (4, True)])
+def test_other_uses_of_its_port_are_no_hypercalls(bench: Bench, size: int, out: bool) -> None:
+    bench.start()
+    bench.vcpu.guest_io(PORT, bytes(size), size=size, out=out)
+    bench.vcpu.guest_sees()
+    assert bench.handler.calls == [] and bench.thread.exits["io"] == 1
+
+
+@pytest.mark.parametrize("index, taken", [(0x4000_0000, True), (0x10, False)])
+def test_msrs_that_are_not_for_the_kernel(bench: Bench, index: int, taken: bool) -> None:
+    bench.start()
+    assert bench.vcpu.guest_msr(index, 0x5000) is taken
+    assert bench.handler.calls == [("msr", index, 0x5000)]
+    assert not bench.vcpu.guest_msr(index, None), "nothing can be read"
+    assert len(bench.handler.calls) == 1 and bench.thread.exits["msr"] == 2
 
 
 @pytest.mark.parametrize("size, count", [(1, 1), (2, 1), (4, 1), (1, 100), (4, 16)])
@@ -86,6 +131,14 @@ def test_a_port_that_is_not_there_reads_as_ones(bench: Bench, size: int, count: 
     assert page[DATA : DATA + size * count + 1] == b"\xff" * size * count + b"\0"
 
 
+@pytest.mark.parametrize("port, value", [(0x40, 0), (0x42, 0), (0x43, 0xFF), (0x3F, 0xFF)])
+def test_a_timer_chip_stands_at_zero(bench: Bench, port: int, value: int) -> None:
+    """Linux as a PVH guest calibrates by it, and waits long for one of all ones to move."""
+    bench.start()
+    bench.vcpu.guest_io(port, b"\x11", out=False)
+    assert bench.vcpu.guest_sees()[DATA] == value
+
+
 def test_writes_to_ports_go_nowhere_but_to_the_log(bench: Bench) -> None:
     bench.start()
     for port in (0x20, 0x43, 0xCF8, 0xE8, 0xEA):
@@ -93,6 +146,15 @@ def test_writes_to_ports_go_nowhere_but_to_the_log(bench: Bench) -> None:
     bench.vcpu.guest_io(0xE9, b"(XEN) early\n")
     bench.vcpu.guest_sees()
     assert bench.handler.calls == [("debug", b"(XEN) early\n")]
+
+
+@pytest.mark.parametrize("value, off", [(5 << 2 | 1 << 5, True), (5 << 2, False), (0, False)])
+def test_acpis_way_to_switch_off(bench: Bench, value: int, off: bool) -> None:
+    bench.start()
+    bench.vcpu.guest_io(0x600, bytes([value]))
+    bench.vcpu.guest_io(0x601, bytes([value]))
+    bench.vcpu.guest_sees()
+    assert bench.handler.calls == [("off",)] * off
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 8])
@@ -110,8 +172,23 @@ def test_exits_are_counted(bench: Bench) -> None:
     bench.start()
     for _ in range(3):
         bench.vcpu.guest_io(0x20)
+    bench.vcpu.guest_mmio(4, write=True)
+    bench.vcpu.guest_hypercall(29)
     bench.vcpu.guest_sees()
-    assert bench.thread.exits >= 3
+    assert bench.thread.exits == {"hypercall": 1, "io": 3, "mmio": 1, "msr": 0, "kick": 0, "other": 1}
+    act, event, _ = done(bench)
+    bench.thread.submit(0, act)
+    assert event.wait(WAIT) and bench.thread.exits["kick"] == 1
+
+
+def test_a_flood_of_exits_leaves_nothing_but_a_count(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """E20: ports and addresses where nothing is, at full rate."""
+    bench.start()
+    for _ in range(1000):
+        bench.vcpu.guest_io(0x1234, out=False)
+        bench.vcpu.guest_mmio(8, write=False)
+    bench.vcpu.guest_sees()
+    assert caplog.records == [] and bench.thread.exits["io"] == bench.thread.exits["mmio"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -164,7 +241,7 @@ def test_a_mistake_of_ours_is_told_and_ends_the_thread(bench: Bench, where: str)
     elif where == "submitted":
         bench.thread.submit(0, wrong)
     else:
-        bench.handler.on_crash = wrong  # type: ignore[method-assign]
+        bench.handler.on_crash = wrong  # type: ignore[method-assign,assignment]
         bench.vcpu.guest_exits(lambda vcpu: k.KVM_EXIT_SHUTDOWN)
     bench.thread.join()
     assert bench.handler.calls[-1] == ("fault", "ours")
@@ -236,7 +313,7 @@ def test_on_its_own_thread_it_runs_at_once_and_last(bench: Bench) -> None:
         bench.thread.submit(0, lambda: ran.append("own"))
         return 0
 
-    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign]
+    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign,assignment]
     bench.start()
     bench.vcpu.guest_hypercall(1)
     bench.vcpu.guest_sees()
@@ -252,10 +329,125 @@ def test_its_own_errors_come_back(bench: Bench) -> None:
             bench.thread.submit(0, act)
         return 5
 
-    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign]
+    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign,assignment]
     bench.start()
     bench.vcpu.guest_hypercall(1)
     assert bench.vcpu.guest_result() == 5
+
+
+# -- pausing
+
+
+def paused(bench: Bench) -> None:
+    bench.thread.pause()
+    bench.thread.rest()
+
+
+def test_a_paused_vcpu_is_out_of_the_guest_and_still_does_what_is_submitted(bench: Bench) -> None:
+    bench.start()
+    paused(bench)
+    assert bench.thread.state == "paused"
+    bench.vcpu.entered.clear()
+    bench.vcpu.guest_io(0x20)
+    for key in range(3):
+        act, event, threads = done(bench)
+        bench.thread.submit(key, act)
+        assert event.wait(WAIT) and threads == [bench.thread._thread.ident]
+    assert not bench.vcpu.entered.is_set() and bench.thread.exits["io"] == 0
+    bench.thread.resume()
+    bench.vcpu.guest_sees()
+    assert bench.thread.state == "running" and bench.thread.exits["io"] == 1
+
+
+def test_paused_before_its_first_instruction(bench: Bench) -> None:
+    paused(bench)
+    bench.thread.start()
+    paused(bench)
+    assert not bench.vcpu.entered.is_set()
+    assert bench.thread.registers() == {"rip": 0x1234} | CONTROL
+    bench.thread.resume()
+    assert bench.vcpu.entered.wait(WAIT)
+
+
+def test_pausing_and_resuming_at_once_many_times(bench: Bench) -> None:
+    bench.start()
+    for _ in range(200):
+        paused(bench)
+        bench.vcpu.entered.clear()
+        assert bench.thread._resting
+        bench.thread.resume()
+    assert bench.vcpu.entered.wait(WAIT)
+
+
+def test_a_paused_vcpu_can_be_stopped(bench: Bench) -> None:
+    bench.start()
+    paused(bench)
+    bench.end()
+    paused(bench)
+    assert bench.thread.state == "stopped"
+
+
+def test_a_pause_waits_for_the_answer_under_way(bench: Bench) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def hypercall(*args: object) -> int:
+        inside.set()
+        go.wait(WAIT)
+        return 0
+
+    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign,assignment]
+    bench.start()
+    bench.vcpu.guest_hypercall(1)
+    assert inside.wait(WAIT)
+    waiter = threading.Thread(target=paused, args=(bench,))
+    waiter.start()
+    waiter.join(0.02)
+    assert waiter.is_alive()
+    go.set()
+    waiter.join(WAIT)
+    assert not waiter.is_alive()
+
+
+# -- registers
+
+
+def test_registers_of_a_vcpu_that_runs_rests_and_is_over(bench: Bench) -> None:
+    assert bench.thread.registers() is None
+    bench.start()
+    expected = {"rip": 0x1234} | CONTROL
+    assert bench.thread.registers() == expected
+    paused(bench)
+    assert bench.thread.registers() == expected
+    bench.end()
+    bench.vcpu.close()
+    assert bench.thread.registers() == expected
+
+
+def test_registers_are_not_waited_for_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def hypercall(*args: object) -> int:
+        inside.set()
+        go.wait(WAIT)
+        return 0
+
+    monkeypatch.setattr("xenpvd.vmm.vcpu.PATIENCE", 0.05)
+    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign,assignment]
+    bench.start()
+    bench.vcpu.guest_hypercall(1)
+    assert inside.wait(WAIT)
+    with pytest.raises(TimedOut, match="vCPU 7 does not answer"):
+        bench.thread.registers()
+    go.set()
+
+
+def test_what_the_host_knows_of_its_time(bench: Bench) -> None:
+    assert bench.thread.runtime() == (0, 0)
+    bench.start()
+    ran, waited = bench.thread.runtime()
+    assert ran > 0 and waited >= 0
+    bench.end()
+    assert bench.thread.runtime() == (0, 0)
 
 
 # -- the end
@@ -275,7 +467,7 @@ def test_the_guest_is_not_entered_after_a_stop_in_its_own_exit(bench: Bench) -> 
         bench.vcpu.entered.clear()
         return 0
 
-    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign]
+    bench.handler.on_hypercall = hypercall  # type: ignore[method-assign,assignment]
     bench.start()
     bench.vcpu.guest_hypercall(29, 2)
     bench.thread.join()

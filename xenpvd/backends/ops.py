@@ -26,8 +26,8 @@ class EvtchnPort(Protocol):
         """A non-blocking eventfd, readable once the guest has sent; reading it takes all sends so far."""
 
     @property
-    def irq_fd(self) -> int:
-        """An eventfd; writing 1 to it raises the guest's port."""
+    def irq_fd(self) -> int | None:
+        """An eventfd; writing 1 to it raises the guest's port. None where only :meth:`notify` can."""
 
     def notify(self) -> None:
         """Raise the guest's port. From any thread; never blocks; harmless once the port is closed."""

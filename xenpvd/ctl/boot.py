@@ -6,7 +6,7 @@ import stat
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +16,21 @@ from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of,
 from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
 from xenpvd.paths import NAME
 
+if TYPE_CHECKING:
+    from xenpvd.ctl.launch import Launched
+
 READY_TIMEOUT = 30.0
+END_TIMEOUT = 10.0
 
 #: Guests in these states are started over the daemon that is there.
 AT_REST = ("defined", "stopped", "crashed")
+
+
+_accel_option = click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm-xen", "kvm"]),
+    help="Use KVM's own Xen support, or do without it; default: what the definition says, else auto.",
+)
 
 
 @click.command()
@@ -27,45 +38,51 @@ AT_REST = ("defined", "stopped", "crashed")
 @click.option(
     "--wait",
     "phase",
+    metavar="PHASE",
     default="shim",
     show_default=True,
-    metavar="PHASE",
     help="Come back when the boot is so far: created, shim, kernel, xenbus, devices or console:TEXT.",
 )
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@click.option("--paused", is_flag=True, help="Leave it before its first instruction, until: xenpvctl resume.")
+@_accel_option
 @json_option
 @click.pass_obj
-def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
+def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, accel: str | None) -> None:
     """Start a guest in the background.
 
     GUEST is a name (that of /etc/xenpvd/NAME.toml) or a TOML file.
     """
-    from xenpvd.ctl.launch import Launched, NotReady
-
     file = _definition_file(guest)
     name, definition = _read_definition(file)
+    if accel:
+        definition["accel"] = accel
+    options = ["--accel", accel] if accel else []
+    if paused:
+        options.append("--no-start")
     begin = time.monotonic()
     with ExitStack() as stack:
         launched: Launched | None = None
         try:
             client = stack.enter_context(place.connect(name))
         except NoGuest:
-            try:
-                launched = stack.enter_context(closing(Launched(place, name, file)))
-                launched.wait_ready(min(timeout, READY_TIMEOUT))
-            except NotReady as fault:
-                raise Failure(
-                    str(fault), TIMEOUT if fault.status is None else _status(fault.status)
-                ) from None
-            except OSError as fault:
-                where = fault.filename or place.path
-                raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
+            launched = _launch(place, name, file, options, min(timeout, READY_TIMEOUT))
+            stack.callback(launched.close)
             client = stack.enter_context(place.connect(name))
         if launched is None:
             state = client.call("guest.status")["state"]
             if state not in AT_REST:
                 raise Failure(f"{name} is {state} already.")
-            client.call("guest.start", {"config": definition})
+        if launched is None or paused:
+            try:
+                status = client.call("guest.start", {"config": definition, "paused": paused})
+            except RpcFault:
+                if launched is not None:
+                    launched.end(END_TIMEOUT)
+                raise
+        if paused:  # it comes no further
+            emit(status, f"{name} is {status['state']}")
+            return
         left = max(0.0, timeout - (time.monotonic() - begin))
         try:
             status = client.call("guest.wait", {"for": phase, "timeout": left})
@@ -77,6 +94,22 @@ def start(place: RunDir, guest: str, phase: str, timeout: float) -> None:
     seconds = status["boot_times"].get(phase)
     when = f": {phase} after {seconds:.2f} s" if seconds is not None else ""
     emit(status, f"{name} is {status['state']}{when}")
+
+
+def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: float) -> Launched:
+    from xenpvd.ctl.launch import Launched, NotReady
+
+    try:
+        with ExitStack() as undo:
+            launched = undo.enter_context(closing(Launched(place, name, file, *options)))
+            launched.wait_ready(timeout)
+            undo.pop_all()
+            return launched
+    except NotReady as fault:
+        raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
+    except OSError as fault:
+        where = fault.filename or place.path
+        raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
 
 
 def _definition_file(guest: str) -> Path:
@@ -122,7 +155,7 @@ def _with_tails(fault: RpcFault) -> Failure:
 
 
 @click.command()
-@click.option("--kernel", required=True, type=click.Path(), help="The PV kernel, as it lies in /boot.")
+@click.option("--kernel", required=True, type=click.Path(), help="A file, as it lies in /boot, or pvgrub.")
 @click.option("--ramdisk", type=click.Path(), help="Its initrd.")
 @click.option(
     "--disk",
@@ -136,7 +169,16 @@ def _with_tails(fault: RpcFault) -> Failure:
 @click.option("--cmdline", help='The kernel\'s; default "console=hvc0", and "root=/dev/VDEV" with a disk.')
 @click.option("--name", help="Default: one is made up.")
 @click.option("-x", "--drop-changes", is_flag=True, help="Changes to the disks are dropped at the end.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["pv", "pvh"]),
+    default="pv",
+    show_default=True,
+    help="pv: a PV kernel in Xen's shim; pvh: a kernel with a PVH entry, without it.",
+)
 @click.option("--shim", default="auto", show_default=True, help="The xen-shim file.")
+@_accel_option
 @json_option
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:

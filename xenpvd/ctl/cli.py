@@ -7,12 +7,19 @@ from pathlib import Path
 import click
 
 from xenpvd import paths
-from xenpvd.ctl import boot, drive, guest, look, rundir
+from xenpvd.ctl import boot, drive, guest, look, machine, rundir, xen
 from xenpvd.ctl.output import Verbs, json_option
 
 
+class Xenpvctl(Verbs):
+    """Takes xl's word as well where it has another."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, {"unpause": "resume"}.get(cmd_name, cmd_name))
+
+
 @click.group(
-    cls=Verbs,
+    cls=Xenpvctl,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 no such guest, 4 timeout.",
 )
@@ -37,9 +44,19 @@ for verb in (
     guest.status,
     look.console,
     drive.drive,
-    look.xenstore_ls,
+    machine.vcpu,
+    machine.memory,
+    guest.pause,
+    guest.resume,
     guest.shutdown,
+    guest.reboot,
+    guest.reset,
     guest.destroy,
+    guest.sysrq,
+    look.xenstore_ls,
+    xen.evtchn,
+    xen.grant,
+    xen.hypercalls,
     look.events,
     look.call,
     boot.check,

@@ -8,6 +8,7 @@ import getpass
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,18 +23,22 @@ from xenpvd.abi.linux_kvm import (
 )
 
 KVM = "/dev/kvm"
-#: What guests need of KVM_CAP_XEN_HVM.
+#: What the accelerator kvm-xen needs of KVM_CAP_XEN_HVM.
 XEN_BITS = {
     KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL: "hypercall exits",
     KVM_XEN_HVM_CONFIG_SHARED_INFO: "shared info",
     KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL: "2-level events",
     KVM_XEN_HVM_CONFIG_EVTCHN_SEND: "event send",
 }
+#: Hardware virtualization: what the CPU calls it, and its KVM.
+VIRTUALIZATION = {"vmx": "kvm_intel", "svm": "kvm_amd"}
+CPUINFO = Path("/proc/cpuinfo")
+MODULES = Path("/sys/module")
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class Finding(NamedTuple):
-    """``verdict`` is ok, warn or FAIL."""
+    """``verdict`` is ok, note (who wants it knows), warn or FAIL."""
 
     verdict: str
     text: str
@@ -44,7 +49,7 @@ class Finding(NamedTuple):
 
 def examine(run_dir: Path) -> list[Finding]:
     """Everything that there is to say."""
-    return [*_kvm(), _shim(), _huge_pages(), _python(), _uvloop(), _libatomic(), _run_dir(run_dir)]
+    return [*_kvm(), _shim(), _grub(), _huge_pages(), _python(), _uvloop(), _libatomic(), _run_dir(run_dir)]
 
 
 def _kvm() -> list[Finding]:
@@ -63,29 +68,67 @@ def _kvm() -> list[Finding]:
         version = fcntl.ioctl(fd, KVM_GET_API_VERSION)
         if version != 12:
             return [Finding("FAIL", f"{KVM} has API version {version}, not 12: use a Linux kernel's KVM")]
-        return [*found, _xen_bits(fcntl.ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_XEN_HVM))]
+        hardware = _hardware()
+        bits = fcntl.ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_XEN_HVM)
+        return [*found, hardware, *_accel(bits, hardware.verdict == "ok")]
     except OSError as fault:
         return [Finding("FAIL", f"{KVM} is no KVM: {fault.strerror}")]
     finally:
         os.close(fd)
 
 
-def _xen_bits(bits: int) -> Finding:
+def _hardware() -> Finding:
+    flags = CPUINFO.read_text().partition("\nflags")[2].partition("\n")[0].split()
+    for flag, module in VIRTUALIZATION.items():
+        if flag in flags:
+            if (MODULES / module).exists():
+                return Finding("ok", f"hardware virtualization: {flag}, {module}")
+            return Finding("FAIL", f"{module} is not loaded: load it with: sudo modprobe {module}")
+    cure = "enable it in the firmware; inside a VM, enable nested virtualization on its host"
+    return Finding("FAIL", f"no hardware virtualization: the CPU has neither vmx nor svm: {cure}")
+
+
+def _accel(bits: int, hardware: bool) -> list[Finding]:
+    """What ``accel = "auto"`` takes."""
+    said = f"KVM_CAP_XEN_HVM {bits:#x}"
     missing = ", ".join(name for bit, name in XEN_BITS.items() if not bits & bit)
-    if missing:
-        cure = "use a kernel with CONFIG_KVM_XEN (Linux 5.19 or newer; Debian 13's has it)"
-        return Finding("FAIL", f"KVM_CAP_XEN_HVM {bits:#x} lacks {missing}: {cure}")
-    return Finding("ok", f"KVM_CAP_XEN_HVM {bits:#x} ({', '.join(XEN_BITS.values())})")
+    if not missing:
+        why = "KVM's own Xen support; kvm, without it, can be asked for"
+        return [
+            Finding("ok", f"{said} ({', '.join(XEN_BITS.values())})"),
+            Finding("ok", f"accelerator: kvm-xen ({why})"),
+        ]
+    cure = "Linux 5.19 or newer with CONFIG_KVM_XEN has it, as Debian 13's"
+    found = Finding("warn", f"{said} lacks {missing}: no accelerator kvm-xen; {cure}")
+    if not hardware:
+        return [found, Finding("FAIL", "accelerator: none (kvm needs hardware virtualization: see above)")]
+    return [found, Finding("ok", "accelerator: kvm (xenpvd does what KVM lacks, more slowly)")]
 
 
 def _shim() -> Finding:
-    from xenpvd.errors import ImageError
-    from xenpvd.vmm.boot import find_shim
+    from xenpvd.errors import XenpvdError
 
     try:
+        from xenpvd.vmm.boot import find_shim  # fails without libatomic
+
         return Finding("ok", f"xen-shim {find_shim('auto')}")
-    except ImageError as fault:
+    except XenpvdError as fault:
         return Finding("FAIL", str(fault))
+
+
+def _grub() -> Finding:
+    from xenpvd.errors import XenpvdError
+
+    found = []
+    for kind in ("pv", "pvh"):
+        with suppress(XenpvdError):
+            from xenpvd.vmm.boot import find_grub
+
+            found.append(f"{find_grub(kind)} ({kind})")
+    use = 'kernel = "pvgrub"'
+    if not found:
+        return Finding("note", f"no GRUB for {use}; it comes with: sudo apt install grub-xen-host")
+    return Finding("ok", f"GRUB for {use}: {', '.join(found)}")
 
 
 def _huge_pages() -> Finding:

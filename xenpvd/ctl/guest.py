@@ -1,4 +1,4 @@
-"""list, status, shutdown, destroy."""
+"""list, status, and the verbs of a guest's life."""
 
 from __future__ import annotations
 
@@ -97,7 +97,21 @@ def drive_line(drive: dict[str, Any]) -> str:
 @click.pass_obj
 def shutdown(place: RunDir, name: str, mode: str | None, timeout: float, destroy: bool) -> None:
     """Ask a guest to shut itself down, and wait until it has."""
-    params = {"mode": mode or "poweroff", "timeout": timeout, "then": "destroy" if destroy else "fail"}
+    _shut_down(place, name, mode or "poweroff", timeout, destroy)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@json_option
+@click.pass_obj
+def reboot(place: RunDir, name: str, timeout: float) -> None:
+    """Ask a guest to reboot, and wait until it does. See reset."""
+    _shut_down(place, name, "reboot", timeout, destroy=False)
+
+
+def _shut_down(place: RunDir, name: str, mode: str, timeout: float, destroy: bool) -> None:
+    params = {"mode": mode, "timeout": timeout, "then": "destroy" if destroy else "fail"}
     with place.connect(name) as client:
         done = client.call("guest.shutdown", params)
     took = f" after {done['stopped']:.1f} s" if done["stopped"] is not None else ""
@@ -111,6 +125,53 @@ def shutdown(place: RunDir, name: str, mode: str | None, timeout: float, destroy
 @click.pass_obj
 def destroy(place: RunDir, name: str) -> None:
     """End a guest at once, as by pulling the plug."""
+    _change(place, name, "guest.destroy")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def reset(place: RunDir, name: str) -> None:
+    """End a guest at once and boot it again, as by a reset button."""
+    _change(place, name, "guest.reset")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def pause(place: RunDir, name: str) -> None:
+    """Stop a guest's vCPUs where they are, until resume."""
+    _change(place, name, "guest.pause")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def resume(place: RunDir, name: str) -> None:
+    """Let a paused guest run on (also: unpause)."""
+    _change(place, name, "guest.resume")
+
+
+def _change(place: RunDir, name: str, method: str) -> None:
     with place.connect(name) as client:
-        done = client.call("guest.destroy")
+        done = client.call(method)
     emit(done, f"{name} is {done['state']}")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("key")
+@click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@json_option
+@click.pass_obj
+def sysrq(place: RunDir, name: str, key: str, timeout: float) -> None:
+    """Press a SysRq key of the guest.
+
+    As s (sync), t (list tasks), h (list the keys); what it has to say comes on its console.
+    """
+    with place.connect(name) as client:
+        done = client.call("guest.sysrq", {"key": key, "timeout": timeout})
+    emit(done, f"{name} took sysrq {done['key']}")

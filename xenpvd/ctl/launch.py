@@ -27,9 +27,9 @@ class NotReady(Exception):
 class Launched:
     """A daemon that was started here. Its output goes to RUN_DIR/NAME/xenpvd.log."""
 
-    def __init__(self, place: RunDir, name: str, config: Path) -> None:
+    def __init__(self, place: RunDir, name: str, config: Path, *options: str) -> None:
         """Start it, in a session of its own, with the working directory kept: relative paths in ``config``
-        mean the same as for a daemon in the foreground. Raises OSError."""
+        mean the same as for a daemon in the foreground. ``options`` are more of its own. Raises OSError."""
         self.name = name
         self.log = place.log(name)
         place.path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class Launched:
             self._ready.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._ready.bind("")  # the kernel chooses an abstract name (unix(7), autobind)
             argv = [sys.executable, "-P", "-m", "xenpvd", "--config", str(config), "--name", name]
-            self.pid = self._spawn([*argv, "--run-dir", str(place.path)])
+            self.pid = self._spawn([*argv, "--run-dir", str(place.path), *options])
             self._pidfd = os.pidfd_open(self.pid)
         except BaseException:
             self._ready.close()

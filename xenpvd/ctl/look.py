@@ -60,7 +60,7 @@ def _explain_end(place: RunDir, name: str) -> None:
             state = client.call("guest.status")["state"]
     except (NoGuest, NoAnswer):
         state = "gone"
-    if state == "running":
+    if state in ("running", "paused"):
         raise Failure(f"the console of {name} was cut off: this viewer was too slow. Attach again.")
     click.echo(f"{name} is {state}", err=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -87,12 +87,14 @@ def emit(value: Any, text: str | Iterable[str]) -> None:
         click.echo(line)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:
-    """Aligned columns."""
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Container[str] = ()) -> Iterator[str]:
+    """Aligned columns; those of the names in ``right`` to the right, as numbers are."""
     cells = [list(head), *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        columns = zip(head, row, widths, strict=True)
+        padded = (cell.rjust(width) if name in right else cell.ljust(width) for name, cell, width in columns)
+        yield "  ".join(padded).rstrip()
 
 
 def plain(text: str) -> str:
@@ -121,6 +123,13 @@ def size(count: float) -> str:
             return f"{count:.1f} {unit}" if unit != "B" else f"{count:g} B"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def mib(count: int) -> str:
+    """Bytes in MiB, without the unit."""
+    if 0 < count < 1 << 20:
+        return "<1"
+    return f"{count / (1 << 20):.1f}".removesuffix(".0")
 
 
 def moment(at: float) -> str:

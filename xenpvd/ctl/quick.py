@@ -28,6 +28,9 @@ READY_TIMEOUT = 30.0
 SHUTDOWN_TIMEOUT = 30.0
 END_TIMEOUT = 10.0
 
+#: Not a file: GRUB, which boots what the disk's menu names.
+PVGRUB = "pvgrub"
+
 #: The daemon's exit status if the name is in use.
 IN_USE = 3
 
@@ -56,6 +59,8 @@ class Wanted:
     name: str | None
     drop_changes: bool
     shim: str
+    kind: str = "pv"
+    accel: str | None = None
 
 
 def run(place: RunDir, wanted: Wanted) -> int:
@@ -78,7 +83,7 @@ def run(place: RunDir, wanted: Wanted) -> int:
             if wanted.drop_changes:
                 said += "; changes to the disks are dropped at the end (-x)"
             click.echo(f"xenpvd: guest {said}", err=True)
-            return _live(place, name, config)
+            return _live(place, name, config, *(["--accel", wanted.accel] if wanted.accel else []))
 
 
 def parse_disks(texts: tuple[str, ...]) -> list[Disk]:
@@ -103,18 +108,24 @@ def parse_disks(texts: tuple[str, ...]) -> list[Disk]:
 
 def definition(wanted: Wanted, name: str, disks: list[Disk]) -> str:
     """The guest as TOML. The daemon checks it, in its own words."""
-    cmdline = wanted.cmdline
+    kernel, cmdline = wanted.kernel, wanted.cmdline
+    if kernel == PVGRUB:
+        cmdline = cmdline or ""
+    else:
+        kernel = _absolute(kernel)
     if cmdline is None:
         cmdline = "console=hvc0" + (f" root=/dev/{disks[0].vdev}" if disks else "")
     lines = [
         f"name = {_quote(name)}",
         f"memory = {wanted.memory}",
         f"vcpus = {wanted.vcpus}",
-        f"kernel = {_quote(_absolute(wanted.kernel))}",
+        f"kernel = {_quote(kernel)}",
         f"cmdline = {_quote(cmdline)}",
     ]
     if wanted.ramdisk is not None:
         lines.append(f"ramdisk = {_quote(_absolute(wanted.ramdisk))}")
+    if wanted.kind != "pv":
+        lines.append(f"type = {_quote(wanted.kind)}")
     if wanted.shim != "auto":
         lines += ["[shim]", f"path = {_quote(_absolute(wanted.shim))}"]
     for disk in disks:
@@ -148,9 +159,9 @@ def _copy(disk: Disk, scratch: Path) -> Disk:
     return replace(disk, target=str(copy))
 
 
-def _live(place: RunDir, name: str, config: Path) -> int:
+def _live(place: RunDir, name: str, config: Path, *options: str) -> int:
     """From the daemon's start to its end, which comes whatever happens here."""
-    launched = Launched(place, name, config)
+    launched = Launched(place, name, config, *options)
     try:
         try:
             launched.wait_ready(READY_TIMEOUT)

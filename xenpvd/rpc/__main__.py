@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from xenpvd.rpc.methods import document
+from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.schema import markdown
 
 

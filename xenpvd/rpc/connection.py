@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from xenpvd.errors import LimitReached
 from xenpvd.events import QUEUE, Subscription
-from xenpvd.rpc import models
+from xenpvd.rpc import results
 from xenpvd.rpc.console import serve_output, serve_typing
 from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
 from xenpvd.rpc.errors import CODES, parse_fault, protocol_fault
@@ -173,7 +173,7 @@ class Connection:
         info, guest = self.service.daemon_info(), self.service.guest_status()
         await self._notify(
             "daemon.hello",
-            models.Hello(
+            results.Hello(
                 name=info.name,
                 version=info.version,
                 api=info.api,
@@ -182,7 +182,7 @@ class Connection:
                 guest=guest.name,
                 state=guest.state,
                 role="admin",
-                limits=models.Limits(
+                limits=results.Limits(
                     message=MESSAGE_MAX,
                     batch=BATCH_MAX,
                     in_flight=IN_FLIGHT_MAX,
@@ -216,7 +216,7 @@ class Connection:
         epoch = self.service.events.epoch
         with contextlib.suppress(ConnectionError):
             async for event in subscription:
-                await self._notify("event", models.note(epoch, event))
+                await self._notify("event", results.note(epoch, event))
 
     def become(self, viewer: ConsoleViewer) -> None:
         self._viewer = viewer

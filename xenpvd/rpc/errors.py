@@ -7,9 +7,9 @@ import secrets
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
-from xenpvd.config import words
+from xenpvd import config
 from xenpvd.errors import (
     BadConfig,
     Busy,
@@ -27,6 +27,7 @@ from xenpvd.errors import (
     XenpvdError,
     XenstoreFault,
 )
+from xenpvd.rpc.models import SYSRQ_KEY
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ CODES: dict[type[Exception], int] = {
     GuestFault: 1030,
     XenstoreFault: 1031,
 }
+
+#: Patterns of the parameters' own, in a user's words.
+_WORDS = {SYSRQ_KEY: "it must be one letter or digit, as s"}
 
 #: A request with a million unknown keys is told of the first ones.
 ERRORS_MAX = 20
@@ -97,10 +101,14 @@ def fault_of(fault: Exception, method: str) -> Fault:
     return Fault(code, str(fault), {**data, "reason": reason})
 
 
+def _words(error: ErrorDetails) -> str:
+    return _WORDS.get(error.get("ctx", {}).get("pattern", "")) or config.words(error)
+
+
 def invalid_params(fault: ValidationError, method: str) -> Fault:
     """Parameters that do not fit ``method``'s model; ``loc`` is dotted, as ``config.disk.0.access``."""
     errors = [
-        {"loc": ".".join(map(str, error["loc"])) or "(params)", "msg": words(error), "type": error["type"]}
+        {"loc": ".".join(map(str, error["loc"])) or "(params)", "msg": _words(error), "type": error["type"]}
         for error in fault.errors(include_url=False, include_input=False)[:ERRORS_MAX]
     ]
     lines = "; ".join(f"{error['loc']}: {error['msg']}" for error in errors)

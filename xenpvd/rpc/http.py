@@ -20,7 +20,7 @@ from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Hangup
 from xenpvd.rpc.dispatch import Reply, dispatch
 from xenpvd.rpc.errors import fault_of, parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
-from xenpvd.rpc.methods import document
+from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
 from xenpvd.rpc.server import listen
 from xenpvd.rpc.service import Service

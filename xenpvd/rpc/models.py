@@ -1,4 +1,4 @@
-"""The shapes of the RPC surface that are not views already: parameters, results and notifications."""
+"""What each RPC method takes: a model with bounds for everything, because a client may be hostile."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import base64
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import to_jsonable_python
 
-from xenpvd.config import DiskConfig, GuestConfig, Vdev
-from xenpvd.events import Event
+from xenpvd.config import MEMORY_MAX_MIB, MEMORY_MIN_MIB, VCPUS_MAX, DiskConfig, GuestConfig, Vdev
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
-API = "1.0"
+API = "1.1"
+
+#: 2-level event channels of a 64-bit guest: 64 words of 64 bits; port 0 is none.
+PORT_MAX = 4095
+#: The calls that hypercall.stats keeps.
+RECENT_MAX = 256
+
+#: The keys of Linux's sysrq table.
+SYSRQ_KEY = r"^[0-9A-Za-z]$"
 
 CONSOLE_READ_MAX = 128 << 10
 CONSOLE_WRITE_MAX = 64 << 10
@@ -45,12 +51,18 @@ class CheckParams(Params):
 
 class StartParams(Params):
     config: GuestConfig | None = Field(None, description="the guest to run; left out: the one known already")
+    paused: bool = Field(False, description="begin its boot only with guest.resume")
 
 
 class ShutdownParams(Params):
     mode: Literal["poweroff", "reboot", "halt"] = "poweroff"
     timeout: Timeout = 60.0
     then: Literal["fail", "destroy"] = Field("fail", description="what to do when the time is up")
+
+
+class SysrqParams(Params):
+    key: str = Field(pattern=SYSRQ_KEY, description="a letter or digit: s syncs, t lists tasks, b resets")
+    timeout: Timeout = 10.0
 
 
 class WaitParams(Params):
@@ -68,6 +80,34 @@ class WaitParams(Params):
         if value not in (*Phase, *Runstate) and not (value.startswith("console:") and value != "console:"):
             raise ValueError(f"one of {', '.join((*Phase, *Runstate))} or console:TEXT")
         return value
+
+
+class VcpuListParams(Params):
+    regs: bool = Field(False, description="with the registers; each vCPU stops for a moment")
+
+
+class SetOnlineParams(Params):
+    count: int = Field(ge=1, le=VCPUS_MAX, description="the guest shall use its first so many vCPUs")
+    wait: bool = Field(True, description="answer when the guest has done it")
+    timeout: Timeout = 30.0
+
+
+class SetTargetParams(Params):
+    mib: int = Field(
+        ge=MEMORY_MIN_MIB,
+        le=MEMORY_MAX_MIB,
+        description="how large the VM shall be, as memory in its definition",
+    )
+    wait: bool = Field(True, description="answer when the guest has done it")
+    timeout: Timeout = 60.0
+
+
+class InjectParams(Params):
+    port: int = Field(ge=1, le=PORT_MAX)
+
+
+class StatsParams(Params):
+    recent: int = Field(0, ge=0, le=RECENT_MAX, description="how many of the newest calls to list, decoded")
 
 
 class DriveAddParams(DiskConfig):
@@ -142,110 +182,3 @@ class SubscribeParams(Params):
 class HistoryParams(Params):
     names: Patterns = ["*"]
     max: int = Field(1000, ge=1, le=4096, description="the newest so many")
-
-
-class Result(BaseModel):
-    """Clients must bear members that they do not know."""
-
-
-class Pong(Result):
-    epoch: str
-    seq: int = Field(description="of the last event")
-
-
-class Quitting(Result):
-    stopping: bool
-
-
-class Problem(Result):
-    loc: str = Field(description="the TOML path: disk.0.access")
-    msg: str
-
-
-class Problems(Result):
-    problems: list[Problem]
-
-
-class Removed(Result):
-    removed: bool
-
-
-class Octets(Result):
-    """Bytes: ``text`` if they are UTF-8, else ``base64``; the other is null."""
-
-    text: str | None
-    base64: str | None
-
-
-def octets(data: bytes) -> dict[str, str | None]:
-    """The members of :class:`Octets` for ``data``."""
-    try:
-        return {"text": data.decode(), "base64": None}
-    except UnicodeDecodeError:
-        return {"text": None, "base64": base64.b64encode(data).decode()}
-
-
-class ConsoleData(Octets):
-    """A piece of the recording: it begins at ``start``, ends before ``end``; ``lost`` bytes that were asked
-    for before it are no longer kept."""
-
-    start: int
-    end: int
-    lost: int
-
-
-class Written(Result):
-    written: int = Field(description="bytes")
-
-
-class Attached(Result):
-    mode: str = Field(description="rw or ro")
-    offset: int = Field(description="of the first raw byte that follows this reply")
-
-
-class XenstoreValue(Octets):
-    path: str
-
-
-class Subscribed(Result):
-    seq: int = Field(description="of the last event before this reply, replayed ones included")
-    epoch: str
-    replayed: int
-    lost: int = Field(description="events asked for by since that are no longer kept")
-
-
-class EventNote(Result):
-    """``seq`` grows by one within ``epoch``; ``time`` is Unix seconds."""
-
-    epoch: str
-    seq: int
-    time: float
-    name: str
-    data: dict[str, Any]
-
-
-def note(epoch: str, event: Event) -> EventNote:
-    data = to_jsonable_python(event.data, fallback=str, bytes_mode="base64")  # whatever was published
-    return EventNote(epoch=epoch, seq=event.seq, time=event.time, name=event.name, data=data)
-
-
-class Limits(Result):
-    message: int = Field(description="bytes")
-    batch: int
-    in_flight: int
-    connections: int
-    queue: int = Field(description="events kept for a client that does not read")
-
-
-class Hello(Result):
-    """The first thing that a client reads."""
-
-    name: str
-    version: str
-    api: str
-    features: list[str]
-    epoch: str
-    guest: str
-    state: str
-    role: str
-    limits: Limits

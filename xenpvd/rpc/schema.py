@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from xenpvd.errors import XenpvdError
-from xenpvd.rpc import models
+from xenpvd.rpc import models, results
 from xenpvd.rpc.errors import (
     CODES,
     INTERNAL_ERROR,
@@ -25,9 +25,9 @@ from xenpvd.rpc.registry import Method
 REF = "#/components/schemas/"
 
 #: What the server sends unasked.
-NOTIFICATIONS: dict[str, tuple[type[models.Result], str]] = {
-    "daemon.hello": (models.Hello, "The greeting, first on every connection."),
-    "event": (models.EventNote, "Something happened; sent after events.subscribe."),
+NOTIFICATIONS: dict[str, tuple[type[results.Result], str]] = {
+    "daemon.hello": (results.Hello, "The greeting, first on every connection."),
+    "event": (results.EventNote, "Something happened; sent after events.subscribe."),
 }
 
 Schema = dict[str, Any]
@@ -173,4 +173,6 @@ def _kind(schema: Schema) -> str:
         return f"`{schema['const']}`"
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}" if "items" in schema else "list"
-    return str(schema.get("type", "any"))
+    low, high = schema.get("minimum"), schema.get("maximum")
+    limits = f" {low:.0f} to {high:.0f}" if low is not None and high is not None else ""
+    return str(schema.get("type", "any")) + limits

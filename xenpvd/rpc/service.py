@@ -15,8 +15,15 @@ from xenpvd.views import (
     DaemonInfo,
     DriveAdded,
     DriveInfo,
+    GrantInfo,
     GuestStatus,
+    HypercallStats,
+    MemoryInfo,
+    MemoryTarget,
+    PortInfo,
     ShutdownResult,
+    VcpuInfo,
+    VcpusSet,
     XenstoreNode,
 )
 
@@ -54,13 +61,38 @@ class Service(Protocol):
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
         """Every problem that ``guest_start`` would meet, as (location, message). No effect."""
 
-    async def guest_start(self, config: GuestConfig | None) -> GuestStatus: ...
+    async def guest_start(self, config: GuestConfig | None, paused: bool) -> GuestStatus: ...
+    async def guest_pause(self) -> GuestStatus:
+        """No vCPU runs when it returns; backends go on. No error if the guest is paused."""
+
+    async def guest_resume(self) -> GuestStatus: ...
+    async def guest_reset(self) -> GuestStatus:
+        """End this life as by a reset button and begin another one."""
+
+    async def guest_sysrq(self, key: str, timeout: float) -> None:
+        """Press a key of Linux's SysRq through control/sysrq; returns when the guest has taken it."""
+
     async def guest_shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         """Ask the guest by control/shutdown; wait for the acknowledgement and the end."""
 
     async def guest_destroy(self) -> GuestStatus: ...
     async def guest_wait(self, for_: str, timeout: float, since: int) -> GuestStatus:
         """Wait for a phase ("devices"), a state ("stopped") or "console:TEXT" from offset ``since`` on."""
+
+    async def vcpu_list(self, regs: bool) -> list[VcpuInfo]: ...
+    async def vcpu_set_online(self, count: int, wait: bool, timeout: float) -> VcpusSet:
+        """Have the guest use its first ``count`` CPUs. Raises ``TimedOut`` with who is online."""
+
+    async def memory_info(self) -> MemoryInfo: ...
+    async def memory_set_target(self, mib: int, wait: bool, timeout: float) -> MemoryTarget:
+        """Have the guest's balloon make the VM ``mib`` MiB large. Raises ``TimedOut`` with how far it came."""
+
+    def evtchn_list(self) -> list[PortInfo]: ...
+    def evtchn_inject(self, port: int) -> PortInfo:
+        """Raise an event on one of the guest's ports, as a lost one would have been."""
+
+    def grant_list(self) -> list[GrantInfo]: ...
+    def hypercall_stats(self, recent: int) -> HypercallStats: ...
 
     def drive_list(self) -> list[DriveInfo]: ...
     async def drive_add(self, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded: ...

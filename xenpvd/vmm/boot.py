@@ -1,7 +1,8 @@
-"""From files to a vCPU about to run: the shim's ELF, its modules, hvm_start_info, registers.
+"""From files to a vCPU about to run: the files on this host, what is placed where, registers.
 
 PVH boot protocol: xen/docs/misc/pvh.pandoc, include/public/arch-x86/hvm/start_info.h. The shim gets the PV
-kernel as module 0, with the guest's command line, and the initrd as module 1.
+kernel as module 0, with the guest's command line, and the ramdisk as module 1; a PVH kernel gets the ramdisk
+as module 0.
 """
 
 from __future__ import annotations
@@ -9,28 +10,18 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from struct import Struct
-from struct import error as StructError
 
 from xenpvd.abi import linux_kvm as k
 from xenpvd.abi import memory as m
-from xenpvd.abi import xen
-from xenpvd.abi.page import PAGE_SIZE
 from xenpvd.errors import BadConfig, ImageError
-from xenpvd.vmm import layout
+from xenpvd.vmm import acpi, layout, start_info
+from xenpvd.vmm.kernel import PvhImage
 from xenpvd.vmm.memory import GuestMemory
 
-_EHDR = Struct("<16sHHIIIIIHHH")  # ident type machine version entry phoff shoff flags ehsize phentsize phnum
-_PHDR = Struct("<IIIIIIII")  # type offset vaddr paddr filesz memsz flags align
-_NHDR = Struct("<III")  # namesz descsz type
-_ELF32_LE = b"\x7fELF\x01\x01"
-_EM_386 = 3
-_PT_LOAD, _PT_NOTE = 1, 4
 MODULE_MAX = 1 << 30
-#: Bytes of ELF notes that are looked at
-NOTES_MAX = 1 << 16
 
 #: where Debian's xen-utils put the shim, newest first
 SHIM_PATHS = (
@@ -38,6 +29,11 @@ SHIM_PATHS = (
     "/usr/lib/xen/boot/xen-shim",
     "/usr/libexec/xen/boot/xen-shim",
 )
+#: where Debian's grub-xen-host puts GRUB as a kernel, by the guest's type
+GRUB_PATHS = {
+    "pv": "/usr/lib/grub-xen/grub-x86_64-xen.bin",
+    "pvh": "/usr/lib/grub-xen/grub-i386-xen_pvh.bin",
+}
 
 
 def read_file(what: str, path: str, limit: int = MODULE_MAX) -> bytes:
@@ -83,84 +79,38 @@ def find_shim(path: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ShimImage:
-    """The shim: its one loadable segment and where the PVH entry is. Addresses are guest physical."""
-
-    entry: int
-    paddr: int
-    memsz: int
-    segment: bytes
-
-
-def parse_shim(path: str, data: bytes) -> ShimImage:
-    """Read the ELF; raises :class:`ImageError` for anything but a PVH image that fits the layout."""
-
-    def refuse(why: str) -> ImageError:
-        return ImageError(f"cannot use the shim {path}: {why}. Give a xen-shim from Xen's utilities.", path)
-
-    try:
-        ident, _, machine, _, _, phoff, _, _, _, phentsize, phnum = _EHDR.unpack_from(data)
-        if not ident.startswith(_ELF32_LE) or machine != _EM_386:
-            raise refuse("it is not a 32-bit x86 ELF file")
-        if phentsize != _PHDR.size or phnum > 32:
-            raise refuse("its program headers make no sense")
-        headers = [_PHDR.unpack_from(data, phoff + n * phentsize) for n in range(phnum)]
-    except StructError:
-        raise refuse("it is not an ELF file, or cut short") from None
-    loads = [header for header in headers if header[0] == _PT_LOAD]
-    if len(loads) != 1:
-        raise refuse(f"it has {len(loads)} loadable segments, not one")
-    _, offset, _, paddr, filesz, memsz, _, _ = loads[0]
-    if filesz > memsz or offset + filesz > len(data):
-        raise refuse("its segment reaches past the end of the file")
-    if paddr < layout.SHIM_MIN or paddr + memsz > layout.MODULES:
-        raise refuse(f"its segment {paddr:#x}+{memsz:#x} does not fit below {layout.MODULES:#x}")
-    entry = _pvh_entry(data, headers)
-    if entry is None:
-        raise refuse("it has no PVH entry (ELF note Xen 18, PHYS32_ENTRY)")
-    if not paddr <= entry < paddr + filesz:
-        raise refuse(f"its PVH entry {entry:#x} lies outside its segment")
-    return ShimImage(entry, paddr, memsz, data[offset : offset + filesz])
-
-
-def _pvh_entry(data: bytes, headers: list[tuple[int, ...]]) -> int | None:
-    for kind, offset, _, _, filesz, _, _, _ in headers:
-        if kind != _PT_NOTE:
-            continue
-        at, end = offset, min(offset + filesz, offset + NOTES_MAX, len(data))
-        while at + _NHDR.size <= end:
-            namesz, descsz, note = _NHDR.unpack_from(data, at)
-            name_at = at + _NHDR.size
-            desc_at = name_at + (namesz + 3 & ~3)
-            at = desc_at + (descsz + 3 & ~3)
-            if at > end:
-                break
-            if (
-                data[name_at : name_at + namesz] == b"Xen\0"
-                and note == xen.XEN_ELFNOTE_PHYS32_ENTRY
-                and descsz >= 4
-            ):
-                return int.from_bytes(data[desc_at : desc_at + 4], "little")
-    return None
+def find_grub(type_: str) -> str:
+    """GRUB as a kernel for a guest of ``type_`` (pv, pvh); raises :class:`ImageError` if there is none."""
+    path = GRUB_PATHS[type_]
+    if not Path(path).exists():
+        raise ImageError(
+            f'cannot use kernel = "pvgrub": there is no {path}. Install it (Debian: apt install '
+            "grub-xen-host), or give a kernel's path.",
+            path,
+        )
+    return path
 
 
 @dataclass(frozen=True, slots=True)
 class BootImage:
-    """Everything that is loaded. ``cmdline`` is the guest's, ``shim_cmdline`` the shim's own."""
+    """Everything that is loaded: ``kernel`` is what the vCPU is started in, the shim or the guest's own, with
+    ``cmdline``; ``modules`` are (content, command line)."""
 
-    shim: ShimImage
-    shim_cmdline: str
-    kernel: bytes
-    ramdisk: bytes | None
+    kernel: PvhImage
     cmdline: str
+    modules: tuple[tuple[bytes, str], ...]
+    shim: bool
+
+
+def _modules_at(image: BootImage) -> int:
+    return max(layout.MODULES_MIN, layout.page_up(image.kernel.end))
 
 
 def check_fits(image: BootImage, ram: int) -> None:
     """Raise :class:`BadConfig` if the files leave the guest no memory to run in."""
-    modules = len(image.kernel) + len(image.ramdisk or b"") + 2 * PAGE_SIZE
-    # the shim keeps ~24 MiB and unpacks the kernel beside its packed module; Linux needs some to live on
-    need = layout.MODULES + 3 * modules + 24 * layout.MIB
+    modules = sum(layout.page_up(len(data)) for data, _ in image.modules)
+    # what is packed is unpacked beside itself; the shim keeps ~24 MiB, and Linux needs some to live on
+    need = _modules_at(image) + 3 * modules + 24 * layout.MIB
     if ram < need:
         mib = -(-need // layout.MIB)
         raise BadConfig(
@@ -171,68 +121,42 @@ def check_fits(image: BootImage, ram: int) -> None:
 
 
 def memory_map(ram: int) -> list[tuple[int, int, int]]:
-    """The e820 that XENMEM_memory_map hands out: (address, size, type)."""
+    """The e820 of the start info and of XENMEM_memory_map: (address, size, type).
+
+    As libxl's for PVH. All low memory is one entry: GRUB takes the first hole for grant frames, and the first
+    MiB's I/O range is taken out by guests themselves.
+    """
     low, high = layout.split_ram(ram)
     entries = [
         (0, low, m.E820_RAM),
         (layout.ACPI, layout.ACPI_SIZE, m.E820_ACPI),
         # a type-1 entry here makes the shim panic: it turns the store's page into RAM itself
         (layout.SPECIAL, layout.SPECIAL_SIZE, m.E820_RESERVED),
+        (layout.IDENTITY_MAP, layout.KVM_SIZE, m.E820_RESERVED),
     ]
     return entries + ([(layout.HIGH_RAM, high, m.E820_RAM)] if high else [])
 
 
-def load(memory: GuestMemory, image: BootImage, ram: int) -> None:
-    """Place shim, modules and start info."""
-    memory.write(image.shim.paddr, image.shim.segment)
-    at = layout.MODULES
+def load(memory: GuestMemory, image: BootImage, ram: int, edit: Callable[[bytes], bytes] = bytes) -> None:
+    """Place the kernel (each segment as ``edit`` returns it), modules and start info in zeroed memory."""
+    for segment in image.kernel.segments:
+        memory.write(segment.paddr, edit(segment.data))
+    at = _modules_at(image)
     modules = []
-    for data, cmdline in ((image.kernel, image.cmdline), (image.ramdisk, "")):
-        if data is not None:
-            memory.write(at, data)
-            modules.append((at, len(data), cmdline))
-            at = at + len(data) + PAGE_SIZE - 1 & -PAGE_SIZE
-    memory.write(layout.START_INFO, _start_info(image.shim_cmdline, modules, memory_map(ram)))
-
-
-def _start_info(
-    shim_cmdline: str, modules: list[tuple[int, int, str]], e820: list[tuple[int, int, int]]
-) -> bytes:
-    """hvm_start_info with all that it points to, as it lies at START_INFO."""
-    modlist_at = layout.START_INFO + xen.HVM_START_INFO.size
-    memmap_at = modlist_at + len(modules) * xen.HVM_MODLIST_ENTRY.size
-    text_at = memmap_at + len(e820) * xen.HVM_MEMMAP_ENTRY.size
-    text = bytearray()
-
-    def place(line: str) -> int:
-        at = text_at + len(text)
-        text.extend(line.encode("utf-8") + b"\0")
-        return at
-
-    cmdline_at = place(shim_cmdline)
-    modlist = b"".join(
-        xen.HVM_MODLIST_ENTRY.pack(paddr, size, place(line) if line else 0, 0)
-        for paddr, size, line in modules
+    for data, cmdline in image.modules:
+        memory.write(at, data)
+        modules.append((at, len(data), cmdline))
+        at = layout.page_up(at + len(data))
+    blob = start_info.build(
+        layout.START_INFO,
+        layout.START_INFO_END - layout.START_INFO,
+        cmdline=image.cmdline,
+        modules=modules,
+        rsdp=layout.ACPI,
+        e820=memory_map(ram),
     )
-    memmap = b"".join(xen.HVM_MEMMAP_ENTRY.pack(addr, size, kind, 0) for addr, size, kind in e820)
-    head = xen.HVM_START_INFO.pack(
-        xen.XEN_HVM_START_MAGIC_VALUE,
-        1,
-        0,
-        len(modules),
-        modlist_at,
-        cmdline_at,
-        layout.ACPI,
-        memmap_at,
-        len(e820),
-        0,
-    )
-    blob = head + modlist + memmap + bytes(text)
-    if len(blob) > layout.START_INFO_END - layout.START_INFO:
-        raise BadConfig(
-            f"cannot pass {len(text)} bytes of command lines: there is room for 64 KiB. Shorten cmdline."
-        )
-    return blob
+    memory.write(layout.START_INFO, blob)
+    memory.write(layout.BIOS_RSDP, acpi.rsdp(layout.ACPI))
 
 
 def entry_sregs(sregs: bytearray) -> bytearray:

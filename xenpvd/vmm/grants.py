@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import threading
 
+from xenpvd.abi.grant_table import GTF_reading, GTF_readonly, GTF_writing
+from xenpvd.views import GrantInfo
 from xenpvd.vmm.memory import GuestMemory, Page
 from xenpvd.vmm.xen.gnttab import GrantTable
+
+#: entries that are told of at most
+LISTING_MAX = 4096
 
 
 class Grant:
@@ -29,7 +34,7 @@ class Grant:
 
 
 class Grants:
-    """:class:`xenpvd.backends.ops.GnttabOps` and :class:`xenpvd.vmm.xen.hypercall.GrantFrames`."""
+    """:class:`xenpvd.backends.ops.GnttabOps` and :class:`xenpvd.vmm.xen.doors.GrantFrames`."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._table = GrantTable(memory)
@@ -52,9 +57,40 @@ class Grants:
         """How many references are mapped now."""
         return self._table.active
 
+    def listing(self) -> list[GrantInfo]:
+        """The entries that grant something, as the guest has them now."""
+        with self._lock:
+            entries = self._table.listing(LISTING_MAX)
+        return [
+            GrantInfo(
+                entry.gref,
+                entry.frame,
+                entry.domid,
+                bool(entry.flags & GTF_readonly),
+                bool(entry.flags & GTF_reading),
+                bool(entry.flags & GTF_writing),
+                entry.maps,
+            )
+            for entry in entries
+        ]
+
+    # -- for hypercalls
+
     @property
     def nr_frames(self) -> int:
         return self._table.nr_frames
+
+    def frames(self) -> list[int]:
+        with self._lock:
+            return self._table.frames()
+
+    def claim(self, gref: int, *, readonly: bool, domid: int) -> int:
+        with self._lock:
+            return self._table.claim(gref, readonly=readonly, domid=domid)
+
+    def release(self, gref: int, *, readonly: bool) -> None:
+        with self._lock:
+            self._table.release(gref, readonly=readonly)
 
     def set_frame(self, idx: int, gfn: int) -> None:
         with self._lock:

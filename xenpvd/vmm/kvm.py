@@ -130,6 +130,33 @@ class Vm:
         ]
         _call(self._fd, "KVM_SET_GSI_ROUTING", k.kvm_irq_routing.pack(len(entries), 0) + b"".join(entries))
 
+    def signal_msi(self, vcpu_id: int, vector: int) -> bool:
+        """Send an interrupt to a vCPU's LAPIC; False if it did not take it (it is off, or has no such id)."""
+        msi = k.kvm_msi.pack(k.MSI_ADDRESS | vcpu_id << 12, 0, vector, 0)
+        try:
+            return _call(self._fd, "KVM_SIGNAL_MSI", msi) > 0
+        except KvmError as fault:
+            if fault.data["errno"] == errno.EPERM:  # what KVM says if no LAPIC feels meant
+                return False
+            raise
+
+    def clock(self) -> tuple[int, int | None]:
+        """(ns since the VM was made, by the guest's clock; ns of the Unix epoch just then, None if this
+        kernel does not say)."""
+        buffer = bytearray(k.kvm_clock_data.size)
+        _call(self._fd, "KVM_GET_CLOCK", buffer)
+        clock, flags, realtime, _ = k.kvm_clock_data.unpack(buffer)
+        return clock, realtime if flags & k.KVM_CLOCK_REALTIME else None
+
+    def intercept_msr_writes(self, msr: int) -> None:
+        """Let the guest's writes of one MSR, and no others, come to us as KVM_EXIT_X86_WRMSR."""
+        cap = k.kvm_enable_cap.pack(k.KVM_CAP_X86_USER_SPACE_MSR, 0, k.KVM_MSR_EXIT_REASON_FILTER, 0, 0, 0)
+        _call(self._fd, "KVM_ENABLE_CAP", cap)
+        bitmap = ctypes.create_string_buffer(8)  # one bit is used; the kernel copies whole words
+        one = k.kvm_msr_filter_range.pack(k.KVM_MSR_FILTER_WRITE, 1, msr, ctypes.addressof(bitmap))
+        others = bytes((k.KVM_MSR_FILTER_MAX_RANGES - 1) * k.kvm_msr_filter_range.size)
+        _call(self._fd, "KVM_X86_SET_MSR_FILTER", k.kvm_msr_filter.pack(0) + one + others)
+
     def irqfd(self, fd: int, gsi: int, *, deassign: bool = False) -> None:
         flags = k.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
         _call(self._fd, "KVM_IRQFD", k.kvm_irqfd.pack(fd, gsi, flags, 0))
@@ -142,6 +169,14 @@ class Vm:
         attr = kind.to_bytes(8, "little") + value
         _call(self._fd, "KVM_XEN_HVM_SET_ATTR", attr.ljust(k.KVM_XEN_ATTR_SIZE, b"\0"))
 
+    def xen_long_mode(self) -> bool:
+        """KVM_XEN_ATTR_TYPE_LONG_MODE as it is now: a guest that writes the hypercall MSR changes it."""
+        attr = bytearray(
+            k.KVM_XEN_ATTR_TYPE_LONG_MODE.to_bytes(8, "little").ljust(k.KVM_XEN_ATTR_SIZE, b"\0")
+        )
+        _call(self._fd, "KVM_XEN_HVM_GET_ATTR", attr)
+        return bool(attr[8])
+
     def xen_evtchn_send(self, port: int, vcpu: int) -> None:
         """Raise a port. Raises :class:`KvmError` EINVAL before shared_info is set."""
         prio = k.KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
@@ -153,6 +188,9 @@ class Vm:
 
 
 class Vcpu:
+    """``run_page`` is struct kvm_run, shared with the kernel; the guest cannot write it. The kernel leaves
+    the registers in it at every exit (KVM_CAP_SYNC_REGS): ``registers.py`` reads them there."""
+
     def __init__(self, fd: int, run_size: int) -> None:
         self._fd = fd
         try:
@@ -164,10 +202,10 @@ class Vcpu:
                 "mmap",
                 fault.errno or errno.ENOMEM,
             ) from None
-        #: struct kvm_run, shared with the kernel; the guest cannot write it
         self.run_page = memoryview(self._run)
         self._reason = self.run_page[k.KVM_RUN_exit_reason : k.KVM_RUN_exit_reason + 4].cast("I")
         self._request = ctypes.c_ulong(k.KVM_RUN)
+        self.run_page[k.KVM_RUN_valid_regs] = k.KVM_SYNC_X86_REGS | k.KVM_SYNC_X86_SREGS
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -208,11 +246,32 @@ class Vcpu:
     def set_sregs(self, sregs: bytearray) -> None:
         _call(self._fd, "KVM_SET_SREGS", sregs)
 
+    def set_msr(self, index: int, value: int) -> None:
+        """Raises :class:`KvmError` if KVM does not take it."""
+        entry = k.kvm_msr_entry.pack(index, value)
+        if _call(self._fd, "KVM_SET_MSRS", k.kvm_msrs.pack(1, 0) + entry) != 1:
+            raise KvmError(f"KVM_SET_MSRS failed: MSR {index:#x} is refused.", "KVM_SET_MSRS", errno.EINVAL)
+
+    def interrupt(self, vector: int) -> None:
+        """Inject an interrupt past the LAPIC, as a PIC would: it needs no EOI. One that waits is enough."""
+        lapic = bytearray(k.KVM_LAPIC_STATE_SIZE)
+        _call(self._fd, "KVM_GET_LAPIC", lapic)
+        wanted = k.APIC_DM_EXTINT.to_bytes(4, "little")
+        if lapic[k.APIC_LVT0 : k.APIC_LVT0 + 4] != wanted:  # LINT0 is where a PIC would be
+            lapic[k.APIC_LVT0 : k.APIC_LVT0 + 4] = wanted
+            _call(self._fd, "KVM_SET_LAPIC", lapic)
+        try:
+            _call(self._fd, "KVM_INTERRUPT", vector.to_bytes(4, "little"))
+        except KvmError as fault:
+            if fault.data["errno"] != errno.EEXIST:
+                raise
+
     def set_cpuid(self, entries: Iterable[tuple[int, ...]]) -> None:
         packed = [k.kvm_cpuid_entry2.pack(*entry) for entry in entries]
         _call(self._fd, "KVM_SET_CPUID2", k.kvm_cpuid2.pack(len(packed), 0) + b"".join(packed))
 
-    def xen_set_attr(self, kind: int, value: int) -> None:
-        """KVM_XEN_VCPU_SET_ATTR; every attribute used here is one little-endian number."""
-        attr = kind.to_bytes(8, "little") + value.to_bytes(8, "little")
+    def xen_set_attr(self, kind: int, value: int | bytes) -> None:
+        """KVM_XEN_VCPU_SET_ATTR; ``value`` is a little-endian number, or the union's bytes."""
+        raw = value if isinstance(value, bytes) else value.to_bytes(8, "little")
+        attr = kind.to_bytes(8, "little") + raw
         _call(self._fd, "KVM_XEN_VCPU_SET_ATTR", attr.ljust(k.KVM_XEN_ATTR_SIZE, b"\0"))

@@ -1,6 +1,7 @@
 """Where everything lies in guest physical memory. Addresses and sizes in bytes.
 
-The shim takes 0x1000-0x11000 for its trampoline and early heap, and 2 MiB-10 MiB for itself.
+The kernel that is entered lies where its ELF headers say: the shim at 2 MiB (and it takes 0x1000-0x11000 for
+its trampoline and early heap), Linux at 16 MiB, GRUB at 1 MiB.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ HUGE_PAGE = 2 * MIB
 #: hvm_start_info, module list and command lines; outside what the shim takes, below 1 MiB
 START_INFO = 0x20000
 START_INFO_END = 0x30000
-#: PT_LOAD of the shim goes where its ELF header says: 2 MiB
-SHIM_MIN = 1 * MIB
-#: the guest kernel, then the initrd; each page aligned
-MODULES = 16 * MIB
+#: ACPI's root pointer once more, for a Linux (before 5.0) that does not take the start info's word for it
+BIOS_RSDP = 0xF_FFC0
+#: a kernel's segments lie from here on
+KERNEL_MIN = 1 * MIB
+#: modules lie from here on, or after the kernel if that ends later; each page aligned
+MODULES_MIN = 16 * MIB
 
 #: RAM below this, the rest from 4 GiB on
 LOW_RAM_MAX = 0xF000_0000
@@ -30,11 +33,10 @@ SPECIAL_SIZE = 8 * PAGE_SIZE
 STORE_PFN = (SPECIAL >> PAGE_SHIFT) + 4
 CONSOLE_PFN = (SPECIAL >> PAGE_SHIFT) + 7
 HIGH_RAM = 4 * GIB
-#: a slot above all RAM and not in the e820: the shim maps shared_info and grant frames there
-HOLE_SIZE = 2 * MIB
-#: Intel needs these even without real mode; clear of everything above
+#: Intel needs these even without real mode, one page and three; clear of everything above
 IDENTITY_MAP = 0xFFFB_C000
 TSS = 0xFFFB_D000
+KVM_SIZE = 4 * PAGE_SIZE
 
 
 def split_ram(size: int) -> tuple[int, int]:
@@ -43,6 +45,5 @@ def split_ram(size: int) -> tuple[int, int]:
     return low, size - low
 
 
-def hole(size: int) -> int:
-    """Where the hole begins for ``size`` bytes of RAM: the first address above all that the e820 names."""
-    return HIGH_RAM + split_ram(size)[1]
+def page_up(address: int) -> int:
+    return address + PAGE_SIZE - 1 & -PAGE_SIZE

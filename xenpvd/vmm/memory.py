@@ -76,7 +76,9 @@ def allocate(name: str, gpa: int, size: int, *, ram: bool) -> Region:
     if size >= HUGE_PAGE:
         with contextlib.suppress(OSError):  # a kernel without huge pages; page_kind() tells
             area.madvise(mmap.MADV_HUGEPAGE)
-    area.madvise(mmap.MADV_DONTDUMP)  # a core of ours shall not carry the guest's memory
+    # a core of ours shall not carry the guest's memory. The page after it has no such advice, which keeps
+    # the kernel from joining regions: resident.py tells them apart by that
+    area.madvise(mmap.MADV_DONTDUMP, skip, size)
     return Region(name, gpa, size, start + skip, memoryview(area)[skip : skip + size], ram, area, skip)
 
 
@@ -92,21 +94,49 @@ def page_kind() -> tuple[str, str]:
 
 
 class GuestMemory:
-    """All regions of one VM. Addresses are guest physical; ``XenError`` EFAULT outside of them."""
+    """All regions of one VM. Addresses are guest physical; ``XenError`` EFAULT outside of them.
+
+    Regions are only ever added (under the machine's lock), so any thread may look things up. A backend may
+    hold a view of a page for as long as it likes.
+    """
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
+        self._pages: dict[int, Region] = {}  # of one page each, by address: they may be many
+        self._gone: dict[int, bytearray] = {}  # a bit per page of RAM that the guest has given back
+        #: how many such pages there are
+        self.ballooned = 0
 
     def add(self, name: str, gpa: int, size: int, *, ram: bool = False) -> Region:
+        """Raises :class:`HostError`."""
         region = allocate(name, gpa, size, ram=ram)
+        if ram:
+            self._gone[gpa] = bytearray((size >> PAGE_SHIFT) + 7 >> 3)
         self.regions.append(region)
         return region
+
+    def add_page(self, page: Region) -> None:
+        """A region of one page outside of RAM, as :func:`allocate` makes it."""
+        self._pages[page.gpa] = page
+
+    @property
+    def claimed(self) -> int:
+        return len(self._pages)
+
+    def is_claimed(self, gfn: int) -> bool:
+        return gfn << PAGE_SHIFT in self._pages
+
+    def all_regions(self) -> list[Region]:
+        return [*self.regions, *self._pages.copy().values()]
 
     def _find(self, gpa: int, length: int) -> tuple[Region, int]:
         for region in self.regions:
             offset = gpa - region.gpa
             if offset >= 0 and offset + length <= region.size:
                 return region, offset
+        page = self._pages.get(gpa & -PAGE_SIZE)
+        if page is not None and gpa + length <= page.gpa + PAGE_SIZE:
+            return page, gpa - page.gpa
         raise XenError(EFAULT, f"no guest memory at {gpa:#x}+{length:#x}")
 
     def view(self, gpa: int, length: int) -> memoryview:
@@ -148,11 +178,23 @@ class GuestMemory:
             return False
 
     def discard(self, gfn: int) -> None:
-        """Give the page back to the host; it reads as zeros from now on."""
+        """The guest gives a page of RAM back: it goes to the host and reads as zeros from now on."""
         region, offset = self._find(gfn << PAGE_SHIFT, PAGE_SIZE)
         region._map.madvise(mmap.MADV_DONTNEED, region._skip + offset, PAGE_SIZE)
+        self._set_gone(region, offset >> PAGE_SHIFT, True)
+
+    def populate(self, gfn: int) -> None:
+        """The guest takes it again: the host gives memory at the first touch."""
+        region, offset = self._find(gfn << PAGE_SHIFT, PAGE_SIZE)
+        self._set_gone(region, offset >> PAGE_SHIFT, False)
+
+    def _set_gone(self, region: Region, page: int, gone: bool) -> None:
+        bits = self._gone.get(region.gpa)
+        if bits is not None and bool(bits[page >> 3] >> (page & 7) & 1) != gone:
+            bits[page >> 3] ^= 1 << (page & 7)
+            self.ballooned += 1 if gone else -1
 
     def release(self) -> None:
         """Give everything back to the host at once. Views that linger stay valid and read zeros."""
-        for region in self.regions:
+        for region in self.all_regions():
             region._map.madvise(mmap.MADV_DONTNEED)

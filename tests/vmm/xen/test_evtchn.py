@@ -1,13 +1,10 @@
-"""Event channels: rows of what Xen answers, and a machine of random operations against a small model."""
+"""Event channels: rows of what Xen answers (test_evtchn_model.py: random operations)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from tests.fakes.delivery import FakeDelivery
 from xenpvd.abi.event_channel import (
@@ -15,8 +12,9 @@ from xenpvd.abi.event_channel import (
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_ipi,
     EVTCHNSTAT_unbound,
+    EVTCHNSTAT_virq,
 )
-from xenpvd.abi.xen import DOMID_SELF, EINVAL, ENOENT, ENOSPC, EPERM
+from xenpvd.abi.xen import DOMID_SELF, EEXIST, EINVAL, ENOENT, ENOSPC, EPERM, ESRCH, VIRQ_TIMER
 from xenpvd.errors import KvmError, XenError
 from xenpvd.vmm.xen.evtchn import EventChannels
 
@@ -28,7 +26,11 @@ ABSURD_PORTS = (0, 4096, 4097, 2**31, 2**32 - 1)
 class Bench:
     def __init__(self) -> None:
         self.delivery = FakeDelivery()
-        self.evtchn = EventChannels(DOMID, VCPUS, self.delivery)
+        self.changes = 0
+        self.evtchn = EventChannels(DOMID, VCPUS, self.delivery, self._changed)
+
+    def _changed(self) -> None:
+        self.changes += 1
 
     def told(self, act: Callable[[], object]) -> list[tuple[object, ...]]:
         """What the delivery hears of ``act``."""
@@ -61,6 +63,7 @@ def test_the_lowest_free_port_is_taken(bench: Bench) -> None:
 
 
 def test_the_table_fills_and_empties(bench: Bench) -> None:
+    """E4: until the end, then close all, again and again: ENOSPC at the limit, and no leak."""
     table = bench.evtchn
     for _ in range(3):
         assert [table.bind_ipi(1) for _ in range(PORTS)] == list(range(1, PORTS + 1))
@@ -92,6 +95,7 @@ def test_an_ipi_that_kvm_refuses_is_not_allocated(bench: Bench) -> None:
 
 @pytest.mark.parametrize("port", [*ABSURD_PORTS, 17])
 def test_operations_on_ports_that_are_not_there(bench: Bench, port: int) -> None:
+    """E1, E5."""
     table = bench.evtchn
     for act in (
         lambda: table.send(port),
@@ -99,6 +103,8 @@ def test_operations_on_ports_that_are_not_there(bench: Bench, port: int) -> None
         lambda: table.bind_vcpu(port, 0),
         lambda: table.bind_interdomain(DOMID_SELF, port),
         lambda: table.bind_backend(port),
+        lambda: table.inject(port),
+        lambda: table.keep(port),
     ):
         assert errno_of(act) == EINVAL
     table.unbind_backend(port, 1)
@@ -109,24 +115,27 @@ def test_operations_on_ports_that_are_not_there(bench: Bench, port: int) -> None
 def test_status_and_unmask_take_any_port_number_that_can_be(bench: Bench, port: int) -> None:
     assert errno_of(lambda: bench.evtchn.status(DOMID_SELF, port)) == EINVAL
     assert errno_of(lambda: bench.evtchn.unmask(port)) == EINVAL
+    assert errno_of(lambda: bench.evtchn.is_pending(port)) == EINVAL
+    assert not bench.evtchn.is_bound(port)
     assert bench.evtchn.status(DOMID_SELF, 4095) == (EVTCHNSTAT_closed, 0, 0, 0)
     assert bench.told(lambda: bench.evtchn.unmask(4095)) == [("unmask", 4095, 0)]
 
 
-@pytest.mark.parametrize("dom", [0, 2, 0x7FF1, 0xFFFF])
-def test_only_the_own_domain_is_served(bench: Bench, dom: int) -> None:
+@pytest.mark.parametrize("dom, errno", [(0, EPERM), (2, ESRCH), (0x7FF1, ESRCH), (0xFFFF, ESRCH)])
+def test_only_the_own_domain_is_served(bench: Bench, dom: int, errno: int) -> None:
     table = bench.evtchn
     port = table.alloc_unbound(DOMID_SELF, DOMID_SELF)
-    assert errno_of(lambda: table.alloc_unbound(dom, 0)) == EPERM
-    assert errno_of(lambda: table.status(dom, port)) == EPERM
-    assert errno_of(lambda: table.reset(dom)) == EPERM
-    assert errno_of(lambda: table.bind_interdomain(dom, port)) == EINVAL
+    assert errno_of(lambda: table.alloc_unbound(dom, 0)) == errno
+    assert errno_of(lambda: table.status(dom, port)) == errno
+    assert errno_of(lambda: table.reset(dom)) == errno
+    assert errno_of(lambda: table.bind_interdomain(dom, port)) == (EINVAL if dom == 0 else ESRCH)
 
 
 @pytest.mark.parametrize("vcpu", [VCPUS, 32, 2**32 - 1])
 def test_there_is_no_such_vcpu(bench: Bench, vcpu: int) -> None:
     port = bench.evtchn.alloc_unbound(DOMID_SELF, 0)
     assert errno_of(lambda: bench.evtchn.bind_ipi(vcpu)) == ENOENT
+    assert errno_of(lambda: bench.evtchn.bind_virq(VIRQ_TIMER, vcpu)) == ENOENT
     assert errno_of(lambda: bench.evtchn.bind_vcpu(port, vcpu)) == ENOENT
 
 
@@ -141,6 +150,69 @@ def test_a_port_left_for_another_domain_is_not_domain_0s(bench: Bench) -> None:
     assert errno_of(lambda: bench.evtchn.bind_backend(own)) == EINVAL
     for_dom0 = bench.evtchn.alloc_unbound(DOMID_SELF, 0)
     assert errno_of(lambda: bench.evtchn.bind_interdomain(DOMID_SELF, for_dom0)) == EINVAL
+
+
+# -- VIRQs
+
+
+def test_a_timer_virq_is_connected_and_others_only_exist(bench: Bench) -> None:
+    table = bench.evtchn
+    assert bench.told(lambda: table.bind_virq(VIRQ_TIMER, 1)) == [("connect_timer", 1, 1)]
+    assert bench.told(lambda: table.bind_virq(1, 1)) == []
+    assert table.status(DOMID_SELF, 1) == (EVTCHNSTAT_virq, 1, VIRQ_TIMER, 0)
+    assert table.status(DOMID_SELF, 2) == (EVTCHNSTAT_virq, 1, 1, 0)
+    assert bench.told(lambda: table.raise_virq(VIRQ_TIMER, 1)) == [("raise", 1, 1)]
+    assert bench.told(lambda: table.raise_virq(VIRQ_TIMER, 0)) == []
+    assert errno_of(lambda: table.send(1)) == EINVAL, "only Xen sends it"
+    assert errno_of(lambda: table.bind_vcpu(1, 0)) == EINVAL, "it is that vCPU's"
+    assert errno_of(lambda: table.bind_virq(VIRQ_TIMER, 1)) == EEXIST
+    assert table.bind_virq(VIRQ_TIMER, 0) == 3
+    table.close(1)
+    assert bench.delivery.connected == {3: 0}
+    assert bench.told(lambda: table.raise_virq(VIRQ_TIMER, 1)) == []
+    assert table.bind_virq(VIRQ_TIMER, 1) == 1
+
+
+@pytest.mark.parametrize("virq, vcpu", [(24, 0), (2**32 - 1, 0), (2, 1), (16, 1), (24, VCPUS)])
+def test_there_is_no_such_virq(bench: Bench, virq: int, vcpu: int) -> None:
+    assert errno_of(lambda: bench.evtchn.bind_virq(virq, vcpu)) == EINVAL
+    assert bench.evtchn.listing() == []
+
+
+def test_a_virq_of_the_whole_domain_may_move_and_is_bound_once(bench: Bench) -> None:
+    table = bench.evtchn
+    port = table.bind_virq(16, 0)
+    table.bind_vcpu(port, 1)
+    assert errno_of(lambda: table.bind_virq(16, 0)) == EEXIST
+    table.close(port)
+    assert table.bind_virq(16, 0) == port
+
+
+def test_a_timer_that_kvm_refuses_is_not_allocated(bench: Bench) -> None:
+    bench.delivery.fault = KvmError("no", "KVM_XEN_VCPU_SET_ATTR", 12)
+    with pytest.raises(KvmError):
+        bench.evtchn.bind_virq(VIRQ_TIMER, 0)
+    bench.delivery.fault = None
+    assert bench.evtchn.bind_virq(VIRQ_TIMER, 0) == 1
+
+
+# -- a 32-bit guest
+
+
+def test_a_32_bit_guest_has_1024_ports(bench: Bench) -> None:
+    table = bench.evtchn
+    for _ in range(1030):
+        table.bind_ipi(0)
+    table.limit = 1024
+    for act in (lambda: table.status(DOMID, 1024), lambda: table.unmask(1029), lambda: table.send(1024)):
+        assert errno_of(act) == EINVAL
+    assert errno_of(lambda: table.bind_ipi(0)) == ENOSPC
+    table.close(1023)
+    assert table.bind_ipi(0) == 1023
+    table.reset(DOMID_SELF)
+    assert table.listing() == [] and bench.delivery.connected == {}
+    assert [table.bind_ipi(0) for _ in range(1023)] == list(range(1, 1024))
+    assert errno_of(lambda: table.bind_virq(VIRQ_TIMER, 0)) == ENOSPC
 
 
 # -- what travels
@@ -158,7 +230,9 @@ def test_sends(bench: Bench) -> None:
 def test_a_loop_back(bench: Bench) -> None:
     table = bench.evtchn
     first = table.alloc_unbound(DOMID_SELF, DOMID_SELF)
-    second = table.bind_interdomain(DOMID_SELF, first)
+    second = first + 1
+    # what was sent before the other end was there is not lost
+    assert bench.told(lambda: table.bind_interdomain(DOMID_SELF, first)) == [("raise", second, 0)]
     table.bind_vcpu(first, 1)
     assert bench.told(lambda: table.send(second)) == [("raise", first, 1)]
     assert bench.told(lambda: table.send(first)) == [("raise", second, 0)]
@@ -168,6 +242,29 @@ def test_a_loop_back(bench: Bench) -> None:
     assert table.status(DOMID, first) == (EVTCHNSTAT_unbound, 1, DOMID, 0)
     assert bench.told(lambda: table.send(first)) == []
     assert table.bind_interdomain(DOMID_SELF, first) == second
+
+
+def test_an_injected_event_is_the_vcpus(bench: Bench) -> None:
+    port = bench.evtchn.alloc_unbound(DOMID_SELF, 0)
+    bench.evtchn.bind_vcpu(port, 1)
+    assert bench.told(lambda: bench.evtchn.inject(port)) == [("raise", port, 1)]
+    assert bench.evtchn.is_pending(port) and bench.evtchn.is_bound(port)
+
+
+def test_vcpus_are_online_while_they_have_an_ipi(bench: Bench) -> None:
+    table = bench.evtchn
+    assert table.online() == frozenset()
+    first, other = table.bind_ipi(0), table.bind_ipi(1)
+    assert table.online() == {0, 1} and bench.changes == 2
+    second = table.bind_ipi(1)
+    table.close(other)
+    assert table.online() == {0, 1}
+    table.close(second)
+    assert table.online() == {0} and bench.changes == 5
+    table.alloc_unbound(DOMID_SELF, 0)
+    table.close(table.bind_virq(VIRQ_TIMER, 1))
+    assert bench.changes == 5, "nothing that matters"
+    assert [port for port, _ in table.listing()] == [first, other]
 
 
 def test_a_closed_port_leaves_no_event_behind(bench: Bench) -> None:
@@ -222,101 +319,34 @@ def test_a_reset_closes_everything(bench: Bench) -> None:
     assert table.alloc_unbound(DOMID_SELF, 0) == 1
 
 
-# -- random operations against a model
+def test_what_the_guest_did_not_make_survives_a_reset(bench: Bench) -> None:
+    """E6: the console's and the store's ports are open after it, not pending, and back on vCPU 0."""
+    table = bench.evtchn
+    console, store = (table.alloc_unbound(DOMID_SELF, 0) for _ in range(2))
+    dom0_port = table.bind_backend(console)
+    for port in (console, store):
+        table.keep(port)
+    other = table.alloc_unbound(DOMID_SELF, 0)
+    table.bind_backend(other)
+    table.bind_vcpu(console, 1)
+    table.inject(console)
+    assert bench.told(lambda: table.reset(DOMID_SELF)) == [
+        ("retarget", console, 0),
+        ("clear", console),
+        ("clear", store),
+        ("disconnect", other),
+        ("clear", other),
+    ]
+    assert table.status(DOMID, console) == (EVTCHNSTAT_interdomain, 0, 0, dom0_port)
+    assert table.status(DOMID, store) == (EVTCHNSTAT_unbound, 0, 0, 0)
+    assert table.bind_backend(store) and bench.delivery.connected.keys() == {console, store}
+    assert not table.is_pending(console)
 
 
-class Ports(RuleBasedStateMachine):
-    """The model: port -> [state, vcpu, remote dom, remote port]."""
-
-    ports = Bundle("ports")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.delivery = FakeDelivery()
-        self.table = EventChannels(DOMID, VCPUS, self.delivery)
-        self.model: dict[int, list[int]] = {}
-
-    def _added(self, port: int, *channel: int) -> int:
-        assert port == min(set(range(1, len(self.model) + 2)) - self.model.keys())
-        self.model[port] = list(channel)
-        return port
-
-    @rule(target=ports, remote=st.sampled_from([0, DOMID]))
-    def alloc(self, remote: int) -> int:
-        return self._added(self.table.alloc_unbound(DOMID_SELF, remote), EVTCHNSTAT_unbound, 0, remote, 0)
-
-    @rule(target=ports, vcpu=st.integers(0, VCPUS - 1))
-    def ipi(self, vcpu: int) -> int:
-        return self._added(self.table.bind_ipi(vcpu), EVTCHNSTAT_ipi, vcpu, 0, 0)
-
-    @rule(target=ports, remote=ports)
-    def loop_back(self, remote: int) -> int:
-        if self.model.get(remote, [9])[::2] != [EVTCHNSTAT_unbound, DOMID]:
-            assert errno_of(lambda: self.table.bind_interdomain(DOMID, remote)) == EINVAL
-            return remote
-        port = self._added(
-            self.table.bind_interdomain(DOMID, remote), EVTCHNSTAT_interdomain, 0, DOMID, remote
-        )
-        self.model[remote][0], self.model[remote][3] = EVTCHNSTAT_interdomain, port
-        return port
-
-    @rule(port=ports)
-    def backend(self, port: int) -> None:
-        if self.model.get(port, [9])[::2] != [EVTCHNSTAT_unbound, 0]:
-            assert errno_of(lambda: self.table.bind_backend(port)) == EINVAL
-        else:
-            self.model[port][3] = self.table.bind_backend(port)
-            self.model[port][0] = EVTCHNSTAT_interdomain
-
-    @rule(port=ports, dom0_port=st.integers(0, 5))
-    def backend_leaves(self, port: int, dom0_port: int) -> None:
-        self.table.unbind_backend(port, dom0_port)
-        channel = self.model.get(port)
-        if channel and channel[0] == EVTCHNSTAT_interdomain and channel[2:] == [0, dom0_port]:
-            channel[0], channel[3] = EVTCHNSTAT_unbound, 0
-
-    @rule(port=ports, vcpu=st.integers(0, VCPUS))
-    def move(self, port: int, vcpu: int) -> None:
-        try:
-            self.table.bind_vcpu(port, vcpu)
-        except XenError:
-            assert vcpu == VCPUS or port not in self.model or self.model[port][0] == EVTCHNSTAT_ipi
-        else:
-            self.model[port][1] = vcpu
-
-    @rule(port=ports | consumes(ports))
-    def close(self, port: int) -> None:
-        if port not in self.model:
-            assert errno_of(lambda: self.table.close(port)) == EINVAL
-            return
-        self.table.close(port)
-        state, _, dom, remote = self.model.pop(port)
-        if state == EVTCHNSTAT_interdomain and dom == DOMID:
-            self.model[remote][0], self.model[remote][3] = EVTCHNSTAT_unbound, 0
-
-    @rule(port=ports)
-    def use(self, port: int) -> None:
-        self.table.unmask(port)
-        if port in self.model:
-            self.table.send(port)
-
-    @rule()
-    def reset(self) -> None:
-        self.table.reset(DOMID_SELF)
-        self.model.clear()
-
-    @invariant()
-    def agree(self) -> None:
-        for port in range(1, max(self.model, default=0) + 2):
-            expected = tuple(self.model.get(port, (EVTCHNSTAT_closed, 0, 0, 0)))
-            assert self.table.status(DOMID, port) == expected
-        connected = {
-            port
-            for port, (state, _, dom, _) in self.model.items()
-            if state == EVTCHNSTAT_ipi or (state == EVTCHNSTAT_interdomain and dom == 0)
-        }
-        assert self.delivery.connected.keys() == connected
-
-
-TestPorts = Ports.TestCase
-TestPorts.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+def test_a_kept_port_that_the_guest_closes_is_like_any_other(bench: Bench) -> None:
+    table = bench.evtchn
+    table.keep(table.alloc_unbound(DOMID_SELF, 0))
+    table.close(1)
+    assert table.bind_ipi(0) == 1
+    table.reset(DOMID_SELF)
+    assert table.listing() == []

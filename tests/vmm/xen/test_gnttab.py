@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.fakes.guest_memory import FakeMemory
 from xenpvd.abi.grant_table import (
@@ -24,7 +25,7 @@ from xenpvd.abi.grant_table import (
 from xenpvd.abi.page import PAGE_SIZE
 from xenpvd.abi.xen import EFAULT, EINVAL
 from xenpvd.errors import GrantError, XenError
-from xenpvd.vmm.xen.gnttab import MAX_FRAMES, GrantTable
+from xenpvd.vmm.xen.gnttab import INVALID_GFN, MAX_FRAMES, GrantTable
 
 TABLE = 8  # the frame number where the first grant frame lies
 GREF = 9
@@ -170,7 +171,12 @@ def test_a_release_keeps_what_the_guest_has_put_there(bench: Bench) -> None:
 def test_the_frame_is_read_once(bench: Bench) -> None:
     """The frame that was checked is the frame that is returned (double fetch)."""
     bench.grant(GTF_permit_access, frame=20)
-    bench.memory.refuse_cas = lambda: bool(bench.memory.write(bench.at(GREF) + 4, b"\xff\xff\xff\xff"))
+
+    def scribble() -> bool:
+        bench.memory.write(bench.at(GREF) + 4, b"\xff\xff\xff\xff")
+        return False
+
+    bench.memory.refuse_cas = scribble
     assert bench.table.claim(GREF, readonly=False) == 20
 
 
@@ -185,6 +191,7 @@ def test_new_frames_are_zeroed_and_moved_ones_keep_their_entries(bench: Bench) -
     assert bench.memory.read(9 * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
     bench.table.set_frame(0, 12)
     assert bench.table.nr_frames == 2
+    assert bench.table.frames() == [12, 9]
     assert bench.memory.word(12 * PAGE_SIZE + GREF * 8, 2) == GTF_permit_access | GTF_reading | GTF_writing
     bench.table.release(GREF, readonly=False)
     assert bench.memory.word(12 * PAGE_SIZE + GREF * 8, 2) == GTF_permit_access
@@ -196,6 +203,37 @@ def test_frames_where_there_is_no_table_or_no_memory(bench: Bench) -> None:
             bench.table.set_frame(idx, gfn)
         assert caught.value.errno == errno
     assert bench.table.nr_frames == 1
+
+
+def test_the_table_is_as_long_as_its_last_frame(bench: Bench) -> None:
+    bench.table.set_frame(3, 9)
+    assert bench.table.nr_frames == 4
+    assert bench.table.frames() == [TABLE, INVALID_GFN, INVALID_GFN, 9]
+    assert GrantTable(FakeMemory()).frames() == []
+
+
+def test_an_entry_is_for_one_domain(bench: Bench) -> None:
+    bench.grant(GTF_permit_access, domid=5)
+    assert bench.refusal() == GNTST_bad_domain
+    assert bench.table.claim(GREF, readonly=True, domid=5) == 20
+    bench.table.release(GREF, readonly=True)
+    assert bench.flags() == GTF_permit_access
+
+
+def test_the_listing_has_what_is_granted(bench: Bench) -> None:
+    bench.table.set_frame(2, 9)
+    bench.grant(GTF_permit_access)
+    bench.grant(GTF_permit_access | GTF_readonly, domid=7, frame=33, gref=11)
+    bench.memory.write(9 * PAGE_SIZE + 8, struct.pack("<HHI", 3, 0, 1))
+    bench.table.claim(GREF, readonly=False)
+    in_use = GTF_permit_access | GTF_reading | GTF_writing
+    assert bench.table.listing(100) == [
+        (GREF, in_use, 0, 20, 1),
+        (11, GTF_permit_access | GTF_readonly, 7, 33, 0),
+        (2 * GRANTS_PER_FRAME + 1, 3, 0, 1, 0),
+    ]
+    assert [entry.gref for entry in bench.table.listing(2)] == [GREF, 11]
+    assert bench.table.listing(0) == []
 
 
 @given(
@@ -218,3 +256,72 @@ def test_any_entry_is_mapped_or_refused(page: bytes, gref: int, readonly: bool) 
         at = bench.at(gref)
         before = before[:at] + bytes([before[at] & ~own]) + before[at + 1 :]
     assert bytes(bench.memory.bytes) == before
+
+
+# -- random claims and releases against a model
+
+GREFS = range(8, 12)
+
+
+class Claims(RuleBasedStateMachine):
+    """A guest that grants, withdraws and moves its table while domain 0 maps: the bits in an entry that the
+    guest leaves alone say what is mapped, and every map is given back once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.place = TABLE
+        self.maps: list[tuple[int, bool]] = []
+        #: entries since whose last change by the guest we have not been in them
+        self.honest: dict[int, int] = {}
+
+    def _at(self, gref: int) -> int:
+        return self.place * PAGE_SIZE + gref * 8
+
+    @rule(gref=st.sampled_from(GREFS), readonly=st.booleans(), domid=st.sampled_from([0, 0, 0, 1]))
+    def grant(self, gref: int, readonly: bool, domid: int) -> None:
+        if any(one == gref for one, _ in self.maps):
+            return
+        flags = GTF_permit_access | (GTF_readonly if readonly else 0)
+        self.bench.memory.write(self._at(gref), struct.pack("<HHI", flags, domid, gref))
+        self.honest[gref] = flags if domid == 0 else 0
+
+    @rule(gref=st.sampled_from(GREFS))
+    def withdraw_by_force(self, gref: int) -> None:
+        self.bench.memory.write(self._at(gref), bytes(8))
+        self.honest.pop(gref, None)
+
+    @rule(gref=st.sampled_from([*GREFS, 2**31]), readonly=st.booleans())
+    def claim(self, gref: int, readonly: bool) -> None:
+        flags = self.honest.get(gref, 0)
+        if not flags or (flags & GTF_readonly and not readonly):
+            self.bench.refusal(gref, readonly=readonly)
+        else:
+            assert self.bench.table.claim(gref, readonly=readonly) == gref
+            self.maps.append((gref, readonly))
+
+    @rule(which=st.integers(0, 100))
+    def release(self, which: int) -> None:
+        if self.maps:
+            gref, readonly = self.maps.pop(which % len(self.maps))
+            self.bench.table.release(gref, readonly=readonly)
+
+    @rule(gfn=st.sampled_from([TABLE, 30, 31]))
+    def move(self, gfn: int) -> None:
+        self.bench.table.set_frame(0, gfn)
+        self.place = gfn
+
+    @invariant()
+    def agree(self) -> None:
+        assert self.bench.table.active == len({gref for gref, _ in self.maps})
+        counts = {gref: sum(one == gref for one, _ in self.maps) for gref in GREFS}
+        listed = {entry.gref: entry for entry in self.bench.table.listing(100)}
+        for gref, flags in self.honest.items():
+            modes = {readonly for one, readonly in self.maps if one == gref}
+            bits = (GTF_reading if modes else 0) | (GTF_writing if False in modes else 0)
+            if flags:
+                assert (listed[gref].flags, listed[gref].maps) == (flags | bits, counts[gref])
+
+
+TestClaims = Claims.TestCase
+TestClaims.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -10,7 +10,7 @@ from tests.fakes.guest_memory import HUGE, PRESENT, WRITE, FakeMemory, PageTable
 from xenpvd.abi.page import PAGE_SIZE
 from xenpvd.abi.xen import EFAULT
 from xenpvd.errors import XenError
-from xenpvd.vmm.xen.gva import VirtualMemory
+from xenpvd.vmm.xen.gva import FLAT, LEGACY32, LONG, PAE, Mode, VirtualMemory
 
 STACK = 0xFFFF_82D0_8060_7000
 RAM = 64 * PAGE_SIZE
@@ -92,6 +92,80 @@ def test_a_write_that_runs_into_nothing_writes_nothing() -> None:
         virtual.read(STACK + PAGE_SIZE - 4, 8)
 
 
+def test_a_write_to_a_page_that_is_no_memory_writes_nothing() -> None:
+    """E12: the second page is mapped, to where no memory is."""
+    memory, tables, virtual = space()
+    tables.map(STACK, 0x20000)
+    tables.map(STACK + PAGE_SIZE, RAM)
+    with pytest.raises(XenError) as caught:
+        virtual.write(STACK + PAGE_SIZE - 4, b"12345678")
+    assert caught.value.errno == EFAULT
+    assert memory.read(0x20000, PAGE_SIZE) == bytes(PAGE_SIZE)
+
+
+# -- 32-bit callers
+
+
+@pytest.mark.parametrize(
+    "mode, levels, gva, shift, at, expected",
+    [
+        (PAE, PageTables.PAE, 0x7000, 12, 5, 0x20005),
+        (PAE, PageTables.PAE, 0xFFFF_F000, 12, 0xFFF, 0x20FFF),
+        (PAE, PageTables.PAE, 0xC020_0000, 21, 0x12_3456, 0x32_3456),
+        (LEGACY32, PageTables.LEGACY32, 0x7000, 12, 5, 0x20005),
+        (LEGACY32, PageTables.LEGACY32, 0xFFFF_F000, 12, 0xFFF, 0x20FFF),
+        (LEGACY32, PageTables.LEGACY32, 0xC040_0000, 22, 0x32_3456, 0x72_3456),
+    ],
+)
+def test_32_bit_tables(
+    mode: Mode, levels: tuple[int, ...], gva: int, shift: int, at: int, expected: int
+) -> None:
+    memory = FakeMemory()
+    tables = PageTables(memory, levels=levels)
+    tables.map(gva, {12: 0x20000, 21: 0x20_0000, 22: 0x40_0000}[shift], shift=shift)
+    virtual = VirtualMemory(memory, tables.cr3 | 0x18, mode)
+    assert virtual.translate(gva + at) == virtual.translate(gva + at, write=True) == expected
+    for nowhere in (gva + 0x40_0000, gva + (1 << 32), 1 << 32, 1 << 63):
+        with pytest.raises(XenError) as caught:
+            virtual.translate(nowhere)
+        assert caught.value.errno == EFAULT
+
+
+@pytest.mark.parametrize("mode, levels", [(PAE, PageTables.PAE), (LEGACY32, PageTables.LEGACY32)])
+def test_a_32_bit_read_only_page_is_not_written(mode: Mode, levels: tuple[int, ...]) -> None:
+    memory = FakeMemory()
+    tables = PageTables(memory, levels=levels)
+    tables.map(0x7000, 0x20000, flags=PRESENT)
+    virtual = VirtualMemory(memory, tables.cr3, mode)
+    assert virtual.read(0x7FFC, 4) == bytes(4)
+    with pytest.raises(XenError):
+        virtual.write(0x7FFC, b"boom")
+
+
+def test_pae_has_four_top_entries_at_any_32_bytes() -> None:
+    memory = FakeMemory()
+    tables = PageTables(memory, levels=PageTables.PAE)
+    tables.map(0xC000_0000, 0x20000)
+    memory.write(0x9020, memory.read(tables.cr3, 32))
+    assert VirtualMemory(memory, 0x9020, PAE).translate(0xC000_0123) == 0x20123
+    large = 0x20_0000 | HUGE | PRESENT  # no such thing at that level: the bit is nothing
+    memory.write(0x9020, large.to_bytes(8, "little"))
+    with pytest.raises(XenError):
+        VirtualMemory(memory, 0x9020, PAE).translate(0x123)
+
+
+def test_without_paging_addresses_are_physical() -> None:
+    memory = FakeMemory()
+    virtual = VirtualMemory(memory, 0xDEAD_BEEF, FLAT)
+    virtual.write(0x8FFC, b"12345678")
+    assert memory.read(0x8FFC, 8) == virtual.read(0x8FFC, 8) == b"12345678"
+    for nowhere in (RAM - 4, RAM, 0xFFFF_FFFC, 1 << 32):
+        with pytest.raises(XenError) as caught:
+            virtual.write(nowhere, b"12345678")
+        assert caught.value.errno == EFAULT
+    assert memory.read(RAM - 4, 4) == bytes(4)
+
+
 def test_tables_that_name_themselves_end() -> None:
     memory, tables, virtual = space()
     loop = (tables.cr3 | PRESENT | WRITE).to_bytes(8, "little")
@@ -135,16 +209,19 @@ entries = st.one_of(
 @given(
     tables=st.lists(st.tuples(st.integers(0, 63), st.integers(0, 511), entries), max_size=40),
     cr3=st.integers(0, 2**64 - 1) | st.integers(0, 63).map(lambda gfn: gfn << 12),
-    gva=st.integers(0, 2**64 - 1) | st.integers(0, 511).map(lambda n: n << 39 | n << 30 | n << 21 | n << 12),
+    gva=st.integers(0, 2**64 - 1)
+    | st.integers(0, RAM)
+    | st.integers(0, 511).map(lambda n: n << 39 | n << 30 | n << 21 | n << 12),
     length=st.integers(0, 3 * PAGE_SIZE),
+    mode=st.sampled_from([FLAT, LEGACY32, PAE, LONG]),
 )
 def test_whatever_the_tables_say_it_is_bytes_or_a_fault(
-    tables: list[tuple[int, int, int]], cr3: int, gva: int, length: int
+    tables: list[tuple[int, int, int]], cr3: int, gva: int, length: int, mode: Mode
 ) -> None:
     memory = FakeMemory()
     for gfn, slot, entry in tables:
         memory.write(gfn * PAGE_SIZE + slot * 8, entry.to_bytes(8, "little"))
-    virtual = VirtualMemory(memory, cr3)
+    virtual = VirtualMemory(memory, cr3, mode)
     for act in (lambda: virtual.read(gva, length), lambda: virtual.write(gva, bytes(length))):
         try:
             data = act()

@@ -6,7 +6,9 @@ the entry's flags, which tells the guest that the page is in use.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from xenpvd.abi.grant_table import (
     GRANTS_PER_FRAME,
@@ -27,6 +29,8 @@ from xenpvd.abi.xen import EINVAL
 from xenpvd.errors import GrantError, XenError
 
 MAX_FRAMES = 64
+#: A frame number that names nothing
+INVALID_GFN = (1 << 64) - 1
 #: A guest that keeps changing the entry while we claim it loses, not we (5 tries, as Xen does).
 _TRIES = 5
 
@@ -44,6 +48,16 @@ class GrantMemory(Protocol):
     def is_ram(self, gfn: int) -> bool: ...
 
 
+class GrantEntry(NamedTuple):
+    """An entry as the guest has it; ``maps``: how often it is mapped now."""
+
+    gref: int
+    flags: int
+    domid: int
+    frame: int
+    maps: int
+
+
 class GrantTable:
     """Not thread-safe: its owner holds a lock around each call."""
 
@@ -54,7 +68,12 @@ class GrantTable:
 
     @property
     def nr_frames(self) -> int:
-        return len(self._frames)
+        """The size of the table, from frame 0 on."""
+        return max(self._frames, default=-1) + 1
+
+    def frames(self) -> list[int]:
+        """Where each of ``nr_frames`` lies; INVALID_GFN where the guest has placed none."""
+        return [self._frames.get(idx, INVALID_GFN) for idx in range(self.nr_frames)]
 
     @property
     def active(self) -> int:
@@ -70,16 +89,16 @@ class GrantTable:
         self._memory.write(gfn << PAGE_SHIFT, content)
         self._frames[idx] = gfn
 
-    def claim(self, gref: int, *, readonly: bool) -> int:
-        """Mark the entry as in use and return the frame. Raises :class:`GrantError`."""
+    def claim(self, gref: int, *, readonly: bool, domid: int = 0) -> int:
+        """Mark an entry, granted to ``domid``, as in use and return the frame. Raises :class:`GrantError`."""
         at = self._entry(gref)
         wanted = GTF_reading if readonly else GTF_reading | GTF_writing
         for _ in range(_TRIES):
-            flags, domid, frame = grant_entry_v1.unpack(self._memory.read(at, grant_entry_v1.size))
+            flags, grantee, frame = grant_entry_v1.unpack(self._memory.read(at, grant_entry_v1.size))
             if flags & GTF_type_mask != GTF_permit_access:
                 raise GrantError(GNTST_bad_gntref, f"gref {gref} grants nothing (flags {flags:#x})")
-            if domid != 0:
-                raise GrantError(GNTST_bad_domain, f"gref {gref} is granted to domain {domid}, not 0")
+            if grantee != domid:
+                raise GrantError(GNTST_bad_domain, f"gref {gref} is granted to domain {grantee}, not {domid}")
             if flags & GTF_readonly and not readonly:
                 raise GrantError(GNTST_permission_denied, f"gref {gref} is read-only")
             if not self._memory.is_ram(frame):
@@ -104,6 +123,21 @@ class GrantTable:
             flags = int.from_bytes(self._memory.read(at, 2), "little")
             if not flags & unused or self._memory.cas16(at, flags, flags & ~unused):
                 return
+
+    def listing(self, limit: int) -> list[GrantEntry]:
+        """The first ``limit`` entries that grant something, by their references."""
+        return list(islice(self._granted(), limit))
+
+    def _granted(self) -> Iterator[GrantEntry]:
+        for idx, gfn in sorted(self._frames.items()):
+            try:
+                content = self._memory.read(gfn << PAGE_SHIFT, PAGE_SIZE)
+            except XenError:
+                continue
+            for n, (flags, domid, frame) in enumerate(grant_entry_v1.iter_unpack(content)):
+                if flags & GTF_type_mask:
+                    gref = idx * GRANTS_PER_FRAME + n
+                    yield GrantEntry(gref, flags, domid, frame, self._active.get(gref, (0,))[0])
 
     def _entry(self, gref: int) -> int:
         frame = self._frames.get(gref // GRANTS_PER_FRAME)

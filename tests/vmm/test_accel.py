@@ -1,0 +1,58 @@
+"""Which accelerator a host gets, and what it is told where it can have none."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes.kvm import CAPS, PLAIN_CAPS, FakeSystem
+from xenpvd.abi import linux_kvm as k
+from xenpvd.errors import Unsupported
+from xenpvd.vmm.accel import choose, probe
+
+XEN = k.KVM_CAP_XEN_HVM
+
+
+@pytest.mark.parametrize(
+    "caps, accel, name, why",
+    [
+        (0x1FF, "auto", "kvm-xen", "KVM_CAP_XEN_HVM 0x1ff: events stay in the kernel"),
+        (0x36, "auto", "kvm-xen", "KVM_CAP_XEN_HVM 0x36"),
+        (0x1FF, "kvm-xen", "kvm-xen", "asked for; KVM_CAP_XEN_HVM 0x1ff"),
+        (0x1FF, "kvm", "kvm", "asked for"),
+        (0, "auto", "kvm", "Xen capabilities 0x0 and 0x36 are needed for kvm-xen (Linux 5.19"),
+        (0x36 & ~(1 << 5), "auto", "kvm", "Xen capabilities 0x16 and 0x36"),
+        (0, "kvm", "kvm", "asked for"),
+    ],
+)
+def test_the_choice(caps: int, accel: str, name: str, why: str) -> None:
+    system = FakeSystem({**CAPS, XEN: caps})
+    found = choose(system, accel)  # type: ignore[arg-type]
+    assert found[0] == name == probe(system, accel) and why in found[1] and found[2] == caps  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("missing", [1 << 1, 1 << 2, 1 << 4, 1 << 5])
+def test_kvm_xen_asked_for_where_it_is_not(missing: int) -> None:
+    system = FakeSystem({**CAPS, XEN: 0x1FF & ~missing})
+    with pytest.raises(Unsupported, match=f"{0x1FF & ~missing:#x} and 0x36 are needed. Use Linux") as caught:
+        probe(system, "kvm-xen")  # type: ignore[arg-type]
+    assert caught.value.data["caps"] == 0x1FF & ~missing
+
+
+@pytest.mark.parametrize("accel", ["auto", "kvm-xen", "kvm"])
+@pytest.mark.parametrize(
+    "cap, value, text",
+    [
+        (k.KVM_CAP_IMMEDIATE_EXIT, 0, "no immediate exit"),
+        (k.KVM_CAP_SPLIT_IRQCHIP, 0, "no split irqchip"),
+        (k.KVM_CAP_SIGNAL_MSI, 0, "no KVM_SIGNAL_MSI"),
+        (k.KVM_CAP_SYNC_REGS, 0, "no KVM_CAP_SYNC_REGS"),
+        (k.KVM_CAP_SYNC_REGS, 1, "no KVM_CAP_SYNC_REGS"),
+    ],
+)
+def test_kvms_that_are_too_old(accel: str, cap: int, value: int, text: str) -> None:
+    with pytest.raises(Unsupported, match=text):
+        probe(FakeSystem({**CAPS, cap: value}), accel)  # type: ignore[arg-type]
+
+
+def test_a_kvm_without_xen_is_enough() -> None:
+    assert probe(FakeSystem(PLAIN_CAPS)) == "kvm"  # type: ignore[arg-type]

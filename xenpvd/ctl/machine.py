@@ -1,0 +1,113 @@
+"""vcpu and memory: what a guest has of both, and how much it shall use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from xenpvd.ctl.output import Verbs, emit, json_option, mib, table
+from xenpvd.ctl.rundir import RunDir
+
+#: What fits 80 columns.
+REGISTERS_PER_LINE = 3
+
+
+@click.group(cls=Verbs)
+def vcpu() -> None:
+    """A guest's virtual CPUs."""
+
+
+@vcpu.command("list")
+@click.argument("name")
+@click.option("--regs", is_flag=True, help="The registers as well; each vCPU stops for a moment.")
+@json_option
+@click.pass_obj
+def list_(place: RunDir, name: str, regs: bool) -> None:
+    """Which of them the guest uses, and what they do."""
+    with place.connect(name) as client:
+        vcpus = client.call("vcpu.list", {"regs": regs})
+    rows = ((each["id"], "yes" if each["online"] else "no", each["state"], each["exits"]) for each in vcpus)
+    lines = [*table(("VCPU", "ONLINE", "STATE", "EXITS"), rows, right=("VCPU", "EXITS"))]
+    for each in vcpus:
+        if each["regs"]:
+            lines += ["", f"vCPU {each['id']}", *_registers(each["regs"])]
+    emit(vcpus, lines)
+
+
+def _registers(regs: dict[str, int]) -> Iterator[str]:
+    width = max(map(len, regs))
+    cells = [f"{name:>{width}} {value:016x}" for name, value in regs.items()]
+    for at in range(0, len(cells), REGISTERS_PER_LINE):
+        yield "  " + "  ".join(cells[at : at + REGISTERS_PER_LINE])
+
+
+@vcpu.command("set")
+@click.argument("name")
+@click.argument("count", type=int)
+@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
+@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@json_option
+@click.pass_obj
+def set_vcpus(place: RunDir, name: str, count: int, no_wait: bool, timeout: float) -> None:
+    """Have the guest use its first COUNT vCPUs."""
+    with place.connect(name) as client:
+        done = client.call("vcpu.set_online", {"count": count, "wait": not no_wait, "timeout": timeout})
+    emit(done, _outcome(name, done, f"{count} vCPU{'s' if count > 1 else ''}", f"{len(done['online'])}"))
+
+
+@click.group(cls=Verbs)
+def memory() -> None:
+    """A guest's memory, and its balloon."""
+
+
+@memory.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def show(place: RunDir, name: str) -> None:
+    """What it has, and what the host holds for it."""
+    with place.connect(name) as client:
+        info = client.call("memory.info")
+    rows = [
+        ("ram", f"{mib(info['ram'])} MiB"),
+        ("guest", _mib(info["guest"])),
+        ("target", _mib(info["target"])),
+        ("ballooned", f"{mib(info['ballooned'])} MiB"),
+        ("resident", f"{mib(info['resident'])} MiB ({info['pages']})"),
+    ]
+    lines = [f"{label + ':':<12}{value}" for label, value in rows]
+    regions = (
+        (each["name"], f"{each['gpa']:016x}", *(mib(each[key]) for key in ("size", "resident", "huge")))
+        for each in info["regions"]
+    )
+    head = ("REGION", "GPA", "MIB", "RESIDENT", "HUGE")
+    emit(info, [*lines, "", *table(head, regions, right=head[2:])])
+
+
+def _mib(count: int | None) -> str:
+    return "-" if count is None else f"{mib(count)} MiB"
+
+
+@memory.command("set")
+@click.argument("name")
+@click.argument("size", metavar="MIB", type=int)
+@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@json_option
+@click.pass_obj
+def set_memory(place: RunDir, name: str, size: int, no_wait: bool, timeout: float) -> None:
+    """Have the guest use so much memory.
+
+    Its balloon gives pages back to the host, or takes them again, until the VM is MIB large.
+    """
+    with place.connect(name) as client:
+        done = client.call("memory.set_target", {"mib": size, "wait": not no_wait, "timeout": timeout})
+    emit(done, _outcome(name, done, f"{size} MiB", f"{done['reached_mib']}"))
+
+
+def _outcome(name: str, done: dict[str, Any], asked: str, now: str) -> str:
+    if done["confirmed"] is None:
+        return f"{name} is asked to use {asked}; now {now}"
+    return f"{name} uses {asked} after {done['confirmed']:.1f} s"

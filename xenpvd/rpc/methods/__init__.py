@@ -1,0 +1,8 @@
+"""Every method of the API: importing this declares them all in METHODS, in the order of the document."""
+
+from __future__ import annotations
+
+from xenpvd.rpc.methods import daemon, guest, device, xen  # isort: skip
+from xenpvd.rpc.registry import METHODS
+
+__all__ = ["METHODS", "daemon", "device", "guest", "xen"]

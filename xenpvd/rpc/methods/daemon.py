@@ -1,0 +1,75 @@
+"""The daemon itself, its API and its events."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from xenpvd.rpc import models, results, schema
+from xenpvd.rpc.registry import METHODS, Call, method
+from xenpvd.views import DaemonInfo
+
+
+@method("rpc.discover", "viewer")
+async def discover(call: Call, params: models.NoParams) -> dict[str, Any]:
+    """This API as an OpenRPC document."""
+    return document()
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenRPC document of :data:`METHODS`."""
+    return schema.document(METHODS)
+
+
+@method("daemon.info", "viewer")
+async def daemon_info(call: Call, params: models.NoParams) -> DaemonInfo:
+    """What this daemon is and can do."""
+    return call.service.daemon_info()
+
+
+@method("daemon.ping", "viewer")
+async def daemon_ping(call: Call, params: models.NoParams) -> results.Pong:
+    """Answer at once, with the place in the event log."""
+    events = call.service.events
+    return results.Pong(epoch=events.epoch, seq=events.seq)
+
+
+@method("daemon.quit", "admin")
+async def daemon_quit(call: Call, params: models.NoParams) -> results.Quitting:
+    """Shut the guest down, then end the daemon.
+
+    Answers at once; the connection's end tells when it is done.
+    """
+    call.service.daemon_quit()
+    return results.Quitting(stopping=True)
+
+
+@method("events.subscribe", "viewer")
+async def events_subscribe(call: Call, params: models.SubscribeParams) -> results.Subscribed:
+    """Send ``event`` notifications of these names on this connection, instead of any asked for before.
+
+    Replayed events come right after this reply. A client that does not read loses the oldest, and is told by
+    an event ``events.lost``.
+    """
+    stream, events = call.client.stream, call.service.events
+    subscription, replayed, lost = events.subscribe(params.names, params.since, params.epoch)
+    stream.follow(subscription)
+    call.after_reply.append(lambda: stream.serve_events(subscription))
+    return results.Subscribed(seq=events.seq, epoch=events.epoch, replayed=replayed, lost=lost)
+
+
+@method("events.unsubscribe", "viewer")
+async def events_unsubscribe(call: Call, params: models.NoParams) -> results.Removed:
+    """Send no more events on this connection."""
+    stream = call.client.stream
+    subscribed = stream.subscription is not None
+    stream.follow(None)
+    return results.Removed(removed=subscribed)
+
+
+@method("events.history", "viewer")
+async def events_history(call: Call, params: models.HistoryParams) -> list[results.EventNote]:
+    """The newest kept events of these names, oldest first."""
+    log = call.service.events
+    return [results.note(log.epoch, event) for event in log.history(params.names)[-params.max :]]
