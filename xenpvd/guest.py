@@ -328,6 +328,7 @@ class Guest:
         config, progress, machine = self.config, self.progress, self.machine
         return GuestStatus(
             name=name,
+            type=config.type if config else "pv",
             state=progress.state,
             memory_mib=config.memory if config else 0,
             vcpus=config.vcpus if config else 0,

@@ -58,6 +58,7 @@ class HostInfo:
 @dataclass(frozen=True, slots=True)
 class GuestStatus:
     name: str
+    type: str  # "pv" | "pvh"
     state: Runstate
     memory_mib: int
     vcpus: int

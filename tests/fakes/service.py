@@ -116,6 +116,7 @@ class FakeService:
         self._enter("guest_status")
         return GuestStatus(
             name=self.config.name,
+            type=self.config.type,
             state=self.state,
             memory_mib=self.config.memory,
             vcpus=self.config.vcpus,

@@ -126,8 +126,17 @@ _CODE = bytes.fromhex(
 )
 
 
+#: lidt with no room for any gate, then int3: the CPU can not even report its double fault
+TRIPLE_FAULT = bytes.fromhex("0f011d10002000cc000000000000000000000000000000")
+
+
 def image(per_vcpu: bool) -> BootImage:
     """``per_vcpu``: upcalls by the vCPU's own vector through its LAPIC, else by the VM's callback vector."""
     code = bytearray(_CODE)
     code[_PER_VCPU] = per_vcpu
-    return BootImage(PvhImage(ENTRY, (Segment(ENTRY, 4096, bytes(code)),), {}), "", (), False)
+    return running(bytes(code))
+
+
+def running(code: bytes) -> BootImage:
+    """A guest of ``code``, entered at its first byte in flat 32-bit mode."""
+    return BootImage(PvhImage(ENTRY, (Segment(ENTRY, 4096, code),), {}), "", (), False)

@@ -25,10 +25,6 @@ class EvtchnPort(Protocol):
     def kick_fd(self) -> int:
         """A non-blocking eventfd, readable once the guest has sent; reading it takes all sends so far."""
 
-    @property
-    def irq_fd(self) -> int | None:
-        """An eventfd; writing 1 to it raises the guest's port. None where only :meth:`notify` can."""
-
     def notify(self) -> None:
         """Raise the guest's port. From any thread; never blocks; harmless once the port is closed."""
 

@@ -65,6 +65,7 @@ def _status_lines(found: dict[str, Any], drives: list[dict[str, Any]]) -> list[s
     host = found["host"]
     rows = [
         ("name", found["name"]),
+        ("type", found["type"]),
         ("state", found["state"] + (f" ({found['reason']})" if found["reason"] else "")),
         ("memory", f"{found['memory_mib']} MiB"),
         ("vcpus", found["vcpus"]),

@@ -10,7 +10,7 @@ from xenpvd.abi import hvm_op as h
 from xenpvd.abi.sched import SHUTDOWN_NAMES, SHUTDOWN_crash, SHUTDOWN_watchdog
 from xenpvd.abi.xen import DOMID_SELF
 from xenpvd.errors import KvmError, NotFound, XenError
-from xenpvd.views import HypercallCall, HypercallCount, HypercallStats, PortInfo
+from xenpvd.views import HypercallStats, PortInfo
 from xenpvd.vmm import boot, layout, registers
 from xenpvd.vmm.accel import Accelerator
 from xenpvd.vmm.grants import Grants
@@ -147,13 +147,7 @@ class OuterXen:
 
     def stats(self, recent: int, exits: dict[str, int]) -> HypercallStats:
         with self._lock:
-            total, counts, calls = self.hypercalls.stats(recent)
-        return HypercallStats(
-            total,
-            tuple(HypercallCount(one.name, one.count, dict(one.results)) for one in counts),
-            tuple(HypercallCall(one.seq, one.vcpu, one.name, one.args, one.result) for one in calls),
-            exits,
-        )
+            return HypercallStats(*self.hypercalls.stats(recent), exits)
 
 
 class _Platform:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, deque
-from dataclasses import dataclass
 
 from xenpvd.abi import xen as x
 from xenpvd.errors import KvmError, XenError
+from xenpvd.views import HypercallCall, HypercallCount
 from xenpvd.vmm.xen import (
     console_io,
     event_channel_op,
@@ -26,7 +26,7 @@ from xenpvd.vmm.xen.doors import GrantFrames, Platform
 from xenpvd.vmm.xen.evtchn import EventChannels
 from xenpvd.vmm.xen.state import Args, Caller, Handler, State
 
-__all__ = ["Caller", "GrantFrames", "HypercallCall", "HypercallCount", "Hypercalls", "Platform"]
+__all__ = ["Caller", "GrantFrames", "Hypercalls", "Platform"]
 
 #: Calls of one multicall; Linux asks for at most 32
 MULTICALL_MAX = 32
@@ -53,26 +53,6 @@ _ARGS = {
     x.HYPERVISOR_grant_table_op: 3,
     x.HYPERVISOR_vcpu_op: 3,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class HypercallCount:
-    """How often an operation was called, and how it ended: "ok" or an errno's name."""
-
-    name: str
-    count: int
-    results: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class HypercallCall:
-    """One call: the registers that it reads, and what it was answered."""
-
-    seq: int
-    vcpu: int
-    name: str
-    args: tuple[int, ...]
-    result: int
 
 
 class Hypercalls:
