@@ -77,7 +77,8 @@ TESTED_ELSEWHERE = {
     **{
         f"abi.{name}": "tests/abi/test_xen.py: the layouts of Xen's headers are one table"
         for name in (
-            "cpuid", "event_channel", "grant_table", "hvm_op", "io_console", "memory", "sched", "vcpu", "version",
+            "cpuid", "event_channel", "grant_table", "hvm_op", "io_console", "memory", "sched", "vcpu",
+            "version",
         )
     },
 }  # fmt: skip

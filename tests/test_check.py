@@ -21,13 +21,8 @@ PVH_KERNEL = bzimage(gzip.compress(Elf(bits=64).bytes()))
 @pytest.fixture(autouse=True)
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """KVM is fine; the accelerators that were asked for."""
-
-    class Fine:
-        def close(self) -> None: ...
-
     asked: list[str] = []
-    monkeypatch.setattr(check, "System", Fine)
-    monkeypatch.setattr(check, "probe", lambda system, accel: asked.append(accel))
+    monkeypatch.setattr(check, "probe", lambda accel, image=None: asked.append(accel))
     return asked
 
 
@@ -119,13 +114,15 @@ def test_a_kernel_that_cannot_be_entered(pvh: GuestConfig, tmp_path: Path, conte
 def test_the_host_is_looked_at_too(
     pv: GuestConfig, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert found(pv, accel="kvm") == {} and probed == ["kvm"]
+    assert found(pv, accel="kvm") == {} and probed == ["kvm", "kvm"]
 
-    def refuse(system: object, accel: str) -> None:
-        raise Unsupported("no Xen support here", feature="KVM_CAP_XEN_HVM")
+    def refuse(accel: str, image: object = None) -> None:
+        if image is not None or accel == "kvm-xen":
+            raise Unsupported("no Xen support here", feature="KVM_CAP_XEN_HVM")
 
     monkeypatch.setattr(check, "probe", refuse)
-    assert found(pv) == {"(host)": "no Xen support here"}
+    assert found(pv, accel="kvm-xen") == {"(host)": "no Xen support here"}
+    assert found(pv) == {"accel": "no Xen support here"}, "this kernel on this host"
 
 
 @pytest.mark.parametrize("shape", ["pv", "pvh"])

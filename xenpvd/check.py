@@ -14,7 +14,6 @@ from xenpvd.vmm.accel import probe
 from xenpvd.vmm.boot import BootImage
 from xenpvd.vmm.elf import BadImage
 from xenpvd.vmm.kernel import PvhImage
-from xenpvd.vmm.kvm import System
 
 
 def host_memory(config: GuestConfig) -> None:
@@ -52,14 +51,11 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
         except XenpvdError as fault:
             found.append((where, str(fault)))
 
-    def kvm() -> None:
-        system = System()
-        try:
-            probe(system, config.accel)
-        finally:
-            system.close()
+    def whole() -> None:
+        image = load_image(config)
+        attempt("accel", lambda: probe(config.accel, image))
 
-    attempt("(host)", kvm)
+    attempt("(host)", lambda: probe(config.accel))
     if config.type == "pvh":
         attempt("kernel", lambda: _pvh_kernel(config))
     else:
@@ -68,7 +64,7 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
     attempt("ramdisk", lambda: _read_ramdisk(config))
     attempt("memory", lambda: host_memory(config))
     if not found:
-        attempt("memory", lambda: load_image(config))
+        attempt("memory", whole)
     for n, disk in enumerate(config.disk):
         attempt(f"disk.{n}.vdev", lambda: devid(disk.vdev))  # noqa: B023 - called at once
         attempt(

@@ -92,7 +92,7 @@ class Progress:
                     raise BadConfig(f"cannot wait for {for_!r}: it is none of {names}, {_CONSOLE}TEXT.")
         except TimeoutError:
             raise TimedOut(
-                f"{for_} has not come after {timeout:g} s: the guest is {self.state}, phase {self.phase}. "
+                f"{for_} has not come after {timeout:.3g} s: the guest is {self.state}, phase {self.phase}. "
                 "See what it printed with xenpvctl log."
             ) from None
 

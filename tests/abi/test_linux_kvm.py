@@ -21,6 +21,7 @@ PASSED = {
     "KVM_XEN_HVM_GET_ATTR": k.KVM_XEN_ATTR_SIZE,
     "KVM_XEN_HVM_SET_ATTR": k.KVM_XEN_ATTR_SIZE,
     "KVM_GET_CLOCK": k.kvm_clock_data.size,
+    "KVM_SET_CLOCK": k.kvm_clock_data.size,
     "KVM_SIGNAL_MSI": k.kvm_msi.size,
     "KVM_X86_SET_MSR_FILTER": k.kvm_msr_filter.size
     + k.KVM_MSR_FILTER_MAX_RANGES * k.kvm_msr_filter_range.size,

@@ -285,6 +285,10 @@ class FakeVm:
     def clock(self) -> tuple[int, int | None]:
         return self.now, self.realtime
 
+    def set_clock(self, now: int) -> None:
+        self.note("KVM_SET_CLOCK")
+        self.now = now
+
     def intercept_msr_writes(self, msr: int) -> None:
         self.note("KVM_X86_SET_MSR_FILTER")
         self.filtered_msr = msr

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 from lab import guest as assets
 from lab import kvm
-from xenpvd.ctl.client import Client, NoAnswer
+from xenpvd.ctl.client import Client, NoAnswer, RpcFault
 
 LIMIT = 180
 
@@ -52,7 +53,11 @@ class Daemon:
 
     def start(self, *options: str) -> Daemon:
         """Start it as an operator would, and wait until it is ready."""
-        done = self.ctl("start", str(self.file), "--wait", "created", *options)
+        # nobody counts how long Python takes to start in an emulated machine that has other work, too
+        options = ("--timeout", str(LIMIT), *options)
+        if "--paused" not in options:
+            options = ("--wait", "created", *options)
+        done = self.ctl("start", str(self.file), *options, limit=LIMIT)
         assert done.returncode == 0, done.stderr + self.log()
         self.client = Client.connect(self.run_dir / self.name / "rpc.sock", 30)
         return self
@@ -63,7 +68,12 @@ class Daemon:
 
     def call(self, method: str, **params: Any) -> Any:
         assert self.client is not None
-        return self.client.call(method, params, timeout=LIMIT)
+        try:
+            return self.client.call(method, params, timeout=LIMIT)
+        except RpcFault as fault:
+            for name in ("console_tail", "xen_tail"):
+                fault.add_note(f"--- {name}:\n{fault.data.get(name, '-')}")
+            raise
 
     def wait(self, what: str, timeout: float = 90, since: int = 0) -> Any:
         return self.call("guest.wait", **{"for": what, "timeout": timeout, "since": since})
@@ -80,6 +90,12 @@ class Daemon:
         text: str = self.call("console.read", since=since, max=65536)["text"]
         # the line's echo has the formulas, only what it prints has their values
         return text.partition("be1gin")[2].partition("e1nd")[0].replace("\r", "").strip("\n")
+
+    def clock(self) -> None:
+        """See that the guest's clock is right, as exactly as ``date`` tells it."""
+        before = time.time()
+        told = int(self.sh("date +%s"))
+        assert before - 1.5 <= told <= time.time() + 0.5, (before, told, time.time())
 
     @property
     def pid(self) -> int:

@@ -30,15 +30,6 @@ def web() -> Iterator[Daemon]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clock(guest: Daemon) -> float:
-    """How far the guest's clock is from ours: at most the second that ``date`` leaves out, and our typing."""
-    before = time.time()
-    told = int(guest.sh("date +%s"))
-    after = time.time()
-    assert before - 2 <= told <= after + 2, (before, told, after)
-    return told - before
-
-
 def test_event_channels_as_qemu_names_them(web: Daemon) -> None:
     ports = {port["port"]: port for port in web.call("evtchn.list")}
     assert set(ports[1]) == {"port", "vcpu", "type", "remote-domain", "target", "pending", "masked"}
@@ -114,7 +105,7 @@ def test_cpus_are_taken_and_given_back(web: Daemon) -> None:
 
 
 def test_a_paused_guest_stands_still_and_then_has_the_right_time(web: Daemon) -> None:
-    clock(web)
+    web.clock()
     uptime = float(web.sh("cut -d' ' -f1 /proc/uptime"))
     assert web.call("guest.pause")["state"] == "paused"
     assert web.call("guest.pause")["state"] == "paused"
@@ -125,7 +116,7 @@ def test_a_paused_guest_stands_still_and_then_has_the_right_time(web: Daemon) ->
     with pytest.raises(RpcFault, match="resume"):
         web.call("guest.shutdown")
     assert web.call("guest.resume")["state"] == "running"
-    clock(web)  # Xen's time goes on while a domain is paused, and so does the guest's
+    web.clock()  # Xen's time goes on while a domain is paused, and so does the guest's
     assert float(web.sh("cut -d' ' -f1 /proc/uptime")) >= uptime + 3
     assert web.sh("dd if=/dev/xvda of=/dev/null bs=1M count=8 2>/dev/null && echo read") == "read"
 

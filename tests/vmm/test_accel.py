@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from tests.fakes.kvm import CAPS, PLAIN_CAPS, FakeSystem
 from xenpvd.abi import linux_kvm as k
 from xenpvd.errors import Unsupported
 from xenpvd.vmm.accel import choose, probe
+from xenpvd.vmm.boot import BootImage
+from xenpvd.vmm.hypercall_insn import XEN_ELFNOTE_GUEST_OS
+from xenpvd.vmm.kernel import PvhImage
 
 XEN = k.KVM_CAP_XEN_HVM
 
@@ -27,14 +32,14 @@ XEN = k.KVM_CAP_XEN_HVM
 def test_the_choice(caps: int, accel: str, name: str, why: str) -> None:
     system = FakeSystem({**CAPS, XEN: caps})
     found = choose(system, accel)  # type: ignore[arg-type]
-    assert found[0] == name == probe(system, accel) and why in found[1] and found[2] == caps  # type: ignore[arg-type]
+    assert found[0] == name and why in found[1] and found[2] == caps
 
 
 @pytest.mark.parametrize("missing", [1 << 1, 1 << 2, 1 << 4, 1 << 5])
 def test_kvm_xen_asked_for_where_it_is_not(missing: int) -> None:
     system = FakeSystem({**CAPS, XEN: 0x1FF & ~missing})
     with pytest.raises(Unsupported, match=f"{0x1FF & ~missing:#x} and 0x36 are needed. Use Linux") as caught:
-        probe(system, "kvm-xen")  # type: ignore[arg-type]
+        choose(system, "kvm-xen")  # type: ignore[arg-type]
     assert caught.value.data["caps"] == 0x1FF & ~missing
 
 
@@ -51,8 +56,16 @@ def test_kvm_xen_asked_for_where_it_is_not(missing: int) -> None:
 )
 def test_kvms_that_are_too_old(accel: str, cap: int, value: int, text: str) -> None:
     with pytest.raises(Unsupported, match=text):
-        probe(FakeSystem({**CAPS, cap: value}), accel)  # type: ignore[arg-type]
+        choose(FakeSystem({**CAPS, cap: value}), accel)  # type: ignore[arg-type]
 
 
-def test_a_kvm_without_xen_is_enough() -> None:
-    assert probe(FakeSystem(PLAIN_CAPS)) == "kvm"  # type: ignore[arg-type]
+def test_a_kvm_without_xen_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xenpvd.vmm.accel.System", lambda: FakeSystem(PLAIN_CAPS))
+    assert probe() == "kvm"
+
+
+@pytest.mark.parametrize(("caps", "fits"), [(CAPS, True), (PLAIN_CAPS, False)])
+def test_a_kernel_that_can_not_reach_us_is_told_before_it_starts(caps: dict[int, int], fits: bool) -> None:
+    linux = BootImage(PvhImage(0, (), {XEN_ELFNOTE_GUEST_OS: b"linux\0"}), "", (), shim=False)
+    with nullcontext() if fits else pytest.raises(Unsupported, match="cannot start this kernel by itself"):
+        choose(FakeSystem(caps), "auto", linux)  # type: ignore[arg-type]

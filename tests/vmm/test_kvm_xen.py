@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,9 @@ SHARED = 20
 VCPU_INFO, UPCALL = k.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, k.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR
 
 
+EPOCH = 1_700_000_000 * 10**9
+
+
 class Bench:
     """vCPU threads are not started: what is submitted to them waits until ``run`` is called."""
 
@@ -30,7 +34,7 @@ class Bench:
         self.vm.long_mode = True
         self.memory = GuestMemory()
         self.memory.add("ram", 0, MIB, ram=True)
-        self.accel = KvmXen(self.vm, self.memory, vcpus, caps)  # type: ignore[arg-type]
+        self.accel = KvmXen(self.vm, self.memory, vcpus, lambda: EPOCH, caps)  # type: ignore[arg-type]
         self.vcpus = [FakeVcpu() for _ in range(vcpus)]
         self.threads = [VcpuThread(n, vcpu, None) for n, vcpu in enumerate(self.vcpus)]  # type: ignore[arg-type]
         for thread in self.threads:
@@ -88,7 +92,9 @@ def test_vcpus_get_their_id(bench: Bench) -> None:
 def test_shared_info_places_every_vcpus_info(bench: Bench) -> None:
     bench.memory.write(SHARED * PAGE_SIZE, b"\xff" * PAGE_SIZE)
     bench.accel.set_shared_info(SHARED)
-    assert bench.memory.read(SHARED * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+    wallclock = struct.pack("<IIII", 2, EPOCH // 10**9, 0, 0)
+    expected = bytes(0xC00) + wallclock + bytes(PAGE_SIZE - 0xC00 - len(wallclock))
+    assert bench.memory.read(SHARED * PAGE_SIZE, PAGE_SIZE) == expected
     assert bench.vm.shared_info == SHARED
     base = SHARED * PAGE_SIZE
     assert bench.run() == [[(VCPU_INFO, base)], [(VCPU_INFO, base + 64)]]

@@ -15,6 +15,7 @@ from xenpvd.abi import linux_kvm as k
 from xenpvd.abi.page import PAGE_SIZE
 from xenpvd.errors import XenError
 from xenpvd.vmm import atomic, hypercall_insn
+from xenpvd.vmm.clock import Clock
 from xenpvd.vmm.layout import MIB
 from xenpvd.vmm.memory import GuestMemory
 from xenpvd.vmm.plain import Plain
@@ -36,7 +37,10 @@ class Bench:
         self.lock = threading.RLock()
         self.faults: list[BaseException] = []
         self.timers = Timers(lambda: self.vm.now, self.lock, self.faults.append)
-        self.accel = Plain(self.vm, self.memory, vcpus, self.timers, msr_exits=msr_exits)  # type: ignore[arg-type]
+        epoch = Clock(self.vm, whole_seconds=False).epoch  # type: ignore[arg-type]
+        self.accel = Plain(  # type: ignore[arg-type]
+            self.vm, self.memory, vcpus, self.timers, epoch, msr_exits=msr_exits
+        )
         self.vcpus = [FakeVcpu() for _ in range(vcpus)]
         self.threads = [VcpuThread(n, vcpu, None) for n, vcpu in enumerate(self.vcpus)]  # type: ignore[arg-type]
         for thread in self.threads:

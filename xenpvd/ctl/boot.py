@@ -19,7 +19,6 @@ from xenpvd.paths import NAME
 if TYPE_CHECKING:
     from xenpvd.ctl.launch import Launched
 
-READY_TIMEOUT = 30.0
 END_TIMEOUT = 10.0
 
 #: Guests in these states are started over the daemon that is there.
@@ -66,7 +65,7 @@ def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, a
         try:
             client = stack.enter_context(place.connect(name))
         except NoGuest:
-            launched = _launch(place, name, file, options, min(timeout, READY_TIMEOUT))
+            launched = _launch(place, name, file, options, timeout)
             stack.callback(launched.close)
             client = stack.enter_context(place.connect(name))
         if launched is None:

@@ -24,7 +24,7 @@ from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
 from xenpvd.paths import NAME
 
 ESCAPE = 0x1D
-READY_TIMEOUT = 30.0
+READY_TIMEOUT = 60.0
 SHUTDOWN_TIMEOUT = 30.0
 END_TIMEOUT = 10.0
 

@@ -85,7 +85,7 @@ class Service(Protocol):
 
     async def memory_info(self) -> MemoryInfo: ...
     async def memory_set_target(self, mib: int, wait: bool, timeout: float) -> MemoryTarget:
-        """Have the guest's balloon make the VM ``mib`` MiB large. Raises ``TimedOut`` with how far it came."""
+        """Have the guest's balloon make the VM ``mib`` MiB large. ``TimedOut`` says how far it came."""
 
     def evtchn_list(self) -> list[PortInfo]: ...
     def evtchn_inject(self, port: int) -> PortInfo:

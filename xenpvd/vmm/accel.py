@@ -6,11 +6,14 @@ the same guest sees the same Xen, by changed hypercall instructions and with eve
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 from xenpvd.abi import linux_kvm as k
 from xenpvd.errors import Unsupported
+from xenpvd.vmm import hypercall_insn
+from xenpvd.vmm.boot import BootImage
 from xenpvd.vmm.kvm import System
 from xenpvd.vmm.port import BackendPort
 from xenpvd.vmm.vcpu import VcpuThread
@@ -78,8 +81,21 @@ class Accelerator(Delivery, Protocol):
     def set_timer(self, vcpu: int, deadline: int | None) -> None: ...
 
 
-def choose(system: System, accel: str = "auto") -> tuple[str, str, int]:
-    """(accelerator, why, KVM_CAP_XEN_HVM's bits). Raises :class:`Unsupported` with the cure."""
+def shows_msr_writes(system: System) -> bool:
+    """Whether this KVM can show us the guest's write of the hypercall MSR."""
+    return all(map(system.check_extension, (k.KVM_CAP_X86_USER_SPACE_MSR, k.KVM_CAP_X86_MSR_FILTER)))
+
+
+def choose(system: System, accel: str, image: BootImage | None = None) -> tuple[str, str, int]:
+    """(accelerator, why, KVM_CAP_XEN_HVM's bits). Raises :class:`Unsupported` with the cure, also if
+    ``image`` cannot run with it."""
+    name, why, caps = _choose(system, accel)
+    if name == "kvm" and image is not None and not image.shim:
+        hypercall_insn.check_kernel(image.kernel.notes, shows_msr_writes(system))
+    return name, why, caps
+
+
+def _choose(system: System, accel: str) -> tuple[str, str, int]:
     for cap, lack in _NEEDED:
         if not system.check_extension(cap):
             raise Unsupported(
@@ -110,6 +126,7 @@ def choose(system: System, accel: str = "auto") -> tuple[str, str, int]:
     return "kvm", f"{lack} for kvm-xen ({_XEN_KERNEL}): events and hypercalls are done by xenpvd", caps
 
 
-def probe(system: System, accel: str = "auto") -> str:
-    """Which accelerator this host would use; raises :class:`Unsupported` if it can use none."""
-    return choose(system, accel)[0]
+def probe(accel: str = "auto", image: BootImage | None = None) -> str:
+    """Which accelerator this host would use. Raises as :func:`choose`, and :class:`KvmError` without KVM."""
+    with contextlib.closing(System()) as system:
+        return choose(system, accel, image)[0]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from xenpvd.abi import linux_kvm as k
 from xenpvd.views import HostInfo
-from xenpvd.vmm import acpi, boot, cpuid, hypercall_insn, layout
-from xenpvd.vmm.accel import Accelerator, choose
+from xenpvd.vmm import acpi, boot, cpuid, layout
+from xenpvd.vmm.accel import Accelerator, choose, shows_msr_writes
+from xenpvd.vmm.clock import Clock
 from xenpvd.vmm.kvm import System, Vm
 from xenpvd.vmm.kvm_xen import KvmXen
 from xenpvd.vmm.memory import GuestMemory, page_kind
@@ -21,7 +22,6 @@ from xenpvd.vmm.vcpu import ExitHandler, VcpuThread
 
 #: how wide physical addresses are on a CPU that does not say (Intel SDM 2A, CPUID 0x80000008)
 PHYS_BITS = 36
-_MSR_CAPS = (k.KVM_CAP_X86_USER_SPACE_MSR, k.KVM_CAP_X86_MSR_FILTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,7 @@ def build(
     """Everything but running threads. Raises :class:`KvmError`, :class:`Unsupported`, :class:`HostError`, and
     leaves nothing then."""
     with contextlib.closing(System()) as system, contextlib.ExitStack() as undo:
-        name, why, caps = choose(system, config.accel)
-        msr_exits = all(map(system.check_extension, _MSR_CAPS))
-        if name == "kvm" and not image.shim:
-            hypercall_insn.check_kernel(image.kernel.notes, msr_exits)
+        name, why, caps = choose(system, config.accel, image)
         supported = system.supported_cpuid()
         tsc_deadline = bool(system.check_extension(k.KVM_CAP_TSC_DEADLINE_TIMER))
 
@@ -72,15 +69,13 @@ def build(
         undo.callback(memory.release)
         slots = _add_memory(vm, memory, config.ram, supported)
 
-        def clock() -> int:
-            return vm.clock()[0]
-
-        timers = Timers(clock, lock, outside.fault)
+        clock = Clock(vm, whole_seconds=image.shim)
+        timers = Timers(clock.now, lock, outside.fault)
         accel: Accelerator
         if name == "kvm":
-            accel = Plain(vm, memory, config.vcpus, timers, msr_exits=msr_exits)
+            accel = Plain(vm, memory, config.vcpus, timers, clock.epoch, msr_exits=shows_msr_writes(system))
         else:
-            accel = KvmXen(vm, memory, config.vcpus, caps)
+            accel = KvmXen(vm, memory, config.vcpus, clock.epoch, caps)
         accel.configure()
         boot.load(memory, image, config.ram, accel.edit if image.shim else bytes)
         memory.write(layout.ACPI, acpi.tables(layout.ACPI, config.vcpus))
@@ -114,7 +109,7 @@ def build(
             slots=slots,
             accel=accel,
             timers=timers,
-            clock=clock,
+            clock=clock.now,
             lock=lock,
             outside=outside,
         )

@@ -58,8 +58,8 @@ def check_kernel(notes: dict[int, bytes], msr_exits: bool) -> None:
     if linux and XEN_ELFNOTE_HYPERCALL_PAGE not in notes:
         raise Unsupported(
             "cannot start this kernel by itself on a KVM without Xen support: it makes its hypercalls by an "
-            'instruction that KVM keeps to itself. Use type = "pv", an older kernel (before Linux 6.13), or '
-            'accel = "kvm-xen" on a host that can.',
+            'instruction that such a KVM keeps to itself. Use type = "pv", or a host whose KVM has Xen '
+            "support (xenpvctl doctor tells).",
             feature="hypercalls",
         )
     if not msr_exits:

@@ -148,6 +148,10 @@ class Vm:
         clock, flags, realtime, _ = k.kvm_clock_data.unpack(buffer)
         return clock, realtime if flags & k.KVM_CLOCK_REALTIME else None
 
+    def set_clock(self, now: int) -> None:
+        """Let the guest's clock go on from ``now`` ns."""
+        _call(self._fd, "KVM_SET_CLOCK", k.kvm_clock_data.pack(now, 0, 0, 0))
+
     def intercept_msr_writes(self, msr: int) -> None:
         """Let the guest's writes of one MSR, and no others, come to us as KVM_EXIT_X86_WRMSR."""
         cap = k.kvm_enable_cap.pack(k.KVM_CAP_X86_USER_SPACE_MSR, 0, k.KVM_MSR_EXIT_REASON_FILTER, 0, 0, 0)

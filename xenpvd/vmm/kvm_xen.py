@@ -34,8 +34,9 @@ class KvmXen:
 
     hypercall_port = None
 
-    def __init__(self, vm: Vm, memory: GuestMemory, vcpus: int, caps: int) -> None:
+    def __init__(self, vm: Vm, memory: GuestMemory, vcpus: int, epoch: Callable[[], int], caps: int) -> None:
         self._vm = vm
+        self._epoch = epoch
         self._caps = caps
         self._vcpus: list[VcpuThread] = []
         self._info = SharedInfo(memory, vcpus)
@@ -71,6 +72,7 @@ class KvmXen:
     def latch_long_mode(self, longmode: bool) -> None:
         self._vm.xen_set_attr(k.KVM_XEN_ATTR_TYPE_LONG_MODE, bytes([longmode]))
         self._info.longmode = longmode
+        self._info.write_wallclock(self._epoch())
 
     def set_shared_info(self, gfn: int) -> None:
         """A moved page keeps what it says; vCPUs that have registered their own vcpu_info keep it."""
@@ -78,6 +80,7 @@ class KvmXen:
         moved, late = self._now().place(
             gfn, partial(self._vm.xen_set_attr, k.KVM_XEN_ATTR_TYPE_SHARED_INFO, raw)
         )
+        self._info.write_wallclock(self._epoch())  # KVM has written its own, which is not what a shim needs
         for vcpu, gpa in moved:
             self._set_vcpu_attr(vcpu, k.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
         raised, self._early = self._early | {port: self._target(port) for port in late}, {}

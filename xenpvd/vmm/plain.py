@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +42,20 @@ class Plain:
 
     hypercall_port = hypercall_insn.PORT
 
-    def __init__(self, vm: Vm, memory: GuestMemory, vcpus: int, timers: Timers, *, msr_exits: bool) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        memory: GuestMemory,
+        vcpus: int,
+        timers: Timers,
+        epoch: Callable[[], int],
+        *,
+        msr_exits: bool,
+    ) -> None:
         self._vm = vm
         self._memory = memory
         self._timers = timers
+        self._epoch = epoch
         self._msr_exits = msr_exits
         self._vcpus: list[VcpuThread] = []
         self._lock = threading.Lock()
@@ -85,13 +94,13 @@ class Plain:
         with self._lock:
             if longmode != self._info.longmode:
                 self._info.longmode = longmode
-                self._write_wallclock()
+                self._info.write_wallclock(self._epoch())
 
     def set_shared_info(self, gfn: int) -> None:
         """A moved page keeps what it says; vCPUs that have registered their own vcpu_info keep it."""
         with self._lock:
             moved, _ = self._info.place(gfn)
-            self._write_wallclock()
+            self._info.write_wallclock(self._epoch())
             for vcpu, gpa in moved:
                 self._vcpu_info_placed(vcpu, gpa)
             early, self._early = self._early, {}
@@ -113,10 +122,6 @@ class Plain:
         thread.submit("clock", msr)
         for port in self._unselected.pop(vcpu, ()):
             self._select(port, vcpu)
-
-    def _write_wallclock(self) -> None:
-        clock, realtime = self._vm.clock()
-        self._info.write_wallclock((time.time_ns() if realtime is None else realtime) - clock)
 
     def set_time_info(self, vcpu: int, gpa: int | None) -> None:
         raise XenError(ENOSYS, "a KVM without Xen support keeps one clock a vCPU")

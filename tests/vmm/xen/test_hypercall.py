@@ -27,6 +27,7 @@ SCHED, EVTCHN, HVM, MEMORY = (
 WITHOUT = {
     "do_yield": 0,
     "do_block": 0,
+    "do_flush_tlbs": -x.ENOSYS,
     "do_maximum_ram_page": 0xFEFFF,
     "do_version": 4 << 16 | 17,
     "do_pagesize": -x.EINVAL,

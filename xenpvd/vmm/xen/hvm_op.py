@@ -92,9 +92,15 @@ def do_get_time(state: State, caller: Caller, args: Args) -> int:
     return 0
 
 
+def do_flush_tlbs(state: State, caller: Caller, args: Args) -> int:
+    """KVM has no cheap way to do this; success without it would corrupt memory. The shim sends IPIs."""
+    return -x.ENOSYS
+
+
 OPERATIONS: dict[int, Handler] = {
     h.HVMOP_set_param: do_set_param,
     h.HVMOP_get_param: do_get_param,
+    h.HVMOP_flush_tlbs: do_flush_tlbs,
     h.HVMOP_get_time: do_get_time,
     h.HVMOP_set_evtchn_upcall_vector: do_set_evtchn_upcall_vector,
 }
