@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,6 +63,9 @@ class Domain:
         self._tasks = Tasks(surroundings.on_fault)
         self._watchers = Tasks(surroundings.on_fault)
         self._ending: asyncio.Task[None] | None = None
+        self._holders = 0
+        self._not_held = asyncio.Event()
+        self._not_held.set()
 
     @classmethod
     async def create(
@@ -100,8 +103,7 @@ class Domain:
     def add_drive(self, disk: DiskConfig, image: Image) -> BlockBackend:
         """Offer a disk to the guest. Raises :class:`BadConfig` for a vdev without a number, and
         :class:`StateError` if this life is over."""
-        if self._ending is not None:
-            raise StateError(f"cannot add {disk.vdev}: the guest has just ended.", "stopped", ["running"])
+        self.check_lives(f"add {disk.vdev}")
         drive = BlockBackend(
             disk,
             image,
@@ -115,6 +117,32 @@ class Domain:
         self.drives[disk.vdev] = drive
         drive.start()
         return drive
+
+    @property
+    def ending(self) -> bool:
+        """This life is over, or about to be."""
+        return self._ending is not None
+
+    def check_lives(self, what: str) -> None:
+        """Raises :class:`StateError` if this life is over, or about to be."""
+        if self.ending:
+            raise StateError(
+                f"cannot {what}: the guest has just ended. Try again when it runs.", "stopped", ["running"]
+            )
+
+    @contextlib.contextmanager
+    def held(self, what: str) -> Iterator[None]:
+        """The end of this life, and so the next one, waits for what is done in here, which must come to its
+        end once the disks are disconnected. Raises :class:`StateError` as :meth:`check_lives`."""
+        self.check_lives(what)
+        self._holders += 1
+        self._not_held.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._not_held.set()
 
     async def end(self) -> None:
         """Stop the vCPUs, take the console's last bytes, finish and flush the disks, leave no node behind.
@@ -134,8 +162,10 @@ class Domain:
             last.push_async_callback(self._watchers.cancel)
             if self._store_port is not None:
                 last.callback(self._store_port.close)
-            last.push_async_callback(self._around.xenstore.disconnect, DOMID)
+            last.push_async_callback(self._not_held.wait)
             last.push_async_callback(self._end_drives)
+            # before the disks: who removes one waits until a connected guest has seen it, and this one won't
+            last.push_async_callback(self._around.xenstore.disconnect, DOMID)
             last.push_async_callback(self._around.console.disconnect)
 
     async def _end_drives(self) -> None:

@@ -11,13 +11,17 @@ from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig
 from xenpvd.domain import Domain
-from xenpvd.errors import Exists, NotFound, TimedOut, XenpvdError
+from xenpvd.errors import Exists, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.tasks import in_thread
 from xenpvd.views import DriveAdded
 
 
 class Drives:
-    """Images stay open over a reboot. Loop thread only."""
+    """Owns the images: all are opened and closed here, and stay open over a reboot. Loop thread only.
+
+    What a life's end overtakes: a remove is done before the next life begins, which does not have the disk;
+    an added disk stays for it.
+    """
 
     def __init__(self) -> None:
         #: vdev: its definition and its image
@@ -37,7 +41,8 @@ class Drives:
 
     async def add(self, domain: Domain, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded:
         """Hot-add ``disk``. With ``wait`` this returns once the guest uses it, or raises why it does not, and
-        nothing of it is left. The very same disk again changes nothing.
+        nothing of it is left. The very same disk again changes nothing. If the guest ends meanwhile, this
+        raises :class:`StateError`, and a disk that had been offered by then stays for its next life.
 
         Raises :class:`Exists`, :class:`ImageError`, :class:`BadConfig`, :class:`TimedOut`.
         """
@@ -56,6 +61,13 @@ class Drives:
         except XenpvdError as fault:
             if not changed or domain.drives.get(disk.vdev) is not drive:
                 raise
+            if domain.ending:
+                raise StateError(
+                    f"the guest ended before it took up {disk.vdev}; a reboot or reset keeps the disk for "
+                    "its next life. See drive.list.",
+                    "stopped",
+                    ["running"],
+                ) from None
             end = drive.info().frontend_state
             await self.remove(domain, disk.vdev, force=True, missing_ok=True, timeout=timeout)
             if isinstance(fault, TimedOut):
@@ -69,17 +81,19 @@ class Drives:
     async def remove(
         self, domain: Domain | None, vdev: str, *, force: bool, missing_ok: bool, timeout: float
     ) -> bool:
-        """Hot-remove; False if there was none and ``missing_ok``. Raises :class:`NotFound`, :class:`TimedOut`
-        (the guest does not let go: the disk stays)."""
+        """Hot-remove; False if there was none and ``missing_ok``. Raises :class:`NotFound`, and
+        :class:`TimedOut` (the guest does not let go) or :class:`StateError` (it ends): the disk stays."""
         if domain is None or vdev not in domain.drives:
             if missing_ok:
                 return False
             raise NotFound(f"cannot remove {vdev}: there is no such drive. See drive.list.", "drive", vdev)
         drive = domain.drives[vdev]
-        await drive.remove(force=force, timeout=timeout)
-        if domain.drives.get(vdev) is drive:  # else another call has done it, and perhaps added a new one
-            del domain.drives[vdev]
-            self.images.pop(vdev, None)
+        with domain.held(f"remove {vdev}"):  # the next life must not be offered an image about to be closed
+            await drive.remove(force=force, timeout=timeout)
+            if domain.drives.get(vdev) is drive:  # else another call has done it, and perhaps added a new one
+                del domain.drives[vdev]
+                del self.images[vdev]
+                drive.image.close()
         return True
 
     async def _add(self, domain: Domain, disk: DiskConfig) -> tuple[BlockBackend, bool]:
@@ -87,6 +101,7 @@ class Drives:
         number = devid(disk.vdev)
         while (other := self._opening.get(number)) is not None:
             await other.wait()
+        domain.check_lives(f"add {disk.vdev}")
         there = self.images.get(disk.vdev)
         if there is not None and there[0] != disk:
             raise Exists(

@@ -78,6 +78,8 @@ def test_sysrq(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert failed.stderr == "xenpvctl: cannot call guest.sysrq: key: it must be one letter or digit, as s.\n"
     service.faults["guest_sysrq"] = TimedOut("the guest has not taken it")
     xenpvctl("sysrq", "web1", "h", "--timeout", "0", status=4)
+    told = xenpvctl("sysrq", "--help").stdout
+    assert "does not mean that it did" in " ".join(told.split()) and "kernel.sysrq" in told
 
 
 def test_destroy(xenpvctl: Xenpvctl, service: FakeService) -> None:

@@ -123,7 +123,16 @@ def test_call(xenpvctl: Xenpvctl, service: FakeService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "stdin"), [(["path"], None), (["=x"], None), (["-"], "[1]"), (["-"], "{")]
+    ("params", "stdin"),
+    [
+        (["path"], None),
+        (["=x"], None),
+        (["-"], "[1]"),
+        (["-"], "{"),
+        (["path=1e400"], None),
+        (["path=[NaN]"], None),
+        (["-"], '{"path": -Infinity}'),
+    ],
 )
 def test_call_with_parameters_that_are_none(
     xenpvctl: Xenpvctl, daemon: Daemon, params: list[str], stdin: str | None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
-from xenpvd.views import Runstate
+from xenpvd.views import Phase, Runstate
 
 
 @pytest.fixture
@@ -28,6 +30,15 @@ def test_vcpu_list(xenpvctl: Xenpvctl, service: FakeService) -> None:
     for verb in (["vcpu", "list"], ["vcpu", "set"], ["memory", "show"], ["memory", "set"]):
         number = ["1" if verb[0] == "vcpu" else "64"] * (verb[1] == "set")
         assert "web1 is stopped" in xenpvctl(*verb, "web1", *number, status=1).stderr
+
+
+def test_before_xenbus_nobody_knows_which_are_offline(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    status = service.guest_status
+    service.guest_status = lambda: replace(status(), phase=Phase.KERNEL)  # type: ignore[method-assign]
+    assert [line.split()[1] for line in xenpvctl("vcpu", "list", "web1").stdout.splitlines()[1:]] == [
+        "yes",
+        "-",
+    ]
 
 
 def test_vcpu_registers(xenpvctl: Xenpvctl, service: FakeService) -> None:
@@ -52,7 +63,7 @@ def test_vcpu_set(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert failed.stderr == "xenpvctl: the guest has not come to 2 CPUs: 0 is online.\n"
     asked = xenpvctl("vcpu", "set", "web1", "2", "--no-wait").stdout
     assert asked == "web1 is asked to use 2 vCPUs; now 1\n"
-    assert "greater than or equal to 1" in xenpvctl("vcpu", "set", "web1", "0", status=2).stderr
+    assert "must be at least 1" in xenpvctl("vcpu", "set", "web1", "0", status=2).stderr
     xenpvctl("vcpu", "set", "web1", "two", status=2)
     xenpvctl("vcpu", "set", "web2", "1", status=3)
 
@@ -80,5 +91,5 @@ def test_memory_set(xenpvctl: Xenpvctl, service: FakeService) -> None:
     service.lazy = True
     xenpvctl("memory", "set", "web1", "256", "--timeout", "1", status=4)
     asked = xenpvctl("memory", "set", "web1", "256", "--no-wait").stdout
-    assert asked == "web1 is asked to use 256 MiB; now 512\n"
-    assert "greater than or equal to 64" in xenpvctl("memory", "set", "web1", "1", status=2).stderr
+    assert asked == "web1 is asked to use 256 MiB; now 512 MiB\n"
+    assert "must be at least 64" in xenpvctl("memory", "set", "web1", "1", status=2).stderr

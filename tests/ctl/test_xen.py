@@ -23,7 +23,7 @@ def test_evtchn_inject(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert service.ports[1].pending
     assert xenpvctl("evtchn", "inject", "web1", "2").stdout.endswith("; the guest has it masked\n")
     assert "port 9 is closed" in xenpvctl("evtchn", "inject", "web1", "9", status=1).stderr
-    assert "less than or equal to 4095" in xenpvctl("evtchn", "inject", "web1", "4096", status=2).stderr
+    assert "must be at most 4095" in xenpvctl("evtchn", "inject", "web1", "4096", status=2).stderr
     service.state = Runstate.STOPPED
     xenpvctl("evtchn", "inject", "web1", "1", status=1)
 
@@ -56,4 +56,4 @@ def test_hypercalls(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
         " 42     1  physdev_op  ENOSYS   18 ffff830000007f68",
     ]
     assert xenpvctl.json("hypercalls", "web1", "--recent", "1")["recent"][0]["result"] == -38
-    assert "less than or equal to 256" in xenpvctl("hypercalls", "web1", "--recent", "257", status=2).stderr
+    assert "must be at most 256" in xenpvctl("hypercalls", "web1", "--recent", "257", status=2).stderr

@@ -80,6 +80,7 @@ class Daemon:
 
     def at_the_shell(self) -> Daemon:
         self.wait(f"console:{assets.READY}")
+        self.sh("dmesg -n 1")  # the kernel's words do not come between those of our commands
         return self
 
     def sh(self, command: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from lab import guest as assets
 from tests.lab.conftest import Daemon
 
@@ -80,14 +78,3 @@ def test_what_the_shim_says_of_a_kernel_that_is_none_reaches_the_user(
     done = daemon.ctl("start", str(daemon.file), "--wait", "devices", "--timeout", "90")
     assert done.returncode == 1
     assert "Panic on CPU 0" in done.stderr and "Traceback" not in done.stderr, done.stderr
-
-
-@pytest.mark.parametrize(("shim", "vcpus"), [("4.17", 2), ("4.20", 1), ("4.20", 2)])
-def test_shapes(daemon: Daemon, definition: dict[str, Any], shim: str, vcpus: int) -> None:
-    daemon.file.write_text(
-        assets.toml({**definition, "vcpus": vcpus, "shim": {"path": str(assets.shim(shim))}})
-    )
-    daemon.start().at_the_shell()
-    assert daemon.sh("nproc") == str(vcpus)
-    assert daemon.sh("head -c 5 /mnt/hello.txt") == "Hello"
-    assert daemon.call("guest.shutdown", mode="poweroff", timeout=60)["acknowledged"] is not None

@@ -97,3 +97,15 @@ def test_the_kernel_comes_from_the_disks_own_grub_menu(daemon: Daemon, folder: P
     daemon.start().at_the_shell()
     assert "from-grub" in daemon.sh("cat /proc/cmdline")
     assert daemon.call("guest.shutdown", mode="poweroff", timeout=60)["acknowledged"] is not None
+
+
+def test_a_32_bit_pv_guest_reads_its_disk(daemon: Daemon, folder: Path) -> None:
+    """GRUB's own: it has no 32-bit kernel to start, but comes as far as its menu on the disk."""
+    image = folder / "boot.img"
+    shutil.copyfile(assets.boot_disk(), image)
+    definition = {**assets.definition(image), "kernel": str(assets.grub("i386-xen")), "cmdline": ""}
+    del definition["ramdisk"]
+    daemon.file.write_text(assets.toml(definition))
+    daemon.start()
+    daemon.wait("console:Booting `the demo guest'")
+    assert "32-bit, PAE" in daemon.call("console.read", stream="xen", since=0)["text"]

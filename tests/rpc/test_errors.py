@@ -90,6 +90,25 @@ async def test_validation_tells_each_place(peer: Peer) -> None:
     assert "vdev" in told["message"]
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "words"),
+    [
+        ("evtchn.inject", {"port": 0}, "port: it must be at least 1"),
+        ("hypercall.stats", {"recent": 257}, "recent: it must be at most 256"),
+        ("console.attach", {"since": 1 << 63}, f"since: it must be less than {1 << 63}"),
+        ("guest.shutdown", {"then": "wait"}, "then: it must be 'fail' or 'destroy'"),
+        ("guest.shutdown", {"timeout": "1"}, "timeout: it must be a number"),
+        ("events.history", {"names": []}, "names: it must have 1 or more items"),
+        ("events.history", {"names": ["a"] * 33}, "names: it must have at most 32 items"),
+        ("events.history", {"names": [""]}, "names.0: it must have 1 or more characters"),
+        ("events.subscribe", {"epoch": "x" * 65}, "epoch: it must have at most 64 characters"),
+        ("xenstore.read", {"path": 1}, "path: it must be a text"),
+    ],
+)
+async def test_bounds_in_plain_words(peer: Peer, method: str, params: dict[str, object], words: str) -> None:
+    assert (await peer.fault(method, **params))["message"] == f"cannot call {method}: {words}."
+
+
 async def test_validation_of_a_million_keys_is_short(peer: Peer) -> None:
     told = await peer.fault("daemon.ping", **{f"k{i}": 1 for i in range(50_000)})
     assert len(told["data"]["errors"]) == 20

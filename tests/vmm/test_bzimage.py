@@ -7,6 +7,7 @@ import gzip
 import lzma
 import sys
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,19 @@ def test_the_table_names_them() -> None:
 def test_lz4_of_several_blocks(size: int) -> None:
     kernel = bytes(size)
     assert payload(bzimage(sized(lz4(kernel), size))) == kernel
+
+
+@pytest.mark.parametrize("part", [b"", b"x"])
+def test_lz4_of_many_small_blocks_is_not_unpacked_for_minutes(
+    part: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = block.compress(part, store_size=False)
+    packed = lz4(b"") + (len(one).to_bytes(4, "little") + one) * 1000
+    unpack = Mock(wraps=block.decompress)
+    monkeypatch.setattr(block, "decompress", unpack)
+    with pytest.raises(BadImage, match="a block before the last one is short"):
+        payload(bzimage(sized(packed, 1000)))
+    unpack.assert_called_once()
 
 
 @pytest.mark.parametrize("sects", [0, 1, 39])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -37,6 +38,19 @@ def test_segments_and_notes(bits: int) -> None:
 def test_addresses_beyond_4_gib() -> None:
     [segment] = parse(replace(WIDE, loads=(Load(1 << 40, 1 << 33),)).bytes()).segments
     assert (segment.paddr, segment.memsz, segment.end) == (1 << 40, 1 << 33, (1 << 40) + (1 << 33))
+
+
+def test_headers_that_share_their_bytes_take_no_memory() -> None:
+    code = bytes(1 << 20)
+    data = Elf(bits=64, loads=(Load(memsz=1 << 20, code=code),) * 8).bytes()
+    tracemalloc.start()
+    try:
+        image = parse(data)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [segment.data for segment in image.segments] == [code] * 8
+    assert held < 1 << 16
 
 
 @pytest.mark.parametrize(

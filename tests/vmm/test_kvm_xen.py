@@ -12,7 +12,7 @@ from tests.fakes.fds import open_fds
 from tests.fakes.kvm import FakeVcpu, FakeVm, refuse
 from xenpvd.abi import linux_kvm as k
 from xenpvd.abi.page import PAGE_SIZE
-from xenpvd.abi.xen import SHARED_INFO_evtchn_mask, SHARED_INFO_evtchn_pending
+from xenpvd.abi.xen import EINVAL, SHARED_INFO_evtchn_mask, SHARED_INFO_evtchn_pending
 from xenpvd.errors import KvmError, XenError
 from xenpvd.vmm.kvm_xen import KvmXen
 from xenpvd.vmm.layout import MIB
@@ -151,6 +151,15 @@ def test_a_vcpu_info_that_moves_keeps_what_it_says(bench: Bench) -> None:
     bench.accel.set_vcpu_info(1, 0x5440)
     assert bench.memory.read(0x5440, 16) == b"\1".ljust(8, b"\0") + b"\5".ljust(8, b"\0")
     assert bench.vm.msis == [(1, 0xF1)]
+
+
+def test_a_vcpu_info_that_an_atomic_operation_could_split(bench: Bench) -> None:
+    """32-bit guests may have theirs at any multiple of 4: the one at 60 lies across two cache lines."""
+    bench.accel.set_shared_info(SHARED)
+    before = bench.run()
+    with pytest.raises(XenError) as caught:
+        bench.accel.set_vcpu_info(0, 0x5000 + 60)
+    assert caught.value.errno == EINVAL and bench.run() == before
 
 
 def test_a_vector_for_all_is_the_vms(bench: Bench) -> None:

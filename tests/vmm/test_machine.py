@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -435,6 +435,37 @@ async def test_stop_is_not_an_end(bench: Bench) -> None:
     assert bench.vm.closed
 
 
+@pytest.fixture
+def taken(either: Bench) -> Iterator[None]:
+    """Somebody has the machine's lock and does not let it go."""
+    has, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with either.machine._lock:
+            has.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert has.wait(10)
+    yield
+    done.set()
+    thread.join(10)
+
+
+async def test_a_stop_waits_for_no_lock(either: Bench, taken: None) -> None:
+    either.machine.start()
+    await asyncio.wait_for(asyncio.to_thread(either.machine.stop), 5)
+
+
+async def test_an_end_waits_for_no_lock_and_the_first_counts(either: Bench, taken: None) -> None:
+    either.machine.start()
+    for reason in "poweroff", "crash":
+        await asyncio.wait_for(asyncio.to_thread(either.machine.end, reason, "", None), 5)
+    await asyncio.wait_for(either.owner.ended.wait(), 5)
+    assert either.owner.ends == [("poweroff", "", None)]
+
+
 async def test_an_end_before_the_start_is_told_at_once(bench: Bench) -> None:
     bench.machine.end("fault", "task x", None)
     assert bench.owner.ends == [("fault", "task x", None)]
@@ -680,6 +711,38 @@ async def test_a_vcpus_runstate(either: Bench) -> None:
     assert either.answer() == 0
     state, since, *times = struct.unpack("<I4xQ4Q", either.machine.memory.read(ARG, 48))
     assert state == 0 and since == sum(times) == either.vm.now
+
+
+# -- the lock
+
+
+async def test_a_multicall_lets_the_loop_in_and_no_other_vcpu(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, inside, go = bench.machine._lock, threading.Event(), threading.Event()
+
+    def let_others() -> None:
+        lock.__exit__()
+        inside.set()
+        assert go.wait(10)
+        lock.__enter__()
+
+    monkeypatch.setattr(lock, "let_others", let_others)
+    bench.machine.start()
+    entry = x.multicall_entry.native.pack(SCHED, 0, 0, 0, 0, 0, 0, 0)
+    bench.machine.memory.write(ARG, 2 * entry)
+    bench.call(13, ARG, 2)
+    try:
+        assert inside.wait(10)
+        bench.call(SCHED, 0, vcpu=1)
+        await asyncio.sleep(0.05)  # enough for the other one, if it were let in
+        assert bench.machine.hypercall_count == 1 and bench.machine.ports()
+        assert bench.machine._xen.caller_registers() is None, "what timers do now is not this vCPU's"
+    finally:
+        go.set()
+    assert (bench.answer(0), bench.answer(1)) == (0, 0)
+    recent = [(call.vcpu, call.name) for call in bench.machine.hypercall_stats(4).recent]
+    assert recent == [(0, "yield"), (0, "yield"), (0, "multicall"), (1, "yield")]
 
 
 # -- deadlock freedom

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from xenpvd.errors import XenError
+from xenpvd.errors import KvmError, XenError
+from xenpvd.vmm.fair_lock import FairLock
 from xenpvd.vmm.timers import Timers
 
 WAIT = 10
@@ -19,7 +20,7 @@ class Bench:
     """``said`` has what acted; system time is 1 s ahead of the host's clock."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = FairLock()
         self.said: list[str] = []
         self.faults: list[BaseException] = []
         self.changed = threading.Event()
@@ -157,6 +158,54 @@ def test_a_mistake_of_ours_is_told(bench: Bench) -> None:
         bench.timers.arm("a", 0, wrong)
     assert bench.changed.wait(WAIT)
     assert bench.faults == [mistake]
+
+
+@pytest.mark.parametrize("fault", [KvmError("no", "KVM_XEN_HVM_EVTCHN_SEND", 22), XenError(22)])
+def test_what_kvm_refuses_to_a_timer_is_the_guests_loss(bench: Bench, fault: Exception) -> None:
+    def refused() -> None:
+        bench.say("refused")()
+        raise fault
+
+    with bench.lock:
+        bench.timers.arm("a", bench.now(), refused)
+    bench.wait(1)
+    bench.arm("b", 0)
+    bench.wait(2)
+    assert bench.said == ["refused", "b"] and bench.faults == []
+
+
+def test_timers_that_are_always_due_keep_nobody_out(bench: Bench) -> None:
+    """32 periodic timers whose acts take longer than the period."""
+    over = threading.Event()
+
+    def arm(key: int) -> None:
+        def tick() -> None:
+            if not over.is_set():
+                arm(key)
+            bench.say("tick")()
+            time.sleep(0.001)
+
+        bench.timers.arm(key, bench.now() + MS, tick)
+
+    with bench.lock:
+        for key in range(32):
+            arm(key)
+    bench.wait(40)  # all are late from now on
+    begin, taken = time.monotonic(), 0
+
+    def look() -> None:
+        nonlocal taken
+        for _ in range(20):
+            with bench.lock:
+                taken += 1
+
+    looker = threading.Thread(target=look, daemon=True)
+    looker.start()
+    looker.join(3)
+    waited = time.monotonic() - begin
+    over.set()
+    looker.join(WAIT)
+    assert taken == 20 and waited < 2
 
 
 def test_a_host_out_of_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from xenpvd import paths
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
 from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
+from xenpvd.ctl.waiting import timeout_option, told
 from xenpvd.paths import NAME
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _accel_option = click.option(
     show_default=True,
     help="Come back when the boot is so far: created, shim, kernel, xenbus, devices or console:TEXT.",
 )
-@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@timeout_option(60.0, "that")
 @click.option("--paused", is_flag=True, help="Leave it before its first instruction, until: xenpvctl resume.")
 @_accel_option
 @json_option
@@ -84,7 +85,8 @@ def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, a
             return
         left = max(0.0, timeout - (time.monotonic() - begin))
         try:
-            status = client.call("guest.wait", {"for": phase, "timeout": left})
+            with told(_boots_on(name)):
+                status = client.call("guest.wait", {"for": phase, "timeout": left})
         except RpcFault as fault:
             raise _with_tails(fault) from None
         except NoAnswer:
@@ -101,6 +103,7 @@ def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: f
     try:
         with ExitStack() as undo:
             launched = undo.enter_context(closing(Launched(place, name, file, *options)))
+            undo.enter_context(told(_boots_on(name)))
             launched.wait_ready(timeout)
             undo.pop_all()
             return launched
@@ -109,6 +112,10 @@ def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: f
     except OSError as fault:
         where = fault.filename or place.path
         raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
+
+
+def _boots_on(name: str) -> str:
+    return f"{name} goes on with its boot. End it with: xenpvctl destroy {name}"
 
 
 def _definition_file(guest: str) -> Path:

@@ -21,7 +21,7 @@ class Xenpvctl(Verbs):
 @click.group(
     cls=Xenpvctl,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 no such guest, 4 timeout.",
+    epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 no such guest, 4 timeout, 130 interrupted.",
 )
 @click.option(
     "--run-dir",

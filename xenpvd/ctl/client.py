@@ -15,8 +15,11 @@ from typing import Any
 API_MAJOR = "1"
 
 
+INVALID_PARAMS = -32602
+
+
 class RpcFault(Exception):
-    """The daemon refuses: ``code`` and ``data`` as in the API's document, ``data["reason"]`` always there."""
+    """The daemon refuses, or would: ``code`` and ``data`` as in the API's document, with a ``reason``."""
 
     def __init__(self, code: int, message: str, data: dict[str, Any]) -> None:
         super().__init__(message)
@@ -74,8 +77,13 @@ class Client:
         self._next_id += 1
         self._sock.settimeout(timeout)
         request = {"jsonrpc": "2.0", "method": method, "params": params or {}, "id": id_}
+        try:
+            line = json.dumps(request, allow_nan=False).encode() + b"\n"
+        except ValueError:
+            words = f"cannot call {method}: a number among the parameters is not finite, or too large."
+            raise RpcFault(INVALID_PARAMS, words, {"reason": "VALIDATION"}) from None
         with contextlib.suppress(OSError):  # it may have said why before it left
-            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            self._sock.sendall(line)
         while True:
             message = self._receive()
             if message.get("id") == id_ or ("error" in message and message.get("id") is None):

@@ -9,6 +9,7 @@ import click
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.output import duration, emit, json_option, size, table
 from xenpvd.ctl.rundir import NoGuest, RunDir
+from xenpvd.ctl.waiting import timeout_option, told
 
 #: One daemon that hangs must not hide the others.
 LIST_TIMEOUT = 2.0
@@ -92,7 +93,7 @@ def drive_line(drive: dict[str, Any]) -> str:
 @click.argument("name")
 @click.option("--reboot", "mode", flag_value="reboot", help="Boot it again.")
 @click.option("--halt", "mode", flag_value="halt", help="Halt, do not power off.")
-@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@timeout_option(60.0)
 @click.option("--destroy", is_flag=True, help="Destroy it when the time is up.")
 @json_option
 @click.pass_obj
@@ -103,7 +104,7 @@ def shutdown(place: RunDir, name: str, mode: str | None, timeout: float, destroy
 
 @click.command()
 @click.argument("name")
-@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@timeout_option(60.0)
 @json_option
 @click.pass_obj
 def reboot(place: RunDir, name: str, timeout: float) -> None:
@@ -113,7 +114,11 @@ def reboot(place: RunDir, name: str, timeout: float) -> None:
 
 def _shut_down(place: RunDir, name: str, mode: str, timeout: float, destroy: bool) -> None:
     params = {"mode": mode, "timeout": timeout, "then": "destroy" if destroy else "fail"}
-    with place.connect(name) as client:
+    then = " It is destroyed when the time is up." if destroy else ""
+    with (
+        place.connect(name) as client,
+        told(f"{name} is asked to go down, and may still do it; that cannot be taken back.{then}"),
+    ):
         done = client.call("guest.shutdown", params)
     took = f" after {done['stopped']:.1f} s" if done["stopped"] is not None else ""
     how = "" if done["acknowledged"] is not None else " (it did not answer and was destroyed)"
@@ -165,13 +170,14 @@ def _change(place: RunDir, name: str, method: str) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("key")
-@click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@timeout_option(10.0)
 @json_option
 @click.pass_obj
 def sysrq(place: RunDir, name: str, key: str, timeout: float) -> None:
     """Press a SysRq key of the guest.
 
-    As s (sync), t (list tasks), h (list the keys); what it has to say comes on its console.
+    As s (sync), t (list tasks), h (list the keys); what it has to say comes on its console. That the guest
+    took the key does not mean that it did it: its kernel.sysrq (sysctl) says which keys it obeys.
     """
     with place.connect(name) as client:
         done = client.call("guest.sysrq", {"key": key, "timeout": timeout})

@@ -9,6 +9,7 @@ import click
 
 from xenpvd.ctl.output import Verbs, emit, json_option, mib, table
 from xenpvd.ctl.rundir import RunDir
+from xenpvd.ctl.waiting import timeout_option, told
 
 #: What fits 80 columns.
 REGISTERS_PER_LINE = 3
@@ -27,8 +28,12 @@ def vcpu() -> None:
 def list_(place: RunDir, name: str, regs: bool) -> None:
     """Which of them the guest uses, and what they do."""
     with place.connect(name) as client:
+        up = client.call("guest.status")["phase"] in ("xenbus", "devices")
         vcpus = client.call("vcpu.list", {"regs": regs})
-    rows = ((each["id"], "yes" if each["online"] else "no", each["state"], each["exits"]) for each in vcpus)
+    offline = "no" if up else "-"  # a CPU that is still to be started looks as if it were offline
+    rows = (
+        (each["id"], "yes" if each["online"] else offline, each["state"], each["exits"]) for each in vcpus
+    )
     lines = [*table(("VCPU", "ONLINE", "STATE", "EXITS"), rows, right=("VCPU", "EXITS"))]
     for each in vcpus:
         if each["regs"]:
@@ -47,12 +52,15 @@ def _registers(regs: dict[str, int]) -> Iterator[str]:
 @click.argument("name")
 @click.argument("count", type=int)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
-@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@timeout_option(30.0, "that")
 @json_option
 @click.pass_obj
 def set_vcpus(place: RunDir, name: str, count: int, no_wait: bool, timeout: float) -> None:
     """Have the guest use its first COUNT vCPUs."""
-    with place.connect(name) as client:
+    stays = (
+        f"{name} is asked to use {count}, and may still do it. Take it back with: xenpvctl vcpu set {name} N"
+    )
+    with place.connect(name) as client, told(stays):
         done = client.call("vcpu.set_online", {"count": count, "wait": not no_wait, "timeout": timeout})
     emit(done, _outcome(name, done, f"{count} vCPU{'s' if count > 1 else ''}", f"{len(done['online'])}"))
 
@@ -94,7 +102,7 @@ def _mib(count: int | None) -> str:
 @click.argument("name")
 @click.argument("size", metavar="MIB", type=int)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
-@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@timeout_option(60.0, "that")
 @json_option
 @click.pass_obj
 def set_memory(place: RunDir, name: str, size: int, no_wait: bool, timeout: float) -> None:
@@ -102,9 +110,10 @@ def set_memory(place: RunDir, name: str, size: int, no_wait: bool, timeout: floa
 
     Its balloon gives pages back to the host, or takes them again, until the VM is MIB large.
     """
-    with place.connect(name) as client:
+    stays = f"{name} goes on to {size} MiB. Take it back with: xenpvctl memory set {name} MIB"
+    with place.connect(name) as client, told(stays):
         done = client.call("memory.set_target", {"mib": size, "wait": not no_wait, "timeout": timeout})
-    emit(done, _outcome(name, done, f"{size} MiB", f"{done['reached_mib']}"))
+    emit(done, _outcome(name, done, f"{size} MiB", f"{done['reached_mib']} MiB"))
 
 
 def _outcome(name: str, done: dict[str, Any], asked: str, now: str) -> str:

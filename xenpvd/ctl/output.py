@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.client import INVALID_PARAMS, NoAnswer, RpcFault
 from xenpvd.ctl.rundir import NoGuest
 
 OK, FAILED, USAGE, NO_GUEST, TIMEOUT = range(5)
-
-INVALID_PARAMS = -32602
 
 _JSON = "xenpvd.json"
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -140,7 +140,7 @@ def memory_map(ram: int) -> list[tuple[int, int, int]]:
 def load(memory: GuestMemory, image: BootImage, ram: int, edit: Callable[[bytes], bytes] = bytes) -> None:
     """Place the kernel (each segment as ``edit`` returns it), modules and start info in zeroed memory."""
     for segment in image.kernel.segments:
-        memory.write(segment.paddr, edit(segment.data))
+        memory.write(segment.paddr, edit(bytes(segment.data)))
     at = _modules_at(image)
     modules = []
     for data, cmdline in image.modules:

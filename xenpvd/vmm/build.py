@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from dataclasses import dataclass
 
 from xenpvd.abi import linux_kvm as k
@@ -11,6 +10,7 @@ from xenpvd.views import HostInfo
 from xenpvd.vmm import acpi, boot, cpuid, layout
 from xenpvd.vmm.accel import Accelerator, choose, shows_msr_writes
 from xenpvd.vmm.clock import Clock
+from xenpvd.vmm.fair_lock import FairLock
 from xenpvd.vmm.kvm import System, Vm
 from xenpvd.vmm.kvm_xen import KvmXen
 from xenpvd.vmm.memory import GuestMemory, page_kind
@@ -49,7 +49,7 @@ class Parts:
 def build(
     config: MachineConfig,
     image: boot.BootImage,
-    lock: threading.RLock,
+    lock: FairLock,
     outside: Outside,
     exits: ExitHandler,
 ) -> Parts:

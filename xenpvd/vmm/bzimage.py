@@ -67,7 +67,8 @@ def _zstd() -> _Unpacker:
 
 
 class _Lz4:
-    """LZ4's legacy frame (lz4_Frame_format.md): blocks of 8 MiB at most, each after its packed size."""
+    """LZ4's legacy frame (lz4_Frame_format.md): blocks of 8 MiB, each after its packed size; the last may
+    be smaller."""
 
     eof = False
 
@@ -76,6 +77,8 @@ class _Lz4:
 
         parts, total, at = list[bytes](), 0, 4
         while at + 4 < len(data) and total < max_length:
+            if total != len(parts) * _LZ4_BLOCK:  # small ones, or empty ones, would go on for minutes
+                raise ValueError("a block before the last one is short")
             size = int.from_bytes(data[at : at + 4], "little")
             at += 4 + size
             parts.append(block.decompress(data[at - size : at], uncompressed_size=_LZ4_BLOCK))

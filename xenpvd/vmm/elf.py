@@ -25,11 +25,11 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """``data`` goes to guest physical ``paddr``; the rest up to ``memsz`` bytes is zeros."""
+    """``data``, a part of the file, goes to guest physical ``paddr``; the rest up to ``memsz`` is zeros."""
 
     paddr: int
     memsz: int
-    data: bytes
+    data: bytes | memoryview
 
     @property
     def end(self) -> int:
@@ -74,11 +74,12 @@ def parse(data: bytes) -> Elf:
         raise BadImage("it is an ELF file cut short") from None
     headers = [tuple(row[field] for field in kind.fields) for row in rows]
     segments, notes = [], dict[int, bytes]()
+    view = memoryview(data)  # no copies: headers may name the same bytes many times over
     for type_, offset, paddr, filesz, memsz in headers:
         if type_ == _PT_LOAD and memsz:
             if filesz > memsz or offset + filesz > len(data):
                 raise BadImage("a segment of it reaches past the end of the file")
-            segments.append(Segment(paddr, memsz, data[offset : offset + filesz]))
+            segments.append(Segment(paddr, memsz, view[offset : offset + filesz]))
         elif type_ == _PT_NOTE:
             _read_notes(data, offset, min(offset + filesz, offset + NOTES_MAX, len(data)), notes)
     return Elf(tuple(segments), notes)

@@ -14,7 +14,7 @@ from functools import partial
 
 from xenpvd.abi import linux_kvm as k
 from xenpvd.abi.event_channel import EVTCHNSTAT_interdomain, EVTCHNSTAT_ipi
-from xenpvd.abi.xen import ENOSYS, EVTCHN_2L_NR_CHANNELS
+from xenpvd.abi.xen import EINVAL, ENOSYS, EVTCHN_2L_NR_CHANNELS
 from xenpvd.errors import KvmError, XenError
 from xenpvd.vmm.cpuid import HYPERCALL_MSR
 from xenpvd.vmm.kvm import Vm
@@ -88,6 +88,8 @@ class KvmXen:
             self.raise_port(port, vcpu)
 
     def set_vcpu_info(self, vcpu: int, gpa: int) -> None:
+        if gpa % 8:  # else an atomic operation of ours could cross a cache line, which hosts punish
+            raise XenError(EINVAL, f"vcpu_info at {gpa:#x} is not aligned")
         self._set_vcpu_attr(vcpu, k.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
         if self._now().place_vcpu_info(vcpu, gpa) and vcpu in self._vectors:
             self._vm.signal_msi(vcpu, self._vectors[vcpu])

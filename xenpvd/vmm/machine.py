@@ -6,13 +6,18 @@ A machine lives once: made, started, stopped. A reboot is a new machine.
 Threads: the loop's (everything public; the owner is called there, too), one per vCPU (``_Exits``), one for
 timers, and backends', which notify their ports. Locks, in the order in which they may be taken together:
 
-1. the machine's: the outer Xen's tables. Hypercalls, timers and the loop take it; nothing under it blocks.
+0. the outer Xen's gate: vCPUs only. It lets one vCPU at a time come to 1, for the whole of its hypercall.
+1. the machine's (``fair_lock.py``): the outer Xen's tables. A vCPU in a hypercall, the timers and the loop
+   take it in turn. Under it are ioctls, some of which wait for every CPU of the host, but no wait for another
+   thread of ours. One hold is a few milliseconds at most: what a guest can ask for at once is bounded, and
+   what is made of many parts (a multicall, a reset) lets others in after each.
 2. a backend port's, which is never taken under 1, and under which 1 is not taken either.
 3. the accelerator's (``plain.py``), the grants' (``grants.py``): no other lock but the last one under them.
 4. the timers' (``timers.py``): none under it.
 5. a vCPU's (``vcpu.py``): none under it; what is submitted to a vCPU runs without it.
 
-Nobody waits for a vCPU while holding any of them, so a vCPU always comes to answer.
+Nobody waits for a vCPU while holding any of them, so a vCPU always comes to answer. To end or to stop a
+machine takes none of 0 to 3.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from xenpvd.views import HypercallStats, MemoryRegion, PortInfo, VcpuInfo
 from xenpvd.vmm import boot, cpuid, resident
 from xenpvd.vmm.build import MachineConfig as MachineConfig
 from xenpvd.vmm.build import build
+from xenpvd.vmm.fair_lock import FairLock
 from xenpvd.vmm.memory import Page
 from xenpvd.vmm.port import BackendPort
 from xenpvd.vmm.shim_log import ShimLog
@@ -58,8 +64,8 @@ class Machine:
 
     def __init__(self, config: MachineConfig, image: boot.BootImage, owner: Owner) -> None:
         self._owner = owner
-        self._lock = threading.RLock()
-        self._ended = False
+        self._lock = FairLock()
+        self._ended = threading.Lock()  # taken once and never let go: who ends it needs no other
         self._closed = False
         self._change_told = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,10 +117,9 @@ class Machine:
             vcpu.resume()
 
     def stop(self) -> None:
-        """Stop every vCPU and wait until none runs. Blocks for the time of an exit: milliseconds. Any thread
-        but a vCPU's."""
-        with self._lock:
-            self._ended = True
+        """Stop every vCPU and wait until none runs. Blocks until each has left the guest and
+        has its hypercall answered: milliseconds. Any thread but a vCPU's."""
+        self._ended.acquire(blocking=False)
         self._stop_all()
         for vcpu in self._vcpus:
             vcpu.join()
@@ -220,10 +225,8 @@ class Machine:
 
     def end(self, reason: str, detail: str, regs: dict[str, int] | None) -> None:
         """The guest is over; the first reason counts. No vCPU enters the guest again."""
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
+        if not self._ended.acquire(blocking=False):
+            return
         self._stop_all()
         self._tell(self._owner.machine_ended, reason, detail, regs)
 
@@ -231,14 +234,12 @@ class Machine:
         self._log.put(data)
 
     def changed(self) -> None:
-        with self._lock:
-            first, self._change_told = not self._change_told, True
-        if first:
+        if not self._change_told:
+            self._change_told = True
             self._tell(self._tell_changed)
 
     def _tell_changed(self) -> None:
-        with self._lock:
-            self._change_told = False
+        self._change_told = False  # first: what changes from now on is told again
         self._owner.machine_changed()
 
     def fault(self, fault: BaseException) -> None:

@@ -13,6 +13,7 @@ from xenpvd.errors import KvmError, NotFound, XenError
 from xenpvd.views import HypercallStats, PortInfo
 from xenpvd.vmm import boot, layout, registers
 from xenpvd.vmm.accel import Accelerator
+from xenpvd.vmm.fair_lock import FairLock
 from xenpvd.vmm.grants import Grants
 from xenpvd.vmm.memory import GuestMemory
 from xenpvd.vmm.runstate import Runstate, RunstateClock
@@ -43,7 +44,10 @@ class Outside(Protocol):
 
 
 class OuterXen:
-    """``lock`` (the machine's) guards the tables: held by :meth:`call` and by whoever uses ``evtchn``."""
+    """``lock`` (the machine's) guards the tables: held by :meth:`call` and by whoever uses ``evtchn``.
+
+    Of the vCPUs, which may be many and never tire, only the one inside of the gate competes for it.
+    """
 
     def __init__(
         self,
@@ -57,12 +61,13 @@ class OuterXen:
         accel: Accelerator,
         timers: Timers,
         clock: Callable[[], int],
-        lock: threading.RLock,
+        lock: FairLock,
         outside: Outside,
     ) -> None:
         self._memory = memory
         self._lock = lock
         self._outside = outside
+        self._gate = threading.Lock()
         self._caller: VcpuThread | None = None
         self.evtchn = EventChannels(domid, len(vcpus), accel, outside.changed)
         self.grants = Grants(memory)
@@ -95,7 +100,7 @@ class OuterXen:
         """A hypercall of the guest's kernel, on the vCPU's thread."""
         cr3, mode = registers.address_space(vcpu.vcpu.run_page)
         caller = Caller(vcpu.id, VirtualMemory(self._memory, cr3, mode), longmode)
-        with self._lock:
+        with self._gate, self._lock:
             self._caller = vcpu
             try:
                 return self.hypercalls.call(caller, number, args)
@@ -105,13 +110,19 @@ class OuterXen:
     def write_hypercall_page(self, vcpu: VcpuThread, gpa: int) -> bool:
         """The guest has written the hypercall MSR; False if it may not write that."""
         longmode = registers.longmode(vcpu.vcpu.run_page)
-        with self._lock:
+        with self._gate, self._lock:
             try:
                 self.accel.hypercall_page(gpa, longmode)
             except XenError:
                 return False
             self.evtchn.limit = CHANNELS[longmode]
         return True
+
+    def let_others(self) -> None:
+        """In the midst of a hypercall: the loop and the timers go first."""
+        caller, self._caller = self._caller, None  # a watchdog that bites now is not the caller's doing
+        self._lock.let_others()
+        self._caller = caller
 
     def caller_registers(self) -> dict[str, int] | None:
         """Of the vCPU whose hypercall is being answered."""
@@ -181,6 +192,7 @@ class _Platform:
         self.claim = slots.claim
         self.is_backed = slots.is_backed
         self.is_ram = memory.is_ram
+        self.let_others = xen.let_others
         self.disarm = timers.disarm
         self.console_write = outside.log
 
@@ -189,6 +201,9 @@ class _Platform:
 
     def runstate(self, vcpu: int) -> Runstate:
         return self._runstates[vcpu].read(self.system_time())
+
+    def ballooned(self) -> int:
+        return self._memory.ballooned
 
     def discard(self, gfn: int) -> None:
         self._memory.discard(gfn)

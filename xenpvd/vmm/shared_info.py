@@ -73,7 +73,7 @@ class SharedInfo:
 
     def place_vcpu_info(self, vcpu: int, gpa: int) -> bool:
         """The vCPU's lies there from now on; events marked in the old one are marked in it. True if there are
-        such: the vCPU has to be told again. Raises ``XenError``."""
+        such: the vCPU has to be told again. ``gpa`` is a multiple of 8. Raises ``XenError``."""
         old, self._infos[vcpu] = self._infos[vcpu], self._memory.address(gpa, VCPU_INFO_SIZE)
         self._own.add(vcpu)
         selected = 0 if old is None else ctypes.c_uint64.from_address(old + 8 * self.longmode).value

@@ -95,16 +95,20 @@ class Rig:
             assert all(a != b for a, b in pairwise(mine)), "an event without a change"
 
 
+def count_threads() -> int:
+    return sum(thread.name != "blocking call" for thread in threading.enumerate())  # those end soon
+
+
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    threads = threading.active_count()
+    threads = count_threads()
     rig = Rig(tmp_path)
     yield rig
     await rig.close()
     assert rig.faults == []
     assert not rig.gnttab.mapped
     assert all(port.closed for port in rig.evtchn.ports.values())
-    assert threading.active_count() == threads
+    assert count_threads() == threads
 
 
 # ---- nodes
@@ -393,8 +397,9 @@ async def test_remove(rig: Rig) -> None:
     await guest
     assert not rig.store.exists(front.path) and not rig.store.exists(front.backend)
     assert rig.named("drive.removed") == [{"vdev": "xvdb", "forced": False}]
-    again = Image.open(backend.image.path, readonly=False)  # it gave up its lock
-    again.close()
+    again, _ = rig.disk("xvdb", image=backend.image)  # which is open still: it is its owner's
+    assert again.image.size == SIZE
+    again.image.read([memoryview(bytearray(512))], 0)
 
 
 async def test_add_remove_and_add_again(rig: Rig) -> None:
@@ -405,6 +410,7 @@ async def test_add_remove_and_add_again(rig: Rig) -> None:
         guest = rig.spawn(let_go(front))
         await backend.remove(timeout=5)
         await guest
+        backend.image.close()
 
 
 async def test_remove_while_in_use(rig: Rig) -> None:

@@ -24,12 +24,15 @@ CLAIMABLE, CLAIM_END = 0x100001, 0x200000
 
 
 class FakePlatform:
-    """``calls`` has what was asked for; ``runstates`` is what each vCPU's runstate says."""
+    """``calls`` has what was asked for, ``breaks`` how often others were let in; ``runstates`` is what each
+    vCPU's runstate says."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
         self.log = b""
         self.now = 1_000_000_000
+        self.gone: set[int] = set()
+        self.breaks = 0
         self.claimed: set[int] = set()
         self.armed: dict[Hashable, tuple[int, Callable[[], None]]] = {}
         self.runstates = [(RUNSTATE_running, 5, (10, 20, 30, 40)), (RUNSTATE_blocked, 6, (11, 21, 31, 41))]
@@ -71,9 +74,17 @@ class FakePlatform:
 
     def discard(self, gfn: int) -> None:
         self.calls.append(("discard", gfn))
+        self.gone.add(gfn)
 
     def populate(self, gfn: int) -> None:
         self.calls.append(("populate", gfn))
+        self.gone.discard(gfn)
+
+    def ballooned(self) -> int:
+        return len(self.gone)
+
+    def let_others(self) -> None:
+        self.breaks += 1
 
     def system_time(self) -> int:
         return self.now

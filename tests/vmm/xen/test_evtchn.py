@@ -16,7 +16,7 @@ from xenpvd.abi.event_channel import (
 )
 from xenpvd.abi.xen import DOMID_SELF, EEXIST, EINVAL, ENOENT, ENOSPC, EPERM, ESRCH, VIRQ_TIMER
 from xenpvd.errors import KvmError, XenError
-from xenpvd.vmm.xen.evtchn import EventChannels
+from xenpvd.vmm.xen.evtchn import IPIS_MAX, EventChannels
 
 DOMID, VCPUS = 1, 2
 PORTS = 4095
@@ -66,7 +66,9 @@ def test_the_table_fills_and_empties(bench: Bench) -> None:
     """E4: until the end, then close all, again and again: ENOSPC at the limit, and no leak."""
     table = bench.evtchn
     for _ in range(3):
-        assert [table.bind_ipi(1) for _ in range(PORTS)] == list(range(1, PORTS + 1))
+        assert [table.alloc_unbound(DOMID_SELF, 0) for _ in range(PORTS)] == list(range(1, PORTS + 1))
+        for port in range(1, PORTS + 1):
+            table.bind_backend(port)
         for act in (lambda: table.bind_ipi(0), lambda: table.alloc_unbound(DOMID_SELF, 0)):
             assert errno_of(act) == ENOSPC
         assert len(bench.delivery.connected) == PORTS
@@ -88,6 +90,27 @@ def test_an_ipi_that_kvm_refuses_is_not_allocated(bench: Bench) -> None:
         bench.evtchn.bind_ipi(0)
     bench.delivery.fault = None
     assert bench.evtchn.bind_ipi(0) == 1
+
+
+def test_a_vcpu_has_few_ipis(bench: Bench) -> None:
+    """KVM takes milliseconds to forget one, and a reset closes all."""
+    for _ in range(2):
+        ports = [bench.evtchn.bind_ipi(1) for _ in range(IPIS_MAX)]
+        assert errno_of(lambda: bench.evtchn.bind_ipi(1)) == ENOSPC
+        assert bench.evtchn.bind_ipi(0) not in ports
+        bench.evtchn.close(ports[3])
+        assert bench.evtchn.bind_ipi(1) == ports[3]
+        bench.evtchn.reset(DOMID_SELF)
+
+
+def test_a_loop_back_that_kvm_refuses_is_not_linked(bench: Bench) -> None:
+    remote = bench.evtchn.alloc_unbound(DOMID_SELF, DOMID_SELF)
+    bench.delivery.fault = KvmError("no", "KVM_XEN_HVM_EVTCHN_SEND", 22)
+    with pytest.raises(KvmError):
+        bench.evtchn.bind_interdomain(DOMID_SELF, remote)
+    assert [(port, one.state) for port, one in bench.evtchn.listing()] == [(remote, EVTCHNSTAT_unbound)]
+    bench.delivery.fault = None
+    assert bench.evtchn.bind_interdomain(DOMID_SELF, remote) == remote + 1
 
 
 # -- rows: what is refused
@@ -202,7 +225,7 @@ def test_a_timer_that_kvm_refuses_is_not_allocated(bench: Bench) -> None:
 def test_a_32_bit_guest_has_1024_ports(bench: Bench) -> None:
     table = bench.evtchn
     for _ in range(1030):
-        table.bind_ipi(0)
+        table.bind_backend(table.alloc_unbound(DOMID_SELF, 0))
     table.limit = 1024
     for act in (lambda: table.status(DOMID, 1024), lambda: table.unmask(1029), lambda: table.send(1024)):
         assert errno_of(act) == EINVAL
@@ -211,7 +234,7 @@ def test_a_32_bit_guest_has_1024_ports(bench: Bench) -> None:
     assert table.bind_ipi(0) == 1023
     table.reset(DOMID_SELF)
     assert table.listing() == [] and bench.delivery.connected == {}
-    assert [table.bind_ipi(0) for _ in range(1023)] == list(range(1, 1024))
+    assert [table.alloc_unbound(DOMID_SELF, 0) for _ in range(1023)] == list(range(1, 1024))
     assert errno_of(lambda: table.bind_virq(VIRQ_TIMER, 0)) == ENOSPC
 
 
@@ -317,6 +340,24 @@ def test_a_reset_closes_everything(bench: Bench) -> None:
     assert bench.delivery.connected == {}
     table.unbind_backend(1, dom0_port)
     assert table.alloc_unbound(DOMID_SELF, 0) == 1
+
+
+def test_a_reset_lets_others_in_after_each_port(bench: Bench) -> None:
+    """Domain 0 comes and goes meanwhile, and timers act."""
+    table = bench.evtchn
+    ports = [table.alloc_unbound(DOMID_SELF, 0) for _ in range(3)]
+    table.keep(ports[1])
+    left: list[list[int]] = []
+
+    def others() -> None:
+        left.append([port for port, _ in table.listing()])
+        if len(left) == 1:
+            for port in ports[1:]:
+                table.bind_backend(port)
+
+    table.reset(DOMID_SELF, others)
+    assert left == [[2, 3], [2, 3], [2]]
+    assert bench.delivery.connected.keys() == {ports[1]}
 
 
 def test_what_the_guest_did_not_make_survives_a_reset(bench: Bench) -> None:

@@ -115,7 +115,7 @@ def test_nobody_grants_this_guest_anything(bench: Bench) -> None:
 @pytest.mark.parametrize("op", ARRAYS)
 def test_arrays_are_bounded_and_may_be_empty(bench: Bench, op: int) -> None:
     """D10."""
-    for count in (513, 2**31, 2**32 - 1):
+    for count in (33, 2**31, 2**32 - 1):
         assert bench.call(GNTTAB, op, bench.arg, count) == -x.EINVAL
     assert bench.call(GNTTAB, op, bench.nowhere, 0) == 0
     assert bench.call(GNTTAB, op, bench.read_only, 1) == -x.EFAULT

@@ -121,6 +121,7 @@ def test_calls_in_one(bench: Bench) -> None:
     version = 4 << 16 | 17
     assert asked == (0, [0, 0, top - x.EINVAL, version, top - x.ENOSYS, top - x.EINVAL, top - x.EFAULT])
     assert bench.hypercalls.counts["do_evtchn_unmask"] == 1
+    assert bench.platform.breaks == 6, "others are let in between them"
     assert multicall(bench, (SCHED, 0)) == (0, [0]), "after one comes another"
     assert multicall(bench) == (0, [])
 

@@ -51,7 +51,7 @@ class _Connection:
 class BlockBackend:
     """One disk for one life of a guest. Loop thread only.
 
-    ``image`` is open already and may serve the guest's next life too: only :meth:`remove` closes it.
+    ``image`` is open already and may serve the guest's next life too: who opened it closes it.
     ``on_fault(name, exception)`` gets what is our own fault, as :class:`xenpvd.tasks.Tasks` says.
     Raises :class:`BadConfig` for a vdev that has no number.
 
@@ -122,13 +122,12 @@ class BlockBackend:
         await self._device.wait_connected(timeout)
 
     async def remove(self, *, force: bool = False, timeout: float = 10.0) -> None:
-        """Take the disk from the guest and close its image.
+        """Take the disk from the guest; nothing of it uses the image then, which stays open.
 
         Raises :class:`TimedOut` if the guest does not let go in ``timeout`` seconds; the disk stays then.
         ``force`` cuts it off without asking.
         """
         await self._device.remove(force=force, timeout=timeout)
-        self.image.close()
         self._publish("drive.removed", vdev=self.disk.vdev, forced=force)
 
     async def disconnect(self) -> None:

@@ -1,5 +1,5 @@
 """What the outer Xen needs done outside of its tables. Everything is called with the machine's lock held and
-never blocks."""
+waits for no other thread of ours, but :meth:`Platform.let_others`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ class Platform(Protocol):
 
     def is_ram(self, gfn: int) -> bool: ...
 
+    def ballooned(self) -> int:
+        """Pages of RAM given back and not taken again."""
+
     def discard(self, gfn: int) -> None:
         """Give the page's memory back to the host."""
 
@@ -56,6 +59,10 @@ class Platform(Protocol):
 
     def disarm(self, key: Hashable) -> None:
         """Nothing if nothing is armed."""
+
+    def let_others(self) -> None:
+        """Let the machine's lock go for those who wait for it, in a hypercall of many parts. No other
+        hypercall is answered meanwhile, but timers act, and backends come and go."""
 
     def console_write(self, data: bytes) -> None:
         """The shim's own log."""

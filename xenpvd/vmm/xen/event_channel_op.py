@@ -86,7 +86,7 @@ def do_evtchn_status(state: State, caller: Caller, args: Args) -> int:
 
 def do_evtchn_reset(state: State, caller: Caller, args: Args) -> int:
     (dom,) = caller.read(e.evtchn_reset, args[1])
-    state.evtchn.reset(dom)
+    state.evtchn.reset(dom, state.platform.let_others)
     return 0
 
 

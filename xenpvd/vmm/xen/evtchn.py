@@ -36,10 +36,12 @@ from xenpvd.vmm.xen.domid import DOM0, check_self
 
 #: Each vCPU has these of its own; the other VIRQs are bound once, to vCPU 0
 _PER_VCPU = (VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU)
+#: IPIs of one vCPU; guests use up to 8. KVM may take milliseconds to forget one
+IPIS_MAX = 64
 
 
 class Delivery(Protocol):
-    """How events travel; one implementation per accelerator. Never blocks."""
+    """How events travel; one implementation per accelerator. Waits for the kernel at most."""
 
     def connect(self, port: int, vcpu: int) -> None:
         """From now on the guest's sends on ``port`` reach its backend, and the backend's reach ``vcpu``."""
@@ -116,8 +118,8 @@ class EventChannels:
         if remote.state != EVTCHNSTAT_unbound or remote.remote_dom != self._domid:
             raise XenError(EINVAL, f"port {remote_port} is not unbound for this guest")
         port = self._allocate(Channel(EVTCHNSTAT_interdomain, 0, self._domid, remote_port))
+        self._connect(port, self._delivery.raise_port)  # what was sent before anybody was there to hear it
         remote.state, remote.remote_port = EVTCHNSTAT_interdomain, port
-        self._delivery.raise_port(port, 0)  # what was sent before anybody was there to hear it
         return port
 
     def bind_virq(self, virq: int, vcpu: int) -> int:
@@ -135,6 +137,9 @@ class EventChannels:
 
     def bind_ipi(self, vcpu: int) -> int:
         self._check_vcpu(vcpu)
+        ipis = (one for one in self._channels.values() if one.state == EVTCHNSTAT_ipi and one.vcpu == vcpu)
+        if sum(1 for _ in ipis) >= IPIS_MAX:
+            raise XenError(ENOSPC, f"vCPU {vcpu} has {IPIS_MAX} IPIs")
         port = self._allocate(Channel(EVTCHNSTAT_ipi, vcpu=vcpu))
         self._connect(port, self._delivery.connect_ipi)
         self._changed()
@@ -205,18 +210,20 @@ class EventChannels:
         self._check_port(port)
         return self._delivery.is_pending(port)
 
-    def reset(self, dom: int) -> None:
-        """Close all ports; those that are kept are as after the guest's start."""
+    def reset(self, dom: int, let_others: Callable[[], None] = lambda: None) -> None:
+        """Close all ports; those that are kept are as after the guest's start. ``let_others`` is called after
+        each: domain 0 may bind and unbind meanwhile, the guest does nothing."""
         check_self(dom, self._domid)
         for port in list(self._channels):
             if port not in self._kept:
                 self._close(port)
-                continue
-            channel = self._channels[port]
-            if channel.vcpu:
-                channel.vcpu = 0
-                self._delivery.retarget(port, 0)
-            self._delivery.clear_pending(port)
+            else:
+                channel = self._channels[port]
+                if channel.vcpu:
+                    channel.vcpu = 0
+                    self._delivery.retarget(port, 0)
+                self._delivery.clear_pending(port)
+            let_others()
 
     # -- for Xen itself and domain 0
 

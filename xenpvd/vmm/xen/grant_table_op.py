@@ -17,8 +17,8 @@ from xenpvd.vmm.xen.domid import DOM0
 from xenpvd.vmm.xen.gnttab import MAX_FRAMES
 from xenpvd.vmm.xen.state import Args, Caller, Handler, State
 
-#: Elements of one map, unmap or copy call
-BATCH_MAX = 512
+#: Elements of one map, unmap or copy call: a millisecond
+BATCH_MAX = 32
 
 
 def _count(args: Args) -> int:

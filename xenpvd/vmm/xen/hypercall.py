@@ -56,7 +56,8 @@ _ARGS = {
 
 
 class Hypercalls:
-    """Answers hypercalls; its owner holds the machine's lock around :meth:`call` and :meth:`stats`."""
+    """Answers hypercalls; its owner holds the machine's lock around :meth:`call` and :meth:`stats`, and
+    begins no other call while one lets others in."""
 
     def __init__(
         self,
@@ -116,6 +117,8 @@ class Hypercalls:
         self._in_multicall = True
         try:
             for n in range(count):
+                if n:
+                    state.platform.let_others()
                 at = entries + n * layout.size
                 number, _, *its_args = caller.read(layout, at)
                 result = self.call(caller, number, tuple(its_args))

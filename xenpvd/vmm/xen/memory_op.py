@@ -12,8 +12,9 @@ from xenpvd.vmm.xen.domid import DOM0
 from xenpvd.vmm.xen.gnttab import MAX_FRAMES
 from xenpvd.vmm.xen.state import Args, Caller, Handler, State
 
-#: Pages handled per reservation call (the shim asks for at most 64); the answer says how many were done
-EXTENTS_MAX = 1024
+#: Extents handled per reservation call (the shim asks for at most 64), and pages in them: a few milliseconds.
+#: The answer says how many were done
+EXTENTS_MAX, PAGES_MAX = 64, 1024
 #: The longest extent: 2^9 pages = 2 MiB
 EXTENT_ORDER_MAX = 9
 #: Pages placed by one add_to_physmap_batch: all that there are to place, and room
@@ -48,6 +49,8 @@ def do_add_to_physmap_batch(state: State, caller: Caller, args: Args) -> int:
     if size > BATCH_MAX:
         raise XenError(x.EINVAL, f"{size} pages to place at once")
     for n in range(size):
+        if n:
+            state.platform.let_others()  # each may be a slot of KVM's
         idx, gfn = caller.read_ulong(idxs, n), caller.read_ulong(gfns, n)
         status = 0
         try:
@@ -78,7 +81,7 @@ def do_remove_from_physmap(state: State, caller: Caller, args: Args) -> int:
     domid, gfn = caller.read(m.xen_remove_from_physmap, args[1])
     state.check_self(domid)
     if state.platform.is_ram(gfn):
-        _discard(state, gfn)
+        state.platform.discard(gfn)
     elif not state.platform.is_backed(gfn):
         raise XenError(x.ENOENT, f"there is no page at frame {gfn:#x}")
     return 0
@@ -95,31 +98,21 @@ def do_increase_reservation(state: State, caller: Caller, args: Args) -> int:
 
 def do_decrease_reservation(state: State, caller: Caller, args: Args) -> int:
     """The guest gives pages back; the answer is the number of extents done."""
-    return _each_extent(state, caller, args, _discard)
+    return _each_extent(state, caller, args, state.platform.discard)
 
 
 def do_populate_physmap(state: State, caller: Caller, args: Args) -> int:
     """The guest takes the same frames again: the host gives memory at the first touch."""
-    return _each_extent(state, caller, args, _populate)
+    return _each_extent(state, caller, args, state.platform.populate)
 
 
-def _discard(state: State, gfn: int) -> None:
-    state.platform.discard(gfn)
-    state.ballooned += 1
-
-
-def _populate(state: State, gfn: int) -> None:
-    state.platform.populate(gfn)
-    state.ballooned -= 1
-
-
-def _each_extent(state: State, caller: Caller, args: Args, act: Callable[[State, int], None]) -> int:
+def _each_extent(state: State, caller: Caller, args: Args, act: Callable[[int], None]) -> int:
     """Xen answers here with what was done, not with an error; the guest asks again for the rest."""
     extents, count, order, _, domid = caller.read(m.xen_memory_reservation, args[1])
     if not state.is_self(domid) or order > EXTENT_ORDER_MAX:
         return 0
     is_ram = state.platform.is_ram
-    wanted: int = min(count, EXTENTS_MAX >> order)
+    wanted: int = min(count, EXTENTS_MAX, PAGES_MAX >> order)
     for done in range(wanted):
         try:
             first = caller.read_ulong(extents, done)
@@ -127,7 +120,7 @@ def _each_extent(state: State, caller: Caller, args: Args, act: Callable[[State,
             if not all(is_ram(gfn) for gfn in gfns):
                 return done
             for gfn in gfns:
-                act(state, gfn)
+                act(gfn)
         except XenError:
             return done
     return wanted
@@ -148,9 +141,7 @@ def do_maximum_gpfn(state: State, caller: Caller, args: Args) -> int:
 
 def do_current_reservation(state: State, caller: Caller, args: Args) -> int:
     _ask_domain(state, caller, args)
-    pages = state.ram >> PAGE_SHIFT
-    # a guest that gives a page back twice counts it twice, and fools itself only
-    return max(0, min(pages, pages - state.ballooned))
+    return (state.ram >> PAGE_SHIFT) - state.platform.ballooned()
 
 
 def do_maximum_reservation(state: State, caller: Caller, args: Args) -> int:

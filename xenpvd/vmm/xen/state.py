@@ -70,8 +70,6 @@ class State:
     platform: Platform
     #: vCPUs that have placed their vcpu_info
     registered: set[int] = field(default_factory=set)
-    #: pages given back and not taken again
-    ballooned: int = 0
     watchdogs: set[int] = field(default_factory=set)
     shutdown_code: int | None = None
     ended: bool = False

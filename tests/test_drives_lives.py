@@ -1,0 +1,185 @@
+"""Hot-add and remove that the end of a life overtakes: the next life's disks are whole, or not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.blkfront import BlkRing
+from tests.fakes.house import House
+from tests.fakes.machine import FakeMachine
+from xenpvd.abi.io_xenbus import XenbusState
+from xenpvd.backends import device
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.blkif.vdev import devid
+from xenpvd.config import DiskConfig
+from xenpvd.errors import ImageError, StateError, TimedOut
+from xenpvd.views import DriveAdded, Runstate
+
+ENDS = pytest.mark.parametrize("end", ["reset", "reboot"])
+
+
+@pytest.fixture
+async def house(house: House, tmp_path: Path) -> AsyncIterator[House]:
+    """Whatever happens, a life's disks and the open images are the same, and all of them can be read."""
+    yield house
+    images, domain = house.guest.drives.images, house.guest.domain
+    assert domain is not None
+    assert {vdev: drive.image for vdev, drive in domain.drives.items()} == {
+        vdev: image for vdev, (_, image) in images.items()
+    }
+    for _, image in images.values():
+        image.read([memoryview(bytearray(512))], 0)
+    await house.guest.destroy()
+    assert all(lock_is_free(path) for path in tmp_path.glob("*.img"))
+
+
+async def next_life(house: House, machines: list[FakeMachine], end: str) -> None:
+    if end == "reset":
+        await house.guest.reset()
+    else:
+        machines[-1].end("reboot")
+        await house.until(Runstate.STARTING)
+        await house.until(Runstate.RUNNING)
+    assert len(machines) == 2
+
+
+async def connect(house: House, machines: list[FakeMachine], vdev: str) -> BlkRing:
+    async with asyncio.timeout(5):
+        return await machines[-1].guest_disk(house.guest.xenstore.client, devid(vdev)).connect()
+
+
+async def offered(house: House, vdev: str) -> None:
+    subscription, _, _ = house.events.subscribe(("drive.added",), since=0)
+    try:
+        async with asyncio.timeout(5):
+            async for event in subscription:
+                if event.data["vdev"] == vdev:
+                    return
+    finally:
+        subscription.close()
+
+
+def adding(house: House, path: Path, wait: bool = True) -> asyncio.Future[tuple[DriveAdded]]:
+    if not path.exists():
+        path.write_bytes(bytes(1 << 20))
+    disk = DiskConfig(vdev="xvdb", target=str(path))
+    return asyncio.gather(house.guest.drives.add(house.guest.running("add"), disk, wait, 5))
+
+
+def removing(house: House, vdev: str, force: bool = False, timeout: float = 5) -> asyncio.Future[tuple[bool]]:
+    drives, domain = house.guest.drives, house.guest.domain
+    return asyncio.gather(drives.remove(domain, vdev, force=force, missing_ok=False, timeout=timeout))
+
+
+def lock_is_free(path: Path) -> bool:
+    try:
+        Image.open(path, readonly=False).close()
+    except ImageError:
+        return False
+    return True
+
+
+@ENDS
+async def test_an_add_that_a_life_does_not_take_up_is_the_next_ones(
+    running: House, machines: list[FakeMachine], tmp_path: Path, end: str
+) -> None:
+    add = adding(running, tmp_path / "b.img")
+    await offered(running, "xvdb")
+    await next_life(running, machines, end)
+    with pytest.raises(StateError, match=r"ended before it took up xvdb; .* keeps the disk"):
+        await add
+    ring = await connect(running, machines, "xvdb")
+    await asyncio.to_thread(ring.write, 0, b"x" * 512)
+    assert (tmp_path / "b.img").read_bytes()[:512] == b"x" * 512
+    assert not lock_is_free(tmp_path / "b.img")
+    (again,) = await adding(running, tmp_path / "b.img")
+    assert not again.changed
+
+
+@ENDS
+async def test_an_add_that_comes_too_late_leaves_nothing(
+    running: House, machines: list[FakeMachine], tmp_path: Path, end: str
+) -> None:
+    before = running.guest.running("add")
+    await next_life(running, machines, end)
+    disk = DiskConfig(vdev="xvdb", target=str(tmp_path / "b.img"))
+    (tmp_path / "b.img").write_bytes(bytes(1 << 20))
+    with pytest.raises(StateError, match="cannot add xvdb: the guest has just ended"):
+        await running.guest.drives.add(before, disk, True, 5)
+    assert lock_is_free(tmp_path / "b.img")
+
+
+@ENDS
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("connected", [False, True])
+async def test_a_remove_is_done_before_the_next_life(
+    running: House,
+    machines: list[FakeMachine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    force: bool,
+    connected: bool,
+) -> None:
+    monkeypatch.setattr(device, "FORGET_TIMEOUT", 0.1)
+    if connected:
+        await connect(running, machines, "xvda")
+    remove = removing(running, "xvda", force)
+    front = machines[0].guest_disk(running.guest.xenstore.client, devid("xvda"))
+    # it waits: for a guest in use of the disk to let go, else for the guest to look at what is gone
+    await front.wait_backend(XenbusState.Closing if connected and not force else XenbusState.Unknown)
+    assert not remove.done()
+    await next_life(running, machines, end)
+    assert remove.done() and all(await remove)
+    assert not running.guest.drives.images
+    assert not running.guest.xenstore.exists(front.path)
+    assert not running.guest.xenstore.exists(front.backend)
+    assert running.told("drive.removed") == [{"vdev": "xvda", "forced": force}]
+    assert len(running.told("drive.added")) == 1
+    assert lock_is_free(tmp_path / "a.img")
+
+
+@ENDS
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_remove_that_comes_too_late_leaves_the_disk_whole(
+    running: House, machines: list[FakeMachine], end: str, force: bool
+) -> None:
+    before = running.guest.domain
+    await next_life(running, machines, end)
+    with pytest.raises(StateError, match="cannot remove xvda: the guest has just ended"):
+        await running.guest.drives.remove(before, "xvda", force=force, missing_ok=True, timeout=5)
+    ring = await connect(running, machines, "xvda")
+    assert await asyncio.to_thread(ring.read, 0, 1) == bytes(512)
+    assert running.told("drive.removed") == []
+
+
+@ENDS
+async def test_a_remove_that_timed_out_leaves_the_disk_whole(
+    running: House, machines: list[FakeMachine], end: str
+) -> None:
+    await connect(running, machines, "xvda")
+    with pytest.raises(TimedOut):
+        await removing(running, "xvda", timeout=0.01)
+    await next_life(running, machines, end)
+    ring = await connect(running, machines, "xvda")
+    assert await asyncio.to_thread(ring.read, 0, 1) == bytes(512)
+
+
+@ENDS
+async def test_another_file_may_come_after_a_remove_that_was_overtaken(
+    running: House, machines: list[FakeMachine], tmp_path: Path, end: str
+) -> None:
+    await adding(running, tmp_path / "b.img", wait=False)
+    await connect(running, machines, "xvdb")
+    remove = removing(running, "xvdb")
+    await asyncio.sleep(0)
+    await next_life(running, machines, end)
+    assert all(await remove)
+    await adding(running, tmp_path / "c.img", wait=False)
+    (tmp_path / "c.img").write_bytes(b"c" * (1 << 20))
+    ring = await connect(running, machines, "xvdb")
+    assert await asyncio.to_thread(ring.read, 0, 1) == b"c" * 512
