@@ -14,7 +14,7 @@ from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.config import GuestConfig
 from xenpvd.errors import Busy, ImageError, StateError, TimedOut
-from xenpvd.views import Runstate
+from xenpvd.views import Phase, Runstate
 
 
 async def start(house: House, definition: GuestConfig, **changes: Any) -> None:
@@ -233,9 +233,78 @@ async def test_reboots_are_not_slowed_down(
 ) -> None:
     await start(house, definition)
     for _ in range(4):
+        house.guest.progress.reached(Phase.DEVICES)
         await crash(house, machines, "reboot")
         await house.until(Runstate.RUNNING)
     assert house.clock.slept == [] and len(machines) == 5
+
+
+async def test_reboots_that_come_before_the_guest_is_up_are_a_crash_loop(
+    house: House, definition: GuestConfig, machines: list[FakeMachine]
+) -> None:
+    """A kernel with panic=1 ends a panic so."""
+    await start(house, definition)
+    await crash(house, machines, "reboot")
+    await house.until(Runstate.RUNNING)
+    await crash(house, machines, "reboot")
+    await house.clock.until_slept(1)
+    with pytest.raises(StateError, match=r"restart in 1 s after reboot; start begins it at once"):
+        await house.guest.reset()
+    house.clock.advance(1)
+    await house.until(Runstate.RUNNING)
+    house.guest.progress.reached(Phase.DEVICES)
+    await crash(house, machines, "reboot")
+    await house.until(Runstate.RUNNING)
+    assert house.clock.slept == [1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "end"),
+    [("poweroff", "reboot"), ("reboot", "poweroff"), ("poweroff", "crash"), ("halt", "reset")],
+)
+async def test_a_shutdown_that_something_else_overtakes_is_not_told_as_done(
+    house: House, definition: GuestConfig, machines: list[FakeMachine], mode: str, end: str
+) -> None:
+    await start(house, definition)
+    asked = asyncio.gather(house.guest.shutdown(mode, 5, "fail"))
+    await asyncio.sleep(0)
+    if end == "reset":
+        await house.guest.reset()
+    else:
+        machines[-1].end(end)
+    with pytest.raises(StateError, match=f"the {mode} came to nothing: .* by {end}"):
+        await asked
+
+
+async def test_a_shutdown_that_is_not_taken_is_not_asked_any_more(
+    house: House, definition: GuestConfig, machines: list[FakeMachine]
+) -> None:
+    await start(house, definition)
+    with pytest.raises(TimedOut, match="has not answered and is not asked any more"):
+        await house.guest.shutdown("poweroff", 0.01, "fail")
+    assert house.guest.xenstore.client.read("/local/domain/1/control/shutdown") == b""
+    done = await house.guest.shutdown("poweroff", 0.01, "destroy")
+    assert done.destroyed and done.acknowledged is None
+
+
+async def test_a_pause_that_the_guests_end_overtakes_is_none(
+    house: House, definition: GuestConfig, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start(house, definition)
+    monkeypatch.setattr(machines[0], "pause", lambda: setattr(machines[0], "over", True))
+    with pytest.raises(StateError, match="the guest has just ended"):
+        await house.guest.pause()
+    assert "paused" not in house.states
+
+
+async def test_no_reset_once_the_daemon_ends(
+    house: House, definition: GuestConfig, machines: list[FakeMachine]
+) -> None:
+    await start(house, definition)
+    house.guest.no_more_lives()
+    with pytest.raises(StateError, match="the daemon ends"):
+        await house.guest.reset()
+    assert len(machines) == 1
 
 
 @pytest.mark.parametrize("end", ["destroy", "close"])
@@ -343,6 +412,7 @@ async def test_a_hundred_reboots_leave_nothing_behind(
         asking = [house.guest.shutdown("reboot", 5, "fail")] if n % 3 else []
         pending = asyncio.gather(*asking)
         await asyncio.sleep(0)
+        house.guest.progress.reached(Phase.DEVICES)
         await crash(house, machines, "reboot")
         await house.until(Runstate.RUNNING)
         await pending

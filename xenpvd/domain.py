@@ -56,6 +56,8 @@ class Domain:
         self.config = config
         self.machine = machine
         self.drives: dict[str, BlockBackend] = {}
+        #: why this life is over, or is being ended: "poweroff", "crash", "reset", "destroyed" ...
+        self.ended_by: str | None = None
         #: disks whose last requests had not ended when the VM had: their storage hangs
         self.hung: list[str] = []
         self._around = surroundings

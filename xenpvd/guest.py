@@ -83,8 +83,9 @@ class Guest:
         """The domain, for a verb that needs a VM, running or paused. Raises :class:`StateError`."""
         allowed: list[str] = [Runstate.RUNNING, Runstate.PAUSED]
         if self.state not in allowed or self.domain is None:
+            wait = f" ({self.progress.reason}; start begins it at once)" if self._waiting else ""
             raise StateError(
-                f"cannot {what}: the guest is {self.state}. It must be running or paused.",
+                f"cannot {what}: the guest is {self.state}{wait}. It must be running or paused.",
                 self.state,
                 allowed,
             )
@@ -134,6 +135,8 @@ class Guest:
                 return
             domain = self.running("pause")
             await in_thread(domain.machine.pause)
+            if domain.machine.over:
+                raise StateError("cannot pause: the guest has just ended.", self.state, [])
             self.progress.switch(Runstate.PAUSED)
 
     async def resume(self) -> None:
@@ -151,6 +154,8 @@ class Guest:
         """
         async with self._lives:
             domain = self.there("reset")
+            if self._last:
+                raise StateError("cannot reset: the daemon ends, and the guest with it.", self.state, [])
             self._backoff.forget()
             await self._end_life("reset")
             self._next_life("reset")
@@ -213,11 +218,14 @@ class Guest:
             await self._end_domain(domain)
             raise
         self.progress.switch(Runstate.PAUSED if paused else Runstate.RUNNING)
+        log.info("a life begins, on %s", domain.machine.host.accel)
 
     async def _end_life(self, reason: str) -> None:
         """The guest is ``stopping`` then, without a domain; who calls says what it is next."""
         assert self.domain is not None
+        self.domain.ended_by = reason
         self.progress.switch(Runstate.STOPPING, reason)
+        log.info("a life ends: %s", reason)
         await self._end_domain(self.domain)
 
     async def _end_domain(self, domain: Domain) -> None:
@@ -267,8 +275,12 @@ class Guest:
             self._on_end()
 
     async def _restart(self, domain: Domain, reason: str) -> None:
-        """The next life, at once or in a while. A reboot that the guest wants is never late."""
-        delay = 0.0 if reason == "reboot" or domain.hung else self._backoff.life_ended()
+        """The next life, at once or in a while. A reboot is never late if the guest had come up; one whose
+        kernel panics with panic=1 reboots, too."""
+        came_up = reason == "reboot" and self.progress.has_reached(Phase.DEVICES)
+        if came_up:
+            self._backoff.forget()
+        delay = 0.0 if came_up or domain.hung else self._backoff.life_ended()
         self._next_life(f"restart in {delay:g} s after {reason}" if delay else reason)
         if delay:
             self._waiting = self._tasks.spawn(self._restart_later(domain, delay), "restart")

@@ -17,7 +17,8 @@ from xenpvd.events import Publish
 from xenpvd.progress import Progress
 from xenpvd.views import Phase, Runstate, ShutdownResult, VcpusSet
 
-_MODES = ("poweroff", "reboot", "halt")
+#: what may be asked for, and how the guest ends then
+_MODES = {"poweroff": "poweroff", "reboot": "reboot", "halt": "poweroff"}
 
 
 class Lives(Protocol):
@@ -85,12 +86,14 @@ class Requests:
         There is no mode ``suspend``: what a guest leaves behind cannot be kept, and one that suspends by
         itself is refused by the hypercall and goes on. Pausing is what stops a guest for a while.
 
-        Raises :class:`TimedOut` if it has not ended by then; with ``then`` "destroy" it is destroyed instead.
+        Raises :class:`TimedOut` if it has not ended by then, and a request that it has not even taken is
+        taken back; with ``then`` "destroy" it is destroyed instead. Raises :class:`StateError` if it has
+        ended otherwise: it has crashed, or somebody has reset it.
         """
         if mode not in _MODES or then not in ("fail", "destroy"):
             raise BadConfig("cannot shut down: mode is poweroff, reboot or halt; then is fail or destroy.")
         lives = self._lives
-        domain = lives.running("shut down")
+        domain = lives.running("reboot" if mode == "reboot" else "shut down")
         begin = time.monotonic()
         acknowledged: float | None = None
         try:
@@ -102,13 +105,25 @@ class Requests:
         except TimeoutError:
             if then == "fail":
                 said = "acknowledged but has not ended" if acknowledged is not None else "has not answered"
+                if acknowledged is None:  # a guest that still boots would obey minutes later
+                    self._take_back(domain, f"{HOME}/control/shutdown")
+                    said += " and is not asked any more"
                 raise TimedOut(
                     f"cannot shut down: the guest {said} after {timeout:g} s; it goes on. Try again with a "
                     "longer timeout, or destroy it.",
                     acknowledged=acknowledged,
                 ) from None
             await lives.destroy()
-        return ShutdownResult(mode, acknowledged, round(time.monotonic() - begin, 3), lives.progress.state)
+        destroyed = domain.ended_by == "destroyed"
+        if domain.ended_by != _MODES[mode] and not (destroyed and then == "destroy"):
+            raise StateError(
+                f"the {mode} came to nothing: the guest has ended meanwhile by {domain.ended_by}. "
+                "Look at its status.",
+                lives.progress.state,
+                [Runstate.RUNNING],
+            )
+        took = round(time.monotonic() - begin, 3)
+        return ShutdownResult(mode, acknowledged, took, lives.progress.state, destroyed)
 
     async def sysrq(self, key: str, timeout: float) -> None:
         """Press one key of Linux's SysRq by control/sysrq; returns when the guest has taken it.
@@ -178,21 +193,30 @@ class Requests:
         """Write a node of the guest's; True once the guest has emptied it, False if it was gone before."""
         node = f"{HOME}/{leaf}"
         lives, store = self._lives, self._lives.xenstore.client
-
-        def waits() -> bool:
-            return lives.domain is domain and lives.xenstore.exists(node) and bool(_text(store.read(node)))
-
         watch = store.watch(node)
         try:
             store.write(node, value)
             async for _ in watch:
-                if not waits():
+                if not self._waits(domain, node):
                     break
             return lives.domain is domain and lives.xenstore.exists(node)
         finally:
             watch.close()
-            if take_back and waits():
-                store.write(node, "")
+            if take_back:
+                self._take_back(domain, node)
+
+    def _waits(self, domain: Domain, node: str) -> bool:
+        """Whether ``node`` still holds what the guest was asked."""
+        lives = self._lives
+        return (
+            lives.domain is domain
+            and lives.xenstore.exists(node)
+            and bool(_text(lives.xenstore.client.read(node)))
+        )
+
+    def _take_back(self, domain: Domain, node: str) -> None:
+        if self._waits(domain, node):
+            self._lives.xenstore.client.write(node, "")
 
 
 def _text(value: bytes) -> bytes:

@@ -216,12 +216,13 @@ class DriveAdded:
 @dataclass(frozen=True, slots=True)
 class ShutdownResult:
     """What became of a shutdown: ``acknowledged`` is when the guest cleared control/shutdown (seconds after
-    the request), ``stopped`` when its VM was gone."""
+    the request), ``stopped`` when its VM was gone; ``destroyed`` if that was done because it did not end."""
 
     mode: str
     acknowledged: float | None
     stopped: float | None
     state: Runstate
+    destroyed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class FakeMachine:
         self.console_port = self.evtchn.alloc_unbound()
         self.store_port = self.evtchn.alloc_unbound()
         self.pages = {layout.CONSOLE_PFN: FakePage(), layout.STORE_PFN: FakePage()}
+        self.over = False
         self.started = asyncio.Event()
         self.stopped = self.closed = self.paused = False
         self.online = frozenset[int]()
@@ -101,6 +102,7 @@ class FakeMachine:
         self.released = release
 
     def end(self, reason: str, detail: str = "", regs: dict[str, int] | None = None) -> None:
+        self.over = True
         self.owner.machine_ended(reason, detail, regs)
 
     # -- introspection

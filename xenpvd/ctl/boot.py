@@ -70,9 +70,10 @@ def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, a
             stack.callback(launched.close)
             client = stack.enter_context(place.connect(name))
         if launched is None:
-            state = client.call("guest.status")["state"]
-            if state not in AT_REST:
-                raise Failure(f"{name} is {state} already.")
+            found = client.call("guest.status")
+            waits = found["state"] == "starting" and str(found["reason"]).startswith("restart in ")
+            if found["state"] not in AT_REST and not waits:
+                raise Failure(f"{name} is {found['state']} already.")
         if launched is None or paused:
             try:
                 status = client.call("guest.start", {"config": definition, "paused": paused})

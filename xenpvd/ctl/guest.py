@@ -121,7 +121,7 @@ def _shut_down(place: RunDir, name: str, mode: str, timeout: float, destroy: boo
     ):
         done = client.call("guest.shutdown", params)
     took = f" after {done['stopped']:.1f} s" if done["stopped"] is not None else ""
-    how = "" if done["acknowledged"] is not None else " (it did not answer and was destroyed)"
+    how = " (it did not end by itself and was destroyed)" if done["destroyed"] else ""
     emit(done, f"{name} is {done['state']}{took}{how}")
 
 

@@ -191,6 +191,11 @@ class Machine:
     def ports(self) -> list[PortInfo]:
         return self._xen.ports()
 
+    @property
+    def over(self) -> bool:
+        """Whether the guest has ended, or is being stopped."""
+        return self._ended.locked()
+
     def inject(self, port: int) -> PortInfo:
         """Raise an event on a port of the guest's. Raises :class:`NotFound` for a closed one."""
         return self._xen.inject(port)
