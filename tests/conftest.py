@@ -56,7 +56,8 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeMachine]:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    # closed before monkeypatch undoes anything: a restart that is pending shall not build a real machine
     house = House()
     yield house
     await house.guest.close()

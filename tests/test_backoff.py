@@ -30,3 +30,10 @@ def test_a_good_life_and_the_operator_are_new_beginnings() -> None:
 def test_a_crash_loop_of_weeks_overflows_nothing() -> None:
     backoff = Backoff(lambda: 0.0)
     assert {backoff.life_ended() for _ in range(5000)} == {0, 1, 2, 4, 8, 16, 32, 60}
+
+
+def test_a_life_that_was_no_failure_is_followed_at_once() -> None:
+    backoff = Backoff(lambda: 0.0)
+    assert [backoff.life_ended() for _ in range(3)] == [0, 1, 2]
+    assert {backoff.life_ended(good=True) for _ in range(100)} == {0}
+    assert backoff.life_ended() == 1

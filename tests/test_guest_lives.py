@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.config import GuestConfig
 from xenpvd.errors import Busy, ImageError, StateError, TimedOut
+from xenpvd.tasks import in_thread
 from xenpvd.views import Phase, Runstate
 
 
@@ -248,8 +250,10 @@ async def test_reboots_that_come_before_the_guest_is_up_are_a_crash_loop(
     await house.until(Runstate.RUNNING)
     await crash(house, machines, "reboot")
     await house.clock.until_slept(1)
-    with pytest.raises(StateError, match=r"restart in 1 s after reboot; start begins it at once"):
-        await house.guest.reset()
+    with pytest.raises(
+        StateError, match=r"restart in 1 s after reboot; reset does so at once, destroy gives it up"
+    ):
+        await house.guest.pause()
     house.clock.advance(1)
     await house.until(Runstate.RUNNING)
     house.guest.progress.reached(Phase.DEVICES)
@@ -259,28 +263,37 @@ async def test_reboots_that_come_before_the_guest_is_up_are_a_crash_loop(
 
 
 @pytest.mark.parametrize(
-    ("mode", "end"),
-    [("poweroff", "reboot"), ("reboot", "poweroff"), ("poweroff", "crash"), ("halt", "reset")],
+    ("mode", "end", "said"),
+    [
+        ("poweroff", "reboot", "has rebooted"),
+        ("reboot", "poweroff", "has powered off"),
+        ("poweroff", "crash", "has crashed"),
+        ("poweroff", "watchdog", "has crashed"),
+        ("halt", "reset", "was reset"),
+        ("poweroff", "destroy", "was destroyed"),
+    ],
 )
 async def test_a_shutdown_that_something_else_overtakes_is_not_told_as_done(
-    house: House, definition: GuestConfig, machines: list[FakeMachine], mode: str, end: str
+    house: House, definition: GuestConfig, machines: list[FakeMachine], mode: str, end: str, said: str
 ) -> None:
     await start(house, definition)
     asked = asyncio.gather(house.guest.shutdown(mode, 5, "fail"))
     await asyncio.sleep(0)
-    if end == "reset":
-        await house.guest.reset()
+    if end in ("reset", "destroy"):
+        await getattr(house.guest, end)()
     else:
         machines[-1].end(end)
-    with pytest.raises(StateError, match=f"the {mode} came to nothing: .* by {end}"):
+    with pytest.raises(StateError, match=f"the guest {said} meanwhile"):
         await asked
+    if end == "reboot":  # no life may begin once ``machines`` is undone: it would be a real one
+        await house.until(Runstate.RUNNING)
 
 
 async def test_a_shutdown_that_is_not_taken_is_not_asked_any_more(
     house: House, definition: GuestConfig, machines: list[FakeMachine]
 ) -> None:
     await start(house, definition)
-    with pytest.raises(TimedOut, match="has not answered and is not asked any more"):
+    with pytest.raises(TimedOut, match=r"has not answered .* is not asked any more"):
         await house.guest.shutdown("poweroff", 0.01, "fail")
     assert house.guest.xenstore.client.read("/local/domain/1/control/shutdown") == b""
     done = await house.guest.shutdown("poweroff", 0.01, "destroy")
@@ -382,6 +395,94 @@ async def test_the_last_life_is_the_last(
     with pytest.raises(StateError, match="its daemon ends"):
         await start(house, definition)
     assert len(machines) == 1
+
+
+async def test_a_shutdown_leaves_alone_what_another_one_asks(
+    running: House, machines: list[FakeMachine]
+) -> None:
+    waits = asyncio.gather(running.guest.shutdown("poweroff", 5, "fail"))
+    await asyncio.sleep(0)
+    with pytest.raises(TimedOut, match=r"it goes on\. Try again"):
+        await running.guest.shutdown("poweroff", 0.01, "fail")
+    assert running.guest.xenstore.client.read("/local/domain/1/control/shutdown") == b"poweroff"
+    machines[0].end("poweroff")
+    (done,) = await waits
+    assert not done.destroyed and done.state is Runstate.STOPPED
+
+
+async def test_a_reboot_that_cannot_be_says_reboot(running: House) -> None:
+    with pytest.raises(TimedOut, match="cannot reboot: "):
+        await running.guest.shutdown("reboot", 0.01, "fail")
+    await running.guest.pause()
+    with pytest.raises(StateError, match="cannot reboot: "):
+        await running.guest.shutdown("reboot", 1, "fail")
+
+
+async def test_reset_cuts_the_wait_short(
+    house: House, definition: GuestConfig, machines: list[FakeMachine]
+) -> None:
+    await waiting(house, definition, machines)
+    image = house.guest.drives.images["xvda"][1]
+    await house.guest.reset()
+    assert house.guest.state is Runstate.RUNNING and len(machines) == 3
+    assert house.guest.drives.images["xvda"][1] is image
+    house.clock.advance(60)
+    await asyncio.sleep(0)
+    assert len(machines) == 3
+
+
+async def test_no_reset_after_the_last_life(running: House, machines: list[FakeMachine]) -> None:
+    running.guest.no_more_lives()
+    with pytest.raises(StateError, match="cannot reset: the daemon ends"):
+        await running.guest.reset()
+    assert len(machines) == 1 and running.guest.state is Runstate.RUNNING and not machines[0].closed
+
+
+@pytest.mark.parametrize("end", ["destroy", "close"])
+@pytest.mark.parametrize("what", ["reset", "start", "restart"])
+async def test_who_ends_the_guest_does_not_wait_for_files_that_hang(
+    running: House, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch, what: str, end: str
+) -> None:
+    guest, entered, hangs = running.guest, threading.Event(), threading.Event()
+
+    def hang(config: GuestConfig) -> None:
+        entered.set()
+        hangs.wait()
+
+    assert guest.config is not None
+    if what == "start":
+        await guest.destroy()
+    monkeypatch.setattr("xenpvd.guest.load_image", hang)
+    asked = []
+    if what == "restart":
+        machines[0].end("reboot")
+    else:
+        asked.append(guest.start(guest.config) if what == "start" else guest.reset())
+    begins = asyncio.gather(*asked, return_exceptions=True)
+    try:
+        await in_thread(partial(entered.wait, 5))
+        async with asyncio.timeout(1):
+            await getattr(guest, end)()
+        for fault in await begins:
+            assert isinstance(fault, StateError) and "was ended while its files were opened" in str(fault)
+        assert guest.state in (Runstate.STOPPED, Runstate.CRASHED)
+        assert len(machines) == 1 and not guest.drives.images
+    finally:
+        hangs.set()
+
+
+async def test_lives_are_logged_with_their_reasons(
+    running: House, machines: list[FakeMachine], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "xenpvd.guest")
+    await running.guest.reset()
+    machines[1].end("crash", "triple fault")
+    await running.until(Runstate.CRASHED)
+    assert [record.message for record in caplog.records] == [
+        "a life ends: reset",
+        "a life begins (reset), on kvm-xen",
+        "a life ends: crash, triple fault",
+    ]
 
 
 async def test_a_hundred_reboots_leave_nothing_behind(

@@ -136,7 +136,8 @@ async def test_cpus_still_to_be_started_are_not_taken_for_offline(
 ) -> None:
     await house.guest.start(definition.model_copy(update={"vcpus": 2}))
     machines[0].guest_onlines({0})  # the boot CPU's ports, long before xenbus
-    with pytest.raises(TimedOut):
+    house.guest.machine_log(b"(XEN) hello\n")
+    with pytest.raises(TimedOut, match="still booting, phase shim"):
         await house.guest.requests.set_online(1, True, 0.02)
 
 
@@ -151,7 +152,7 @@ async def test_the_last_wish_counts(smp: House, machines: list[FakeMachine]) -> 
     first = tasks.spawn(smp.guest.requests.set_online(1, True, 5), "first")
     await asyncio.sleep(0)
     second = tasks.spawn(smp.guest.requests.set_online(2, True, 5), "second")
-    with pytest.raises(Busy, match="something else was asked for"):
+    with pytest.raises(Busy, match=r"something else was asked for meanwhile\. That counts now; ask again"):
         await first
     machines[0].guest_onlines({0, 1})
     assert (await second).online == (0, 1)

@@ -31,9 +31,9 @@ class Backoff:
     def life_begins(self) -> None:
         self._began = self._now()
 
-    def life_ended(self) -> float:
-        """The seconds to wait before the next life."""
-        if self._now() - self._began >= GOOD_LIFE:
+    def life_ended(self, good: bool = False) -> float:
+        """The seconds to wait before the next life; ``good``: it was no failure, however short it was."""
+        if good or self._now() - self._began >= GOOD_LIFE:
             self._ends = 0
         self._ends += 1
         return 0.0 if self._ends == 1 else min(2.0 ** min(self._ends - 2, 10), LONGEST)

@@ -8,9 +8,10 @@ there. What the running guest itself is asked is in ``requests.py`` and ``balloo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from xenpvd.backends.console.backend import Console
@@ -59,7 +60,8 @@ class Guest:
         self._backoff = backoff or Backoff()
         self._tasks = Tasks(self.fault)
         self._lives = asyncio.Lock()
-        self._waiting: asyncio.Task[None] | None = None  # for the next life, after a crash
+        self._waiting: tuple[Domain, asyncio.Task[None]] | None = None  # the life before; begins the next
+        self._opening: asyncio.Timeout | None = None  # files, for a life that begins
         self._last = False  # no life after this one
         self._uuid = str(uuid.uuid4())
         self._shim: str | None = None
@@ -72,24 +74,22 @@ class Guest:
         """The domain, for a verb that needs a running guest. Raises :class:`StateError`."""
         if self.state is not Runstate.RUNNING or self.domain is None:
             cure = "; resume it first" if self.state is Runstate.PAUSED else ""
-            raise StateError(
-                f"cannot {what}: the guest is {self.state}. It must be running{cure}.",
-                self.state,
-                [Runstate.RUNNING],
-            )
+            raise self._refusal(what, f"running{cure}", [Runstate.RUNNING])
         return self.domain
 
     def there(self, what: str) -> Domain:
         """The domain, for a verb that needs a VM, running or paused. Raises :class:`StateError`."""
         allowed: list[str] = [Runstate.RUNNING, Runstate.PAUSED]
         if self.state not in allowed or self.domain is None:
-            wait = f" ({self.progress.reason}; start begins it at once)" if self._waiting else ""
-            raise StateError(
-                f"cannot {what}: the guest is {self.state}{wait}. It must be running or paused.",
-                self.state,
-                allowed,
-            )
+            raise self._refusal(what, "running or paused", allowed)
         return self.domain
+
+    def _refusal(self, what: str, needs: str, allowed: list[str]) -> StateError:
+        cure = (
+            f" ({self.progress.reason}; reset does so at once, destroy gives it up)" if self._waiting else ""
+        )
+        why = f"cannot {what}: the guest is {self.state}{cure}. It must be {needs}."
+        return StateError(why, self.state, allowed)
 
     # -- lives that the operator begins, stops and ends
 
@@ -102,7 +102,7 @@ class Guest:
         async with self._lives:
             if self._last:
                 raise StateError(f"cannot start {config.name}: its daemon ends.", self.state, [])
-            waited = self._stop_waiting()
+            waited = self._stop_waiting() is not None
             before = Runstate.STOPPED if waited else self.state
             if before not in STARTABLE:
                 raise StateError(
@@ -121,7 +121,8 @@ class Guest:
                     self.requests.forget()
                     self.balloon.forget()
                     self.drives.close_all()
-                    await self.drives.open_all(config.disk)
+                    async with self._given_up_by_an_end():
+                        await self.drives.open_all(config.disk)
                 await self._boot(config, paused)
             except BaseException:
                 self.drives.close_all()
@@ -135,8 +136,8 @@ class Guest:
                 return
             domain = self.running("pause")
             await in_thread(domain.machine.pause)
-            if domain.machine.over:
-                raise StateError("cannot pause: the guest has just ended.", self.state, [])
+            if domain.machine.over:  # its end waits for ``_lives``
+                raise StateError("cannot pause: the guest has just ended. See its status.", self.state, [])
             self.progress.switch(Runstate.PAUSED)
 
     async def resume(self) -> None:
@@ -150,16 +151,19 @@ class Guest:
     async def reset(self) -> None:
         """End this life as by a button, and begin another one, which runs even if this one was paused.
 
-        What the guest has not flushed is lost to it. Raises what keeps the next life from beginning.
+        What the guest has not flushed is lost to it. A guest that waits for its restart begins at once.
+        Raises what keeps the next life from beginning.
         """
         async with self._lives:
-            domain = self.there("reset")
             if self._last:
                 raise StateError("cannot reset: the daemon ends, and the guest with it.", self.state, [])
+            before = self._stop_waiting()
+            if before is None:
+                before = self.there("reset")
+                await self._end_life("reset")
             self._backoff.forget()
-            await self._end_life("reset")
             self._next_life("reset")
-            await self._reboot(domain)
+            await self._reboot(before)
 
     async def shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         """See :meth:`Requests.shutdown`."""
@@ -167,8 +171,9 @@ class Guest:
 
     async def destroy(self) -> None:
         """End the VM now; what it has not flushed is lost to it. No error if there is none."""
+        self._give_up_opening()
         async with self._lives:
-            waited = self._stop_waiting()
+            waited = self._stop_waiting() is not None
             if self.domain is not None:
                 await self._end_life("destroyed")
                 waited = True
@@ -184,8 +189,9 @@ class Guest:
     async def close(self) -> None:
         """The daemon ends, and the guest with it."""
         self.no_more_lives()
+        self._give_up_opening()
         async with self._lives:
-            waited = self._stop_waiting()
+            waited = self._stop_waiting() is not None
             if self.domain is not None:
                 await self._end_life("daemon ends")
                 waited = True
@@ -201,7 +207,8 @@ class Guest:
     async def _boot(self, config: GuestConfig, paused: bool = False) -> None:
         """One life begins; the images are open."""
         host_memory(config)
-        image = await in_thread(partial(load_image, config))
+        async with self._given_up_by_an_end():
+            image = await in_thread(partial(load_image, config))
         self._shim = find_shim(config.shim.path) if config.type == "pv" else None
         around = Surroundings(
             self._uuid, self.xenstore, self.console, self.progress, self._publish, self.fault
@@ -217,15 +224,35 @@ class Guest:
         except BaseException:
             await self._end_domain(domain)
             raise
+        log.info("a life begins (%s), on %s", self.progress.reason or "start", domain.machine.host.accel)
         self.progress.switch(Runstate.PAUSED if paused else Runstate.RUNNING)
-        log.info("a life begins, on %s", domain.machine.host.accel)
 
-    async def _end_life(self, reason: str) -> None:
+    @contextlib.asynccontextmanager
+    async def _given_up_by_an_end(self) -> AsyncIterator[None]:
+        """Files may lie on storage that hangs: who ends the guest waits for nothing in here."""
+        try:
+            async with asyncio.timeout(None) as self._opening:
+                yield
+        except TimeoutError:
+            raise StateError(
+                "cannot start: the guest was ended while its files were opened. Start it again.",
+                self.state,
+                [],
+            ) from None
+        finally:
+            self._opening = None
+
+    def _give_up_opening(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.reschedule(asyncio.get_running_loop().time())
+
+    async def _end_life(self, reason: str, detail: str = "") -> None:
         """The guest is ``stopping`` then, without a domain; who calls says what it is next."""
         assert self.domain is not None
         self.domain.ended_by = reason
         self.progress.switch(Runstate.STOPPING, reason)
-        log.info("a life ends: %s", reason)
+        log.info("a life ends: %s", f"{reason}, {detail}" if detail else reason)
         await self._end_domain(self.domain)
 
     async def _end_domain(self, domain: Domain) -> None:
@@ -263,7 +290,7 @@ class Guest:
             config = domain.config
             crashed = reason not in ("poweroff", "reboot")
             policy = getattr(config, f"on_{'crash' if reason == 'fault' else reason}")
-            await self._end_life(reason)
+            await self._end_life(reason, detail)
             if crashed:
                 self._publish("guest.crash", reason=reason, detail=detail, regs=regs, **self._tails())
             if policy == "restart" and not self._last:
@@ -275,15 +302,13 @@ class Guest:
             self._on_end()
 
     async def _restart(self, domain: Domain, reason: str) -> None:
-        """The next life, at once or in a while. A reboot is never late if the guest had come up; one whose
-        kernel panics with panic=1 reboots, too."""
-        came_up = reason == "reboot" and self.progress.has_reached(Phase.DEVICES)
-        if came_up:
-            self._backoff.forget()
-        delay = 0.0 if came_up or domain.hung else self._backoff.life_ended()
+        """The next life, at once or in a while. A reboot of a guest that had come up is never late; one
+        before that may be a panic, which Linux with panic=N ends by a reboot."""
+        good = reason == "reboot" and self.progress.has_reached(Phase.DEVICES)
+        delay = 0.0 if domain.hung else self._backoff.life_ended(good)
         self._next_life(f"restart in {delay:g} s after {reason}" if delay else reason)
         if delay:
-            self._waiting = self._tasks.spawn(self._restart_later(domain, delay), "restart")
+            self._waiting = domain, self._tasks.spawn(self._restart_later(domain, delay), "restart")
         else:
             await self._restart_now(domain)
 
@@ -300,12 +325,14 @@ class Guest:
         except Exception as fault:
             log.error("cannot restart the guest", exc_info=fault)
 
-    def _stop_waiting(self) -> bool:
-        """Nobody restarts the guest but who calls, holding ``_lives``; whether somebody would have."""
+    def _stop_waiting(self) -> Domain | None:
+        """Nobody restarts the guest but who calls, holding ``_lives``; the life before if one would."""
         waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.cancel()
-        return waiting is not None
+        if waiting is None:
+            return None
+        before, task = waiting
+        task.cancel()
+        return before
 
     def _next_life(self, reason: str) -> None:
         self.progress.begin_life()

@@ -19,6 +19,15 @@ from xenpvd.views import Phase, Runstate, ShutdownResult, VcpusSet
 
 #: what may be asked for, and how the guest ends then
 _MODES = {"poweroff": "poweroff", "reboot": "reboot", "halt": "poweroff"}
+#: what has become of a guest by ``Domain.ended_by``; by any other it has crashed
+_ENDS = {
+    "poweroff": "has powered off",
+    "reboot": "has rebooted",
+    "reset": "was reset",
+    "destroyed": "was destroyed",
+    "daemon ends": "was ended with its daemon",
+}
+_SHUTDOWN = "control/shutdown"
 
 
 class Lives(Protocol):
@@ -53,7 +62,11 @@ async def until_met(
     if lives.domain is not domain:
         raise over(lives, what)
     if not wanted():
-        raise Busy(f"{what} was given up: something else was asked for meanwhile.", by="a later call")
+        raise Busy(
+            f"{what} was given up: something else was asked for meanwhile. That counts now; ask again if "
+            "this is what you want.",
+            by="a later call",
+        )
     return round(time.monotonic() - begin, 3)
 
 
@@ -70,6 +83,7 @@ class Requests:
         self._publish = publish
         self._sysrq = asyncio.Lock()  # one key at a time: a second one would take the first one's place
         self._online: int | None = None
+        self._shutdowns = 0  # under way
 
     def forget(self) -> None:
         """A guest begins anew by its definition: all its CPUs are online."""
@@ -86,39 +100,46 @@ class Requests:
         There is no mode ``suspend``: what a guest leaves behind cannot be kept, and one that suspends by
         itself is refused by the hypercall and goes on. Pausing is what stops a guest for a while.
 
-        Raises :class:`TimedOut` if it has not ended by then, and a request that it has not even taken is
-        taken back; with ``then`` "destroy" it is destroyed instead. Raises :class:`StateError` if it has
-        ended otherwise: it has crashed, or somebody has reset it.
+        Raises :class:`TimedOut` if it has not ended by then, and a request that it has not even acknowledged
+        is taken back; with ``then`` "destroy" it is destroyed instead. Raises :class:`StateError` if it has
+        ended otherwise than asked: it has crashed, or somebody has reset it.
         """
         if mode not in _MODES or then not in ("fail", "destroy"):
             raise BadConfig("cannot shut down: mode is poweroff, reboot or halt; then is fail or destroy.")
         lives = self._lives
-        domain = lives.running("reboot" if mode == "reboot" else "shut down")
+        verb = "reboot" if mode == "reboot" else "shut down"
+        domain = lives.running(verb)
         begin = time.monotonic()
         acknowledged: float | None = None
+        self._shutdowns += 1
         try:
             async with asyncio.timeout(timeout):
-                if await self._taken(domain, "control/shutdown", mode):
+                if await self._taken(domain, _SHUTDOWN, mode):
                     acknowledged = round(time.monotonic() - begin, 3)
                     self._publish("guest.shutdown", mode=mode, acknowledged=acknowledged)
                 await lives.progress.until(lambda: lives.domain is not domain)
         except TimeoutError:
             if then == "fail":
-                said = "acknowledged but has not ended" if acknowledged is not None else "has not answered"
-                if acknowledged is None:  # a guest that still boots would obey minutes later
-                    self._take_back(domain, f"{HOME}/control/shutdown")
-                    said += " and is not asked any more"
+                said = "has not answered" if acknowledged is None else "acknowledged but has not ended"
+                goes_on = "it goes on"
+                # a guest that still boots would obey minutes later; another call's request is left alone
+                if acknowledged is None and self._shutdowns == 1:
+                    self._take_back(domain, f"{HOME}/{_SHUTDOWN}")
+                    goes_on += " and is not asked any more"
                 raise TimedOut(
-                    f"cannot shut down: the guest {said} after {timeout:g} s; it goes on. Try again with a "
+                    f"cannot {verb}: the guest {said} after {timeout:g} s; {goes_on}. Try again with a "
                     "longer timeout, or destroy it.",
                     acknowledged=acknowledged,
                 ) from None
-            await lives.destroy()
+            if lives.domain is domain:
+                await lives.destroy()
+        finally:
+            self._shutdowns -= 1
         destroyed = domain.ended_by == "destroyed"
         if domain.ended_by != _MODES[mode] and not (destroyed and then == "destroy"):
+            ended = _ENDS.get(domain.ended_by or "", "has crashed")
             raise StateError(
-                f"the {mode} came to nothing: the guest has ended meanwhile by {domain.ended_by}. "
-                "Look at its status.",
+                f"cannot {verb}: the guest {ended} meanwhile. See its status, and try again if it runs.",
                 lives.progress.state,
                 [Runstate.RUNNING],
             )
@@ -176,11 +197,17 @@ class Requests:
             )
         except TimeoutError:
             online = sorted(machine.online)
+            why = (
+                f"the guest uses {online}. It was told, and may still do it. A CPU that comes is only used "
+                "once the guest's user space wants it: echo 1 > /sys/devices/system/cpu/cpu1/online there."
+            )
+            if not lives.progress.has_reached(Phase.XENBUS):
+                why = (
+                    f"the guest is still booting, phase {lives.progress.phase}. It was told, and does it "
+                    "when its boot is past xenbus: see then with xenpvctl status."
+                )
             raise TimedOut(
-                f"cannot set {count} CPUs online: after {timeout:g} s the guest uses {online}. It was told, "
-                "and may still do it. A CPU that comes is only used once the guest's user space wants it: "
-                "echo 1 > /sys/devices/system/cpu/cpu1/online there.",
-                online=online,
+                f"cannot set {count} CPUs online: after {timeout:g} s {why}", online=online
             ) from None
         return VcpusSet(count, tuple(sorted(machine.online)), took)
 

@@ -80,6 +80,16 @@ def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, f
     assert service.config.accel == "kvm-xen"
 
 
+def test_start_of_a_guest_that_waits_for_its_restart(
+    xenpvctl: Xenpvctl, service: FakeService, file: Path
+) -> None:
+    service.state, service.reason = Runstate.STARTING, "crash"
+    assert "web1 is starting already." in xenpvctl("start", "web1", status=1).stderr
+    service.reason = "restart in 8 s after crash"
+    xenpvctl("start", "web1")
+    assert service.done == ["guest_start", "guest_wait"]
+
+
 def test_start_tells_what_a_crash_left(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:
     service.state = Runstate.STOPPED
     fault = StateError("devices will not come: the guest is crashed.", "crashed", [])

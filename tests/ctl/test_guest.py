@@ -44,6 +44,9 @@ def test_status(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
 def test_shutdown(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert xenpvctl("shutdown", "web1").stdout == "web1 is stopped after 1.5 s\n"
     assert xenpvctl.json("shutdown", "web1", "--reboot")["mode"] == "reboot"
+    service.lazy = True
+    ended = xenpvctl("shutdown", "web1", "--destroy").stdout
+    assert ended == "web1 is stopped after 1.5 s (it did not end by itself and was destroyed)\n"
     service.faults["guest_shutdown"] = TimedOut("the guest has not answered")
     failed = xenpvctl("shutdown", "web1", "--timeout", "1", status=4)
     assert failed.stderr == "xenpvctl: the guest has not answered\n"

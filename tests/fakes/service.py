@@ -55,7 +55,7 @@ REGS = {"rax": 0x2A, "rsp": 0xFFFF_8300_0000_7F68, "rip": 0xFFFF_82D0_4020_0123,
 
 
 class FakeService:
-    """``lazy``: the guest does not heed its CPUs' nor its balloon's targets."""
+    """``lazy``: the guest does not heed its CPUs' nor its balloon's targets, nor a shutdown."""
 
     def __init__(self, name: str = "web1") -> None:
         self.events = EventLog()
@@ -75,6 +75,7 @@ class FakeService:
         self.done: list[str] = []
         self.quitting = asyncio.Event()
         self.lazy = False
+        self.reason: str | None = None
         self.online = 1
         self.target: int | None = None
         self.ports = {
@@ -122,7 +123,7 @@ class FakeService:
             vcpus=self.config.vcpus,
             domid=1,
             phase=Phase.DEVICES if self._lives else None,
-            reason=None,
+            reason=self.reason,
             uptime=192.4 if self._lives else None,
             boot_times={"shim": 0.2, "devices": 1.5},
             host=HostInfo("kvm-xen", "KVM_CAP_XEN_HVM", 0x1FF, "4k", "no hugepages"),
@@ -182,7 +183,7 @@ class FakeService:
         await self._pass("guest_shutdown")
         self.move(Runstate.STOPPED)
         self.done.append("guest_shutdown")
-        return ShutdownResult(mode, 0.1, 1.5, self.state)
+        return ShutdownResult(mode, None if self.lazy else 0.1, 1.5, self.state, self.lazy)
 
     async def guest_destroy(self) -> GuestStatus:
         await self._pass("guest_destroy")
