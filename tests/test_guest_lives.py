@@ -262,44 +262,6 @@ async def test_reboots_that_come_before_the_guest_is_up_are_a_crash_loop(
     assert house.clock.slept == [1]
 
 
-@pytest.mark.parametrize(
-    ("mode", "end", "said"),
-    [
-        ("poweroff", "reboot", "has rebooted"),
-        ("reboot", "poweroff", "has powered off"),
-        ("poweroff", "crash", "has crashed"),
-        ("poweroff", "watchdog", "has crashed"),
-        ("halt", "reset", "was reset"),
-        ("poweroff", "destroy", "was destroyed"),
-    ],
-)
-async def test_a_shutdown_that_something_else_overtakes_is_not_told_as_done(
-    house: House, definition: GuestConfig, machines: list[FakeMachine], mode: str, end: str, said: str
-) -> None:
-    await start(house, definition)
-    asked = asyncio.gather(house.guest.shutdown(mode, 5, "fail"))
-    await asyncio.sleep(0)
-    if end in ("reset", "destroy"):
-        await getattr(house.guest, end)()
-    else:
-        machines[-1].end(end)
-    with pytest.raises(StateError, match=f"the guest {said} meanwhile"):
-        await asked
-    if end == "reboot":  # no life may begin once ``machines`` is undone: it would be a real one
-        await house.until(Runstate.RUNNING)
-
-
-async def test_a_shutdown_that_is_not_taken_is_not_asked_any_more(
-    house: House, definition: GuestConfig, machines: list[FakeMachine]
-) -> None:
-    await start(house, definition)
-    with pytest.raises(TimedOut, match=r"has not answered .* is not asked any more"):
-        await house.guest.shutdown("poweroff", 0.01, "fail")
-    assert house.guest.xenstore.client.read("/local/domain/1/control/shutdown") == b""
-    done = await house.guest.shutdown("poweroff", 0.01, "destroy")
-    assert done.destroyed and done.acknowledged is None
-
-
 async def test_a_pause_that_the_guests_end_overtakes_is_none(
     house: House, definition: GuestConfig, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,16 +270,6 @@ async def test_a_pause_that_the_guests_end_overtakes_is_none(
     with pytest.raises(StateError, match="the guest has just ended"):
         await house.guest.pause()
     assert "paused" not in house.states
-
-
-async def test_no_reset_once_the_daemon_ends(
-    house: House, definition: GuestConfig, machines: list[FakeMachine]
-) -> None:
-    await start(house, definition)
-    house.guest.no_more_lives()
-    with pytest.raises(StateError, match="the daemon ends"):
-        await house.guest.reset()
-    assert len(machines) == 1
 
 
 @pytest.mark.parametrize("end", ["destroy", "close"])

@@ -44,6 +44,42 @@ async def test_shutdown_takes_three_modes(running: House, mode: str, then: str) 
         await running.guest.shutdown(mode, 1, then)
 
 
+@pytest.mark.parametrize(
+    ("mode", "end", "said"),
+    [
+        ("poweroff", "reboot", "has rebooted"),
+        ("reboot", "poweroff", "has powered off"),
+        ("poweroff", "crash", "has crashed"),
+        ("poweroff", "watchdog", "has crashed"),
+        ("halt", "reset", "was reset"),
+        ("poweroff", "destroy", "was destroyed"),
+    ],
+)
+async def test_a_shutdown_that_something_else_overtakes_is_not_told_as_done(
+    running: House, machines: list[FakeMachine], mode: str, end: str, said: str
+) -> None:
+    asked = asyncio.gather(running.guest.shutdown(mode, 5, "fail"))
+    await asyncio.sleep(0)
+    if end in ("reset", "destroy"):
+        await getattr(running.guest, end)()
+    else:
+        machines[-1].end(end)
+    with pytest.raises(StateError, match=f"the guest {said} meanwhile"):
+        await asked
+    if end == "reboot":  # no life may begin once ``machines`` is undone: it would be a real one
+        await running.until(Runstate.RUNNING)
+
+
+async def test_a_shutdown_that_is_not_taken_is_not_asked_any_more(
+    running: House, machines: list[FakeMachine]
+) -> None:
+    with pytest.raises(TimedOut, match=r"has not answered .* is not asked any more"):
+        await running.guest.shutdown("poweroff", 0.01, "fail")
+    assert running.guest.xenstore.client.read("/local/domain/1/control/shutdown") == b""
+    done = await running.guest.shutdown("poweroff", 0.01, "destroy")
+    assert done.destroyed and done.acknowledged is None
+
+
 # -- sysrq
 
 
