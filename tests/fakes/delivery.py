@@ -13,11 +13,15 @@ class FakeDelivery:
         self.fault: Exception | None = None
         self.pending: set[int] = set()
         self.masked: set[int] = set()
+        self.guests_up = 0
 
     def _note(self, *call: object) -> None:
         self.calls.append(call)
         if self.fault is not None:
             raise self.fault
+
+    def guest_up(self) -> None:
+        self.guests_up += 1
 
     def connect(self, port: int, vcpu: int) -> None:
         assert port not in self.connected, "KVM would say EEXIST"

@@ -98,3 +98,14 @@ def test_the_last_line_before_the_power_goes_is_recorded(daemon: Daemon) -> None
     assert b"the very last w0rd" in text
     assert b"reboot: " in text.partition(b"w0rd")[2]  # the kernel's own last line: Power down, System halted
     daemon.gone()
+
+
+def test_typing_before_the_guest_is_up_waits_for_it(daemon: Daemon) -> None:
+    """A shim that gets an event before it has made its guest has nobody to hand it to, and dies."""
+    daemon.start("--paused")
+    daemon.call("guest.resume")
+    while daemon.call("guest.status")["phase"] in ("vcpu", "shim"):
+        daemon.call("console.write", text="#")
+        daemon.call("evtchn.inject", port=2)  # the store's
+    daemon.call("console.write", text="\necho ty$((1))ped-ahead\n")
+    daemon.wait("console:ty1ped-ahead")

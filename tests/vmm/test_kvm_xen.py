@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 from collections.abc import Iterator
 
@@ -29,12 +30,12 @@ EPOCH = 1_700_000_000 * 10**9
 class Bench:
     """vCPU threads are not started: what is submitted to them waits until ``run`` is called."""
 
-    def __init__(self, vcpus: int = 2, caps: int = 0x1FF) -> None:
+    def __init__(self, vcpus: int = 2, caps: int = 0x1FF, shim: bool = False) -> None:
         self.vm = FakeVm()
         self.vm.long_mode = True
         self.memory = GuestMemory()
         self.memory.add("ram", 0, MIB, ram=True)
-        self.accel = KvmXen(self.vm, self.memory, vcpus, lambda: EPOCH, caps)  # type: ignore[arg-type]
+        self.accel = KvmXen(self.vm, self.memory, vcpus, lambda: EPOCH, caps, shim=shim)  # type: ignore[arg-type]
         self.vcpus = [FakeVcpu() for _ in range(vcpus)]
         self.threads = [VcpuThread(n, vcpu, None) for n, vcpu in enumerate(self.vcpus)]  # type: ignore[arg-type]
         for thread in self.threads:
@@ -64,6 +65,11 @@ def fds(bench: Bench, port: int) -> tuple[int, int]:
     one = bench.accel.backend_port(port, lambda: None)
     assert one.irq_fd is not None
     return one.kick_fd, one.irq_fd
+
+
+def is_readable(fd: int | None) -> bool:
+    assert fd is not None
+    return select.select([fd], [], [], 0)[0] == [fd]
 
 
 @pytest.fixture
@@ -383,6 +389,44 @@ def test_a_backends_event_before_shared_info_is_not_lost(bench: Bench) -> None:
     assert bench.vm.sent == [(5, 1)]
     bench.accel.backend_port(5, lambda: None).notify()
     assert bench.vm.sent == [(5, 1)], "the kernel takes it from here"
+
+
+def test_a_shim_hears_nothing_before_its_guest_is_up() -> None:
+    """It would look for the guest, and die: whoever raises it, and whatever is unmasked."""
+    bench = Bench(shim=True)
+    bench.accel.connect(5, 0)
+    bench.accel.connect(6, 1)
+    console, other = (bench.accel.backend_port(port, lambda: None) for port in (5, 6))
+    console.notify()
+    bench.accel.set_shared_info(SHARED)
+    other.notify()
+    bench.accel.raise_port(7, 0)
+    bench.accel.retarget(6, 0)
+    bench.accel.unmask(5, 0)
+    assert bench.vm.sent == [] and bench.accel.is_pending(5)
+    assert not is_readable(console.irq_fd) and not is_readable(other.irq_fd)
+    bench.accel.guest_up()
+    assert bench.vm.sent == [(5, 0), (6, 0), (7, 0)]
+    console.notify()
+    assert is_readable(console.irq_fd) and not bench.accel.is_pending(5), "the kernel takes it from here"
+    bench.close_fds()
+
+
+def test_a_guest_that_comes_up_while_an_event_is_raised_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(shim=True)
+    bench.accel.connect(5, 0)
+    bench.accel.set_shared_info(SHARED)
+    target = bench.accel._target
+
+    def late(port: int) -> int:
+        bench.accel.guest_up()
+        return target(port)
+
+    monkeypatch.setattr(bench.accel, "_target", late)
+    port = bench.accel.backend_port(5, lambda: None)
+    port.notify()
+    assert is_readable(port.irq_fd) and not bench.accel.is_pending(5)
+    bench.close_fds()
 
 
 def test_an_old_backends_event_does_not_reach_a_new_port(bench: Bench) -> None:

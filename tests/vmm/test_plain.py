@@ -30,7 +30,7 @@ PENDING, MASK = AT + 0x800, AT + 0xA00
 class Bench:
     """vCPU threads are not started: what is submitted to them waits until ``run`` is called."""
 
-    def __init__(self, vcpus: int = 2, msr_exits: bool = True) -> None:
+    def __init__(self, vcpus: int = 2, msr_exits: bool = True, shim: bool = False) -> None:
         self.vm = FakeVm()
         self.memory = GuestMemory()
         self.memory.add("ram", 0, MIB, ram=True)
@@ -39,7 +39,7 @@ class Bench:
         self.timers = Timers(lambda: self.vm.now, self.lock, self.faults.append)
         epoch = Clock(self.vm, whole_seconds=False).epoch  # type: ignore[arg-type]
         self.accel = Plain(  # type: ignore[arg-type]
-            self.vm, self.memory, vcpus, self.timers, epoch, msr_exits=msr_exits
+            self.vm, self.memory, vcpus, self.timers, epoch, msr_exits=msr_exits, shim=shim
         )
         self.vcpus = [FakeVcpu() for _ in range(vcpus)]
         self.threads = [VcpuThread(n, vcpu, None) for n, vcpu in enumerate(self.vcpus)]  # type: ignore[arg-type]
@@ -204,6 +204,25 @@ def test_before_shared_info_nothing_is_lost(bench: Bench) -> None:
     assert [bench.bit(PENDING, port) for port in (1, 2, 3)] == [True, False, True]
     assert bench.sel(0) == (1, 1) and bench.sel(1) == (1, 1)
     assert set(bench.vm.msis) == {(0, 0xF0), (1, 0xF1)}
+
+
+def test_a_shim_hears_nothing_before_its_guest_is_up() -> None:
+    """It would look for the guest, and die: whoever raises it, and whatever is unmasked."""
+    bench = Bench(shim=True)
+    bench.accel.connect(5, 1)
+    console = bench.accel.backend_port(5, lambda: None)
+    console.notify()
+    bench.ready()
+    console.notify()
+    bench.accel.raise_port(7, 0)
+    bench.accel.unmask(5, 1)
+    assert bench.vm.msis == [] and bench.accel.is_pending(5) and not bench.bit(PENDING, 5)
+    bench.accel.guest_up()
+    assert bench.bit(PENDING, 5) and bench.bit(PENDING, 7)
+    assert bench.sel(0) == bench.sel(1) == (1, 1)
+    assert bench.vm.msis == [(1, 0xF1), (0, 0xF0)]
+    bench.accel.disconnect(5)
+    console.close()
 
 
 def test_before_a_vcpu_has_its_info_nothing_is_lost() -> None:

@@ -38,7 +38,14 @@ _NEEDED = (
 
 
 class Accelerator(Delivery, Protocol):
-    """How events travel, and what of ``Platform`` depends on it. Called with the machine's lock held, but for
+    """How events travel, and what of ``Platform`` depends on it.
+
+    What is raised before the guest can hear it is kept: before it has placed shared_info, and, if it is below
+    a ``shim``, before :meth:`guest_up`. A shim looks up its guest for every event that is not masked, unmasks
+    the console's and the store's ports before it has one, and dies of an event in between: of a key that
+    somebody types (pv_shim_setup_dom and pv_shim_inject_evtchn in Xen's pv/shim.c).
+
+    Called with the machine's lock held, but for
     the first three, which come before any vCPU runs. Raises ``XenError`` for what the guest cannot have and
     :class:`KvmError` for what KVM does not take."""
 

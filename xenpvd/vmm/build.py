@@ -73,9 +73,10 @@ def build(
         timers = Timers(clock.now, lock, outside.fault)
         accel: Accelerator
         if name == "kvm":
-            accel = Plain(vm, memory, config.vcpus, timers, clock.epoch, msr_exits=shows_msr_writes(system))
+            msr_exits = shows_msr_writes(system)
+            accel = Plain(vm, memory, config.vcpus, timers, clock.epoch, msr_exits=msr_exits, shim=image.shim)
         else:
-            accel = KvmXen(vm, memory, config.vcpus, clock.epoch, caps)
+            accel = KvmXen(vm, memory, config.vcpus, clock.epoch, caps, shim=image.shim)
         accel.configure()
         boot.load(memory, image, config.ram, accel.edit if image.shim else bytes)
         memory.write(layout.ACPI, acpi.tables(layout.ACPI, config.vcpus))

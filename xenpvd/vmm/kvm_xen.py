@@ -34,7 +34,9 @@ class KvmXen:
 
     hypercall_port = None
 
-    def __init__(self, vm: Vm, memory: GuestMemory, vcpus: int, epoch: Callable[[], int], caps: int) -> None:
+    def __init__(
+        self, vm: Vm, memory: GuestMemory, vcpus: int, epoch: Callable[[], int], caps: int, *, shim: bool
+    ) -> None:
         self._vm = vm
         self._epoch = epoch
         self._caps = caps
@@ -46,7 +48,8 @@ class KvmXen:
         self._timers: dict[int, int] = {}  # vcpu: port
         self._deadlines: dict[int, int] = {}  # vcpu: what it asked for before it had a port
         self._vectors: dict[int, int] = {}  # of the vCPUs that take upcalls by a vector of their own
-        self._early: dict[int, int] = {}  # port: vcpu; raised before there was a page to say so
+        self._guest_up = not shim
+        self._early: dict[int, int] = {}  # port: vcpu; raised before the guest could hear it
 
     def configure(self) -> None:
         # the MSR must not be 0, or KVM intercepts nothing at all; today's shims call VMMCALL without it
@@ -83,9 +86,9 @@ class KvmXen:
         self._info.write_wallclock(self._epoch())  # KVM has written its own, which is not what a shim needs
         for vcpu, gpa in moved:
             self._set_vcpu_attr(vcpu, k.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
-        raised, self._early = self._early | {port: self._target(port) for port in late}, {}
-        for port, vcpu in raised.items():
-            self.raise_port(port, vcpu)
+        for port in late:
+            self.raise_port(port, self._target(port))
+        self._raise_early()
 
     def set_vcpu_info(self, vcpu: int, gpa: int) -> None:
         if gpa % 8:  # else an atomic operation of ours could cross a cache line, which hosts punish
@@ -140,6 +143,10 @@ class KvmXen:
         thread.submit(kind, partial(thread.vcpu.xen_set_attr, kind, value))
 
     # -- Delivery
+
+    def guest_up(self) -> None:
+        self._guest_up = True
+        self._raise_early()
 
     def connect(self, port: int, vcpu: int) -> None:
         self._now().check(port)
@@ -198,7 +205,7 @@ class KvmXen:
             signal(self._fds[port][0])
 
     def raise_port(self, port: int, vcpu: int) -> None:
-        if not self._info.placed:
+        if not self._hears:
             self._early[port] = vcpu
         else:
             self._vm.xen_evtchn_send(port, vcpu)
@@ -225,15 +232,26 @@ class KvmXen:
         kick_fd, irq_fd = self._fds[port]
 
         def raise_event() -> None:
-            # KVM drops what comes before it knows the page. Noted first: when the page comes in between,
-            # the signal reaches KVM after it
-            if not self._info.placed and self._fds.get(port) == (kick_fd, irq_fd):
+            # noted first: if the guest can hear by the next look, whoever made it so may have missed the note
+            if not self._hears and self._fds.get(port) == (kick_fd, irq_fd):
                 self._early[port] = self._target(port)
-            signal(irq_fd)
+            if self._hears:
+                self._early.pop(port, None)
+                signal(irq_fd)
 
         return BackendPort(port, kick_fd, irq_fd, raise_event, on_close)
 
     # -- helpers
+
+    @property
+    def _hears(self) -> bool:
+        return self._guest_up and self._info.placed
+
+    def _raise_early(self) -> None:
+        if self._hears:
+            early, self._early = self._early, {}
+            for port, vcpu in early.items():
+                self.raise_port(port, vcpu)
 
     def _now(self) -> SharedInfo:
         """With the layout that KVM uses now: a write of the hypercall MSR changes it without our knowing."""

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from xenpvd.abi import hvm_op as h
 from xenpvd.abi.sched import SHUTDOWN_NAMES, SHUTDOWN_crash, SHUTDOWN_watchdog
-from xenpvd.abi.xen import DOMID_SELF
 from xenpvd.errors import KvmError, NotFound, XenError
 from xenpvd.views import HypercallStats, PortInfo
 from xenpvd.vmm import boot, layout, registers
@@ -72,10 +71,8 @@ class OuterXen:
         self.evtchn = EventChannels(domid, len(vcpus), accel, outside.changed)
         self.grants = Grants(memory)
         #: the guest's ends of the two primary channels, left unbound for domain 0
-        self.console_port = self.evtchn.alloc_unbound(DOMID_SELF, 0)
-        self.store_port = self.evtchn.alloc_unbound(DOMID_SELF, 0)
-        for port in (self.console_port, self.store_port):
-            self.evtchn.keep(port)
+        self.console_port = self.evtchn.reserve()
+        self.store_port = self.evtchn.reserve()
         self.accel = accel
         platform = _Platform(self, vcpus, memory, slots, timers, clock, outside)
         self.hypercalls = Hypercalls(

@@ -51,6 +51,7 @@ class Plain:
         epoch: Callable[[], int],
         *,
         msr_exits: bool,
+        shim: bool,
     ) -> None:
         self._vm = vm
         self._memory = memory
@@ -65,7 +66,8 @@ class Plain:
         self._timer_ports: dict[int, int] = {}  # by vCPU
         self._vectors: dict[int, int] = {}
         self._callback = 0
-        self._early: dict[int, int] = {}  # port: vcpu; raised before there was a page to say so
+        self._guest_up = not shim
+        self._early: dict[int, int] = {}  # port: vcpu; raised before the guest could hear it
         self._unselected: dict[int, set[int]] = {}  # vcpu: ports; likewise, for want of its vcpu_info
 
     def configure(self) -> None:
@@ -103,9 +105,7 @@ class Plain:
             self._info.write_wallclock(self._epoch())
             for vcpu, gpa in moved:
                 self._vcpu_info_placed(vcpu, gpa)
-            early, self._early = self._early, {}
-            for port, vcpu in early.items():
-                self._raise(port, vcpu)
+            self._raise_early()
 
     def set_vcpu_info(self, vcpu: int, gpa: int) -> None:
         if gpa % 8:  # else an atomic operation of ours could cross a cache line, which hosts punish
@@ -154,6 +154,11 @@ class Plain:
             self.raise_port(port, vcpu)
 
     # -- Delivery
+
+    def guest_up(self) -> None:
+        with self._lock:
+            self._guest_up = True
+            self._raise_early()
 
     def connect(self, port: int, vcpu: int) -> None:
         self._connect(port, _Link(vcpu, eventfd()))
@@ -231,12 +236,17 @@ class Plain:
 
     # -- with our lock held
 
+    def _raise_early(self) -> None:
+        early, self._early = self._early, {}
+        for port, vcpu in early.items():
+            self._raise(port, vcpu)
+
     def _raise(self, port: int, vcpu: int) -> None:
         """As evtchn_2l_set_pending of Xen does it."""
         info = self._info
         if self._closed:
             return
-        if not info.placed:
+        if not (self._guest_up and info.placed):
             self._early[port] = vcpu
         elif port < CHANNELS[info.longmode] and not info.set_pending(port) and not info.masked(port):
             self._select(port, vcpu)

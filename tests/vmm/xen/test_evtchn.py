@@ -127,7 +127,6 @@ def test_operations_on_ports_that_are_not_there(bench: Bench, port: int) -> None
         lambda: table.bind_interdomain(DOMID_SELF, port),
         lambda: table.bind_backend(port),
         lambda: table.inject(port),
-        lambda: table.keep(port),
     ):
         assert errno_of(act) == EINVAL
     table.unbind_backend(port, 1)
@@ -345,8 +344,7 @@ def test_a_reset_closes_everything(bench: Bench) -> None:
 def test_a_reset_lets_others_in_after_each_port(bench: Bench) -> None:
     """Domain 0 comes and goes meanwhile, and timers act."""
     table = bench.evtchn
-    ports = [table.alloc_unbound(DOMID_SELF, 0) for _ in range(3)]
-    table.keep(ports[1])
+    ports = [table.alloc_unbound(DOMID_SELF, 0), table.reserve(), table.alloc_unbound(DOMID_SELF, 0)]
     left: list[list[int]] = []
 
     def others() -> None:
@@ -363,10 +361,8 @@ def test_a_reset_lets_others_in_after_each_port(bench: Bench) -> None:
 def test_what_the_guest_did_not_make_survives_a_reset(bench: Bench) -> None:
     """E6: the console's and the store's ports are open after it, not pending, and back on vCPU 0."""
     table = bench.evtchn
-    console, store = (table.alloc_unbound(DOMID_SELF, 0) for _ in range(2))
+    console, store = table.reserve(), table.reserve()
     dom0_port = table.bind_backend(console)
-    for port in (console, store):
-        table.keep(port)
     other = table.alloc_unbound(DOMID_SELF, 0)
     table.bind_backend(other)
     table.bind_vcpu(console, 1)
@@ -386,8 +382,32 @@ def test_what_the_guest_did_not_make_survives_a_reset(bench: Bench) -> None:
 
 def test_a_kept_port_that_the_guest_closes_is_like_any_other(bench: Bench) -> None:
     table = bench.evtchn
-    table.keep(table.alloc_unbound(DOMID_SELF, 0))
-    table.close(1)
+    table.close(table.reserve())
     assert table.bind_ipi(0) == 1
     table.reset(DOMID_SELF)
     assert table.listing() == []
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda table: table.alloc_unbound(DOMID_SELF, DOMID_SELF),
+        lambda table: table.bind_virq(VIRQ_TIMER, 0),
+        lambda table: table.bind_ipi(0),
+    ],
+)
+def test_the_guest_is_up_when_it_has_a_port_of_its_own(
+    bench: Bench, first: Callable[[EventChannels], int]
+) -> None:
+    """What a shim does with those that are there from the start says nothing of its guest."""
+    table = bench.evtchn
+    for port in (table.reserve(), table.reserve()):
+        table.bind_backend(port)
+        table.unmask(port)
+        table.bind_vcpu(port, 0)
+        table.send(port)
+    assert bench.delivery.guests_up == 0
+    first(table)
+    assert bench.delivery.guests_up == 1
+    table.alloc_unbound(DOMID_SELF, 0)
+    assert bench.delivery.guests_up == 1

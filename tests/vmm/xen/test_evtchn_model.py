@@ -115,11 +115,12 @@ class Ports(RuleBasedStateMachine):
         else:
             assert errno_of(lambda: self.table.send(port)) == EINVAL
 
-    @rule(port=ports)
-    def keep(self, port: int) -> None:
-        if self.model.get(port, [9])[::2] in ([EVTCHNSTAT_unbound, 0], [EVTCHNSTAT_interdomain, 0]):
-            self.table.keep(port)
-            self.kept.add(port)
+    @rule()
+    def reserve(self) -> None:
+        port = self.table.reserve()
+        assert port not in self.model
+        self.model[port] = [EVTCHNSTAT_unbound, 0, 0, 0]
+        self.kept.add(port)
 
     @rule()
     def reset(self) -> None:

@@ -43,6 +43,9 @@ IPIS_MAX = 64
 class Delivery(Protocol):
     """How events travel; one implementation per accelerator. Waits for the kernel at most."""
 
+    def guest_up(self) -> None:
+        """The guest takes events from now on: deliver those that were raised before."""
+
     def connect(self, port: int, vcpu: int) -> None:
         """From now on the guest's sends on ``port`` reach its backend, and the backend's reach ``vcpu``."""
 
@@ -102,6 +105,7 @@ class EventChannels:
         self._next_dom0_port = 1
         self._virqs: dict[tuple[int, int], int] = {}  # (virq, vCPU that it was bound to): port
         self._kept: set[int] = set()
+        self._guest_up = False
 
     # -- for the guest
 
@@ -236,10 +240,12 @@ class EventChannels:
         """Raise the port, whoever is at the other end. Raises ``XenError`` EINVAL if it is closed."""
         self._delivery.raise_port(port, self._get(port).vcpu)
 
-    def keep(self, port: int) -> None:
-        """The port survives EVTCHNOP_reset (not a close): the guest could not make it anew."""
-        self._get(port)
+    def reserve(self) -> int:
+        """A port, unbound for domain 0, that is there when the guest starts. It survives EVTCHNOP_reset
+        (not a close): the guest could not make it anew."""
+        port = self._take(Channel(EVTCHNSTAT_unbound, remote_dom=DOM0))
         self._kept.add(port)
+        return port
 
     def is_bound(self, port: int) -> bool:
         """Whether the number is in use."""
@@ -293,6 +299,15 @@ class EventChannels:
         return self._channels[port]
 
     def _allocate(self, channel: Channel) -> int:
+        """For the guest. Its first one shows that it lives: a shim makes none of its own, and gives none an
+        event to a guest that it is still making."""
+        port = self._take(channel)
+        if not self._guest_up:
+            self._guest_up = True
+            self._delivery.guest_up()
+        return port
+
+    def _take(self, channel: Channel) -> int:
         if not self._free or self._free[0] >= self.limit:
             raise XenError(ENOSPC, "all event channels are in use")
         port = heapq.heappop(self._free)
