@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from tests.fakes.evtchn import FakeEvtchnOps, FakeEvtchnPort
 from xenpvd.backends.port import PortKicks
@@ -50,3 +51,38 @@ async def test_the_fake_notifies_its_guest():
     assert port.guest_pending()
     ops.close()
     port.notify()
+
+
+async def test_a_storm_of_kicks_is_one_a_pass_of_the_loop():
+    """E2, E3: whatever the guest sends, nothing queues up and everybody else has a turn in between."""
+    port = FakeEvtchnPort()
+    kicks = PortKicks(port)
+    over, sent = threading.Event(), 0
+
+    def storm() -> None:
+        nonlocal sent
+        while not over.is_set():
+            port.guest_kick()
+            sent += 1
+
+    taken = turns = 0
+
+    async def take() -> None:
+        nonlocal taken
+        while True:
+            await kicks.wait()
+            taken += 1
+
+    taking = asyncio.get_running_loop().create_task(take())
+    sender = threading.Thread(target=storm)
+    sender.start()
+    while taken < 1000:
+        await asyncio.sleep(0)
+        turns += 1
+    over.set()
+    sender.join()
+    taking.cancel()
+    assert taken <= turns + 1 and taken <= sent
+    assert await waits(kicks) or await waits(kicks), "at most one kick was left"
+    kicks.close()
+    port.close()

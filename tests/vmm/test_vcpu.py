@@ -204,6 +204,8 @@ def test_a_flood_of_exits_leaves_nothing_but_a_count(bench: Bench, caplog: pytes
     ],
 )
 def test_exits_that_end_the_guest(bench: Bench, reason: int, why: str) -> None:
+    """E19."""
+
     def act(vcpu: FakeVcpu) -> int:
         vcpu.run_page[32] = 1
         return reason
