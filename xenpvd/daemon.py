@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import xenpvd
 from xenpvd.config import GuestConfig
@@ -24,9 +24,6 @@ from xenpvd.service import Service
 from xenpvd.tasks import Tasks
 from xenpvd.views import DaemonInfo, Phase, Runstate
 from xenpvd.vmm.vcpu import install_kick_handler
-
-if TYPE_CHECKING:
-    from xenpvd.rpc.http import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +59,14 @@ class NameLock:
 
     def release(self) -> None:
         os.close(self._fd)
+
+
+class _Server(Protocol):
+    """A socket."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
 
 
 class Daemon:
@@ -117,9 +122,12 @@ class Daemon:
                 await server.stop()
             lock.release()
 
-    def _servers(self) -> list[RpcServer | HttpServer]:
+    def _servers(self) -> list[_Server]:
         service = Service(self.guest, self)
-        servers: list[RpcServer | HttpServer] = [RpcServer(service, self._directory / "rpc.sock")]
+        servers: list[_Server] = [
+            self.guest.xenstore_socket(self._directory / "xenstored.sock"),
+            RpcServer(service, self._directory / "rpc.sock"),
+        ]
         if self._http:
             from xenpvd.rpc.http import HttpServer  # aiohttp takes its time to import
 

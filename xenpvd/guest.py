@@ -13,10 +13,12 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.history import History
 from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.backends.xenstore.socket import XenstoreSocket
 from xenpvd.backoff import Backoff
 from xenpvd.balloon import Balloon
 from xenpvd.check import host_memory, load_image
@@ -65,6 +67,10 @@ class Guest:
         self._last = False  # no life after this one
         self._uuid = str(uuid.uuid4())
         self._shim: str | None = None
+
+    def xenstore_socket(self, path: Path) -> XenstoreSocket:
+        """The store for the tools of domain 0; not started yet."""
+        return XenstoreSocket(self.xenstore, path)
 
     @property
     def state(self) -> Runstate:

@@ -22,8 +22,8 @@ from xenpvd.rpc.errors import fault_of, parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
 from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
-from xenpvd.rpc.server import listen
 from xenpvd.rpc.service import Service
+from xenpvd.sockets import listen
 from xenpvd.tasks import Tasks
 from xenpvd.views import Runstate
 

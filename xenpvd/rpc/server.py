@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import socket
 from pathlib import Path
 
 from pydantic_core import to_json
 
-from xenpvd.errors import HostError, LimitReached
+from xenpvd.errors import LimitReached
 from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Connection
 from xenpvd.rpc.errors import CODES, protocol_fault
 from xenpvd.rpc.service import Service
+from xenpvd.sockets import listen
 from xenpvd.tasks import Tasks
 
 
@@ -58,25 +56,3 @@ class RpcServer:
         self._connections.add(connection)
         task = self._tasks.spawn(connection.serve(), "rpc client")
         task.add_done_callback(lambda _: self._connections.discard(connection))
-
-
-def listen(path: Path) -> socket.socket:
-    """A socket bound by another name, made 0660, listening, and only then renamed to ``path``. Raises
-    :class:`HostError`."""
-    new = path.with_suffix(".new")  # no longer than path: sun_path has 107 bytes
-    if len(os.fsencode(path)) > 107:
-        why = f"cannot listen at {path}: a socket's path has at most 107 bytes. Choose a shorter --run-dir."
-        raise HostError(why, errno.ENAMETOOLONG, str(path))
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        new.unlink(missing_ok=True)
-        sock.bind(str(new))
-        new.chmod(0o660)
-        sock.listen(CONNECTIONS_MAX)
-        new.rename(path)
-    except OSError as fault:
-        sock.close()
-        why = f"cannot listen at {path}: {fault.strerror}. Check the directory."
-        raise HostError(why, fault.errno or 0, str(path)) from None
-    sock.setblocking(False)
-    return sock

@@ -12,7 +12,7 @@ from tests.fakes.page import FakePage
 from tests.fakes.xenstore_frontend import XenstoreFrontend, request
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore.quota import Quota
-from xenpvd.backends.xenstore.serve import BURST, RingServer
+from xenpvd.backends.xenstore.serve import BURST, PENANCE, RingServer
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message
 
 READ = abi.XS_READ
@@ -172,6 +172,44 @@ async def test_broken_protocol_cuts_off(rig: Rig, harm, error: int, why: str):
     assert rig.server._outbox.outstanding == outstanding
     assert len(rig.handled) == handled
     assert len(rig.cut) == 1
+
+
+async def test_who_was_cut_off_can_connect_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    """F12, F15: not at once, or each fault of an endless row would be an event."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("xenpvd.backends.xenstore.serve.asyncio.sleep", note)
+    for n in range(1, 4):
+        rig.page.store32(abi.REQ_PROD, rig.page.load32(abi.REQ_CONS) + 1025)
+        rig.port.guest_kick()
+        while len(rig.cut) < n:
+            await rig.port.guest_wait()
+        rig.page.store32(abi.CONNECTION, abi.XENSTORE_RECONNECT)
+        rig.port.guest_kick()
+        while rig.page.load32(abi.CONNECTION) != abi.XENSTORE_CONNECTED:
+            await rig.port.guest_wait()
+        assert rig.page.load32(abi.ERROR) == abi.XENSTORE_ERROR_NONE and rig.resets == n
+        assert await rig.guest.ask(READ, b"again") == b"again"
+    assert pauses.count(PENANCE) == 3
+
+
+async def test_halted_it_answers_nothing_and_restarted_it_begins_anew(rig: Rig):
+    assert await rig.guest.ask(READ, b"one") == b"one"
+    rig.server.halt()
+    rig.guest.put(request(READ, b"two"))
+    rig.server.deliver(Message(abi.XS_WATCH_EVENT, 0, 0, b"path\0token\0"))
+    await rig.settle()
+    assert len(rig.handled) == 1
+    rig.server.restart()
+    await rig.port.guest_wait()
+    assert [rig.page.load32(offset) for offset in range(2048, 2064, 4)] == [0] * 4 and rig.resets == 1
+    assert await rig.guest.ask(READ, b"three") == b"three"
+    assert [message.payload for message in rig.handled] == [b"one", b"three"]
 
 
 async def test_our_fault_is_told_too(rig: Rig):

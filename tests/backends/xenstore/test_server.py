@@ -10,9 +10,11 @@ import pytest
 
 from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.page import FakePage
-from tests.fakes.xenstore_frontend import XenstoreFrontend
+from tests.fakes.xenstore_frontend import XenstoreFrontend, request
 from xenpvd.abi import io_xs_wire as abi
+from xenpvd.backends.xenstore.quota import UNLIMITED
 from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.backends.xenstore.wire import Message
 from xenpvd.errors import NotFound
 
 
@@ -187,3 +189,55 @@ async def test_who_removes_can_wait_until_the_guest_has_looked(host: Host):
     assert await looked == [True]
     assert not await client.looked_at("/local/domain/1/device/vbd/1", 0.01)
     assert not client.looks
+
+
+async def test_domain_0_can_release_a_guest_and_introduce_it_anew(host: Host):
+    """F18: the ring is served no more, then from its beginning."""
+    guest = host.boot(1)
+    await guest.ask(abi.XS_WATCH, b"data\0t\0")
+    assert await guest.event() == ("data", "t")
+    answers: list[Message] = []
+    tool = host.xenstore.open(0, answers.append, UNLIMITED)
+    released = host.client.watch("@releaseDomain")
+    assert await anext(released) == "@releaseDomain"
+    tool.call(Message(abi.XS_RELEASE, 1, 0, b"1\0"))
+    assert await anext(released) == "@releaseDomain"
+    guest.put(request(abi.XS_READ, b"data\0"))
+    host.client.write("/local/domain/1/data", "unheard")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert guest.take() == b""
+    tool.call(Message(abi.XS_INTRODUCE, 2, 0, b"1\x001\x001\0"))
+    assert [answer.payload for answer in answers] == [b"OK\0"] * 2
+    assert await guest.ask(abi.XS_READ, b"data\0") == b"unheard"
+    tool.call(Message(abi.XS_RELEASE, 3, 0, b"1\0"))
+    await host.xenstore.disconnect(1)
+    guest = host.boot(1)
+    assert await guest.ask(abi.XS_READ, b"data\0") == b"unheard"
+    tool.close()
+
+
+async def test_who_is_cut_off_while_events_go_out_gets_none(host: Host):
+    """As a client of the socket that does not read: it ends in the midst of a delivery."""
+
+    def leave(message: Message) -> None:
+        if message.payload != b"OK\0":
+            session.close()
+
+    session = host.xenstore.open(0, leave, UNLIMITED)
+    for token in (b"one", b"two"):
+        session.call(Message(abi.XS_WATCH, 1, 0, b"/a\0" + token + b"\0"))
+    host.client.write("/a", "1")
+    session.close()
+    host.client.write("/a", "2")
+
+
+async def test_a_quota_set_while_the_guest_runs_counts_at_once_and_survives_its_reboot(host: Host):
+    guest = host.boot(1)
+    tool = host.xenstore.open(0, lambda message: None, UNLIMITED)
+    tool.call(Message(abi.XS_SET_QUOTA, 1, 0, b"1\0nodes\x003\0"))
+    answers = [await guest.ask(abi.XS_WRITE, b"data/%d\0" % n) for n in range(3)]
+    assert answers == [b"OK\0", b"OK\0", "ENOSPC"]
+    await host.xenstore.disconnect(1)
+    guest = host.boot(1)
+    assert await guest.ask(abi.XS_WRITE, b"data/x\0") == "ENOSPC"

@@ -13,9 +13,10 @@ from xenpvd.errors import XenError
 class Connection:
     """A domain's connection and its open transactions. Two connections are never equal."""
 
-    def __init__(self, domid: int, quota: Quota | None = None) -> None:
+    def __init__(self, domid: int, quota: Quota | None = None, *, implicit_path: bool = True) -> None:
         self.domid = domid
-        self.home = paths.home(domid)
+        #: what relative paths begin with; None: they are refused, as xenstored does on its socket
+        self.home = paths.home(domid) if implicit_path else None
         self.quota = quota if quota is not None else UNLIMITED if domid == 0 else Quota()
         self._transactions: dict[int, Transaction] = {}
         self._last_tx_id = 0
@@ -23,6 +24,11 @@ class Connection:
     @property
     def privileged(self) -> bool:
         return self.domid == 0
+
+    @property
+    def transactions(self) -> int:
+        """How many are open."""
+        return len(self._transactions)
 
     def begin(self, transaction: Transaction) -> int:
         """Keep a new transaction; returns its tx_id. Raises ``XenError`` ENOSPC beyond the quota."""

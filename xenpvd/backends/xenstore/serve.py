@@ -18,13 +18,16 @@ from xenpvd.tasks import Tasks
 #: Steps between two looks at the rest of the loop: a guest that never pauses must not starve it.
 BURST = 128
 
+#: Seconds that a guest which broke the protocol waits, before it can connect anew: each time is an event
+PENANCE = 1.0
+
 
 class RingServer:
-    """Serves from construction until :meth:`close` or a fault.
+    """Serves from construction until :meth:`close`, :meth:`halt` or a fault of ours.
 
     ``handle(request)`` must lead to one :meth:`deliver` of its reply; ``reset()`` drops what the connection
-    has set up, for a guest that reconnects; ``on_cut(task's name, fault)`` is called once if the connection
-    is cut off, with ``ConnectionFault`` if that is the guest's doing.
+    has set up, for a guest that reconnects; ``on_cut(task's name, fault)`` is called when the connection is
+    cut off, with ``ConnectionFault`` if that is the guest's doing: it may then connect anew.
     """
 
     def __init__(
@@ -47,14 +50,28 @@ class RingServer:
         self._outbox = Outbox(quota)
         self._cut = False
         self._kicks = PortKicks(port)
+        self._name = name
         self._tasks = Tasks(self._fault)
-        self._tasks.spawn(self._serve(), name)
+        self._serving = self._tasks.spawn(self._serve(), name)
 
     def deliver(self, message: Message) -> None:
         """Queue a reply or an event for the guest."""
         if not self._cut:
             self._outbox.put(message)
             self._kicks.poke()
+
+    def halt(self) -> None:
+        """Stop until :meth:`restart`; the guest gets no answer any more."""
+        self._cut = True
+        self._serving.cancel()
+
+    def restart(self) -> None:
+        """Both streams begin anew, whatever the guest thinks of it."""
+        self.halt()
+        self._reconnect()
+        self._cut = False
+        self._serving = self._tasks.spawn(self._serve(), self._name)
+        self._port.notify()
 
     async def close(self) -> None:
         """Stop; the page and the port are not touched any more. Idempotent."""
@@ -63,6 +80,19 @@ class RingServer:
         self._kicks.close()
 
     async def _serve(self) -> None:
+        while True:
+            try:
+                await self._converse()
+            except ConnectionFault as fault:
+                self._break_off(fault.error)
+                self._on_cut(self._name, fault)
+            await asyncio.sleep(PENANCE)
+            while not self._ring.reconnect_wanted():
+                await self._kicks.wait()
+            self._cut = False
+
+    async def _converse(self) -> None:
+        """Until the guest breaks the protocol: raises :class:`ConnectionFault`."""
         while True:
             if self._pump():
                 await asyncio.sleep(0)
@@ -110,12 +140,14 @@ class RingServer:
         self._outbox = Outbox(self._quota)
         self._ring.reset()
 
-    def _fault(self, name: str, fault: BaseException) -> None:
-        """End the conversation: nothing is read or written any more, and the guest can see why."""
-        if self._cut:
-            return
+    def _break_off(self, error: int) -> None:
+        """Nothing is read or written any more, and the guest can see why."""
         self._cut = True
-        self._kicks.close()
-        self._ring.set_error(fault.error if isinstance(fault, ConnectionFault) else XENSTORE_ERROR_COMM)
+        self._ring.set_error(error)
         self._port.notify()
+
+    def _fault(self, name: str, fault: BaseException) -> None:
+        """Ours, and final."""
+        self._kicks.close()
+        self._break_off(XENSTORE_ERROR_COMM)
         self._on_cut(name, fault)

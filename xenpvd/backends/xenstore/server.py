@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
 
 from xenpvd.abi.io_xs_wire import XS_DIRECTORY, XS_GET_PERMS, XS_READ
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore import perms as permissions
-from xenpvd.backends.xenstore.call import State, call
+from xenpvd.backends.xenstore.call import call
 from xenpvd.backends.xenstore.client import Client
 from xenpvd.backends.xenstore.connection import Connection
+from xenpvd.backends.xenstore.quota import Quota
+from xenpvd.backends.xenstore.request import State
 from xenpvd.backends.xenstore.serve import RingServer
 from xenpvd.backends.xenstore.watch import Delivery
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message
@@ -24,6 +28,13 @@ from xenpvd.views import XenstoreNode
 log = logging.getLogger(__name__)
 
 _LOOKS = (XS_DIRECTORY, XS_READ, XS_GET_PERMS)
+
+
+class Session(NamedTuple):
+    """What :meth:`Xenstore.open` gives: make a request, and end it all."""
+
+    call: Callable[[Message], None]
+    close: Callable[[], None]
 
 
 class Xenstore:
@@ -38,7 +49,7 @@ class Xenstore:
     ) -> None:
         self._publish = publish
         self._on_fault = on_fault
-        self._state = State()
+        self._state = State(self)
         self._servers: dict[int, tuple[Connection, RingServer]] = {}
         self._outlets: dict[Connection, Callable[[Message], None]] = {}
         own = Connection(0)
@@ -60,7 +71,7 @@ class Xenstore:
         """
         if domid in self._state.introduced:
             raise ValueError(f"domain {domid} is connected")
-        connection = Connection(domid)
+        connection = Connection(domid, self._state.quotas.of(domid))
 
         def handle(message: Message) -> None:
             if on_request is not None:
@@ -80,7 +91,44 @@ class Xenstore:
         )
         self._servers[domid] = connection, server
         self._outlets[connection] = server.deliver
-        self._state.introduced.add(domid)
+        self._state.introduced[domid] = connection
+        self._route(self._state.special(paths.INTRODUCE_DOMAIN, domid))
+
+    # -- as :class:`xenpvd.backends.xenstore.request.Rings`
+
+    def reset(self, domid: int) -> bool:
+        if domid not in self._servers:
+            return False
+        connection, server = self._servers[domid]
+        self._state.introduced[domid] = connection
+        server.restart()
+        return True
+
+    def release(self, domid: int) -> None:
+        if domid in self._servers:
+            self._servers[domid][1].halt()
+
+    def print(self, text: str) -> None:
+        log.info("%s", text)
+
+    # -- for those who have no ring
+
+    def open(self, domid: int, deliver: Callable[[Message], None], quota: Quota) -> Session:
+        """A connection of ``domid``'s that is no ring: ``deliver`` gets its replies and events."""
+        connection = Connection(domid, quota, implicit_path=domid != 0)
+        self._outlets[connection] = deliver
+        return Session(partial(self._call, connection), partial(self._close, connection))
+
+    def _close(self, connection: Connection) -> None:
+        self._state.reset(connection)
+        self._outlets.pop(connection, None)
+
+    def introduce(self, domid: int) -> None:
+        """Let a domain exist that has no ring. Its home is its own, as a toolstack would make it."""
+        home = paths.home(domid)
+        self.client.mkdir(home)
+        self.client.set_perms(home, [f"n{domid}"])
+        self._state.introduced[domid] = None
         self._route(self._state.special(paths.INTRODUCE_DOMAIN, domid))
 
     async def disconnect(self, domid: int) -> None:
@@ -94,8 +142,15 @@ class Xenstore:
         await server.close()
         self._state.reset(connection)
         del self._outlets[connection]
-        self._state.introduced.discard(domid)
-        self._route(self._state.special(paths.RELEASE_DOMAIN, domid))
+        if self._state.introduced.pop(domid, None) is not None:  # else it was released before
+            self._route(self._state.special(paths.RELEASE_DOMAIN, domid))
+
+    def quota(self, domid: int) -> Quota:
+        return self._state.quotas.of(domid)
+
+    def trace(self) -> None:
+        """Print every request, as XS_CONTROL's "log on" does."""
+        self._state.tracing = True
 
     def exists(self, path: str) -> bool:
         return self._state.store.find(path) is not None
@@ -131,7 +186,8 @@ class Xenstore:
 
     def _route(self, deliveries: list[Delivery]) -> None:
         for connection, message in deliveries:
-            self._outlets[connection](message)
+            if (deliver := self._outlets.get(connection)) is not None:  # else it has been cut off meanwhile
+                deliver(message)
 
     def _cut(self, connection: Connection, name: str, fault: BaseException) -> None:
         self._state.reset(connection)

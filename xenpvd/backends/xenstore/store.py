@@ -170,6 +170,10 @@ class Store(View):
     def find(self, path: str) -> Node | None:
         return self._nodes.get(path)
 
+    def nodes(self) -> Iterator[tuple[str, Node]]:
+        """All of them, for looking at; nothing may change meanwhile."""
+        return iter(self._nodes.items())
+
     def owned(self, domid: int) -> int:
         return self._owned[domid]
 

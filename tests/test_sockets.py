@@ -1,0 +1,32 @@
+"""Unix sockets that appear whole; tests/rpc/test_server.py sees them through the RPC server."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from xenpvd.errors import HostError
+from xenpvd.sockets import listen
+
+
+def test_it_listens_as_soon_as_it_is_there_and_replaces_an_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    for name in (path, path.with_suffix(".new")):
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(name))
+    with listen(path, 0o600), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.sock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("no/a.sock", errno.ENOENT), ("x" * 120, errno.ENAMETOOLONG)], ids=["missing", "long"]
+)
+def test_a_place_that_cannot_be(tmp_path: Path, name: str, why: int) -> None:
+    with pytest.raises(HostError, match="cannot listen at") as caught:
+        listen(tmp_path / name)
+    assert caught.value.data["errno"] == why

@@ -1,0 +1,154 @@
+"""What the handlers of requests are given: all that there is (State), and one request on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from errno import EACCES, EINVAL, ENOENT
+from typing import NamedTuple, Protocol
+
+from xenpvd.backends.xenstore import path as paths
+from xenpvd.backends.xenstore.connection import Connection
+from xenpvd.backends.xenstore.perms import WRITE, Perms
+from xenpvd.backends.xenstore.quota import Quotas
+from xenpvd.backends.xenstore.store import Node, Store, View
+from xenpvd.backends.xenstore.transaction import Transaction
+from xenpvd.backends.xenstore.watch import Delivery, Watches
+from xenpvd.backends.xenstore.wire import Message, join, strings
+from xenpvd.errors import XenError
+
+OK = join("OK")
+
+
+class Rings(Protocol):
+    """What requests can do to other domains' rings."""
+
+    def reset(self, domid: int) -> bool:
+        """Let the domain begin anew, be it served now or released before; False if it has no ring here."""
+
+    def release(self, domid: int) -> None:
+        """Serve its ring no more. Nothing if it has none."""
+
+    def print(self, text: str) -> None:
+        """Into the log."""
+
+
+class State:
+    """All that a request can see or change. ``introduced`` holds the domids that are connected, each with its
+    connection; those on a socket have none of their own."""
+
+    def __init__(self, rings: Rings | None = None) -> None:
+        self.rings = rings
+        self.store = Store()
+        self.watches = Watches()
+        self.quotas = Quotas()
+        self.introduced: dict[int, Connection | None] = {0: None}
+        #: XS_CONTROL log: whether every request is printed
+        self.tracing = False
+
+    def reset(self, connection: Connection) -> None:
+        """Drop a connection's watches and transactions."""
+        self.watches.reset(connection)
+        connection.reset_transactions()
+
+    def usage(self, domid: int) -> dict[str, int]:
+        """What a domain takes of its quotas, by their names on the wire."""
+        connection = self.introduced[domid]
+        return {
+            "nodes": self.store.owned(domid),
+            "watches": self.watches.count(connection) if connection is not None else 0,
+            "transactions": connection.transactions if connection is not None else 0,
+        }
+
+    def special(self, name: str, domid: int) -> list[Delivery]:
+        """The events of @introduceDomain or @releaseDomain."""
+        node = self.store.find(name)
+        assert node is not None
+        return self.watches.fire_special(name, domid, node.perms)
+
+
+@dataclass(slots=True)
+class Request:
+    """One request on its way: ``events`` go out before its reply, ``after`` behind it."""
+
+    state: State
+    connection: Connection
+    message: Message
+    transaction: Transaction | None = None
+    events: list[Delivery] = field(default_factory=list)
+    after: list[Delivery] = field(default_factory=list)
+
+    @property
+    def view(self) -> View:
+        return self.transaction or self.state.store
+
+    @property
+    def domid(self) -> int:
+        return self.connection.domid
+
+    def check_privileged(self) -> None:
+        if not self.connection.privileged:
+            raise XenError(EACCES, "for domain 0 only")
+
+    def argument(self) -> bytes:
+        """The payload as the one string it must be. Raises EINVAL."""
+        argument, nul, rest = self.message.payload.partition(b"\0")
+        if not nul or rest:
+            raise XenError(EINVAL, "one NUL-terminated argument is wanted")
+        return argument
+
+    def arguments(self, *counts: int) -> list[bytes]:
+        """The payload's strings. Raises EINVAL if they are not as many as one of ``counts``."""
+        arguments = strings(self.message.payload)
+        if len(arguments) not in counts:
+            raise XenError(EINVAL, "wrong number of arguments")
+        return arguments
+
+    def path(self, raw: bytes, *, special: bool = False) -> str:
+        return paths.canonical(raw, self.connection.home, self.connection.quota.path_max, special=special)
+
+    def node(self, path: str, need: int) -> Node:
+        return self.view.lookup(path, self.domid, need)
+
+    def exists(self, path: str) -> bool:
+        """Is there a node, as far as one who may write it can know? Raises EACCES to all others."""
+        try:
+            self.node(path, WRITE)
+        except XenError as fault:
+            if fault.errno != ENOENT:
+                raise
+            return False
+        return True
+
+    def changed(self, path: str, *old: Perms) -> None:
+        """Tell the watches of a node that is there, now or at the commit; ``old`` are its perms of before."""
+        if self.transaction is not None:
+            self.transaction.note(path, exact=False)
+            return
+        node = self.view.find(path)
+        assert node is not None
+        self.events += self.state.watches.fire(path, (*old, *self.view.readable(path, node)))
+
+    def removed(self, path: str, readers: tuple[Perms, ...], *, exact: bool) -> None:
+        """Tell the watches of a node that is gone, now or at the commit."""
+        if self.transaction is not None:
+            self.transaction.note(path, exact)
+        else:
+            self.events += self.state.watches.fire(path, readers, exact=exact)
+
+
+class Op(NamedTuple):
+    """How one type of message is handled."""
+
+    #: gives the payload of its reply, or raises ``XenError``
+    do: Callable[[Request], bytes]
+    #: for domain 0 only
+    privileged: bool = False
+    #: takes part in the transaction that tx_id names; the others ignore tx_id
+    in_transaction: bool = True
+
+
+def number(raw: bytes, what: str, maximum: int) -> int:
+    if not raw.isdigit() or len(raw) > 10 or int(raw) > maximum:
+        raise XenError(EINVAL, f"no {what}")
+    return int(raw)

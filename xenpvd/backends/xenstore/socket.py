@@ -1,0 +1,157 @@
+"""xenstored's unix socket: the same messages as on a ring, for the tools and daemons of domain 0.
+
+One :class:`asyncio.Protocol` a client. A client that does not read is not read from either, once as many
+replies wait for it as its quota allows; one that does not read its events is cut off, as it would miss some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from xenpvd.backends.xenstore.outbox import Outbox
+from xenpvd.backends.xenstore.quota import UNLIMITED
+from xenpvd.backends.xenstore.server import Xenstore
+from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser
+from xenpvd.sockets import listen
+
+log = logging.getLogger(__name__)
+
+CLIENTS_MAX = 256
+#: Requests of one client between two looks at the rest of the loop
+BURST = 64
+#: Domain 0's has no quota of nodes, but what waits for a client is bounded, whoever it is
+DOM0 = replace(UNLIMITED, outstanding=20, watch_events=65536)
+
+
+class XenstoreSocket:
+    """Serves ``store`` at ``path``, every client as ``domid``."""
+
+    def __init__(self, store: Xenstore, path: Path, domid: int = 0, mode: int = 0o660) -> None:
+        self.store = store
+        self.domid = domid
+        self.quota = DOM0 if domid == 0 else store.quota(domid)
+        self.peers: set[Peer] = set()
+        self._path = path
+        self._mode = mode
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self) -> None:
+        """Listen; an old socket is replaced. Raises :class:`HostError`."""
+        loop = asyncio.get_running_loop()
+        sock = listen(self._path, self._mode)
+        self._server = await loop.create_unix_server(lambda: Peer(self), sock=sock)
+
+    async def stop(self) -> None:
+        """Take no more clients and end the others. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+            for peer in tuple(self.peers):
+                peer.cut("the store ends")
+
+
+class Peer(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: XenstoreSocket) -> None:
+        self._server = server
+        self._parser = Parser()
+        self._outbox = Outbox(server.quota)
+        self._full = False  # the kernel takes no more for it
+        self._eof = False
+        self._turn: asyncio.Handle | None = None
+        self._closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._session = self._server.store.open(self._server.domid, self._deliver, self._server.quota)
+        self._server.peers.add(self)
+        if len(self._server.peers) > CLIENTS_MAX:
+            self.cut(f"{CLIENTS_MAX} clients are connected")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        if self._turn is None:
+            self._work()
+
+    def eof_received(self) -> bool:
+        """It has said all: what it asked is answered first."""
+        self._eof = True
+        self._work()
+        return True
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._work()
+
+    def cut(self, why: str) -> None:
+        """End the conversation at once."""
+        if not self._closed:
+            log.info("xenstored.sock: a client was cut off: %s", why)
+            self._end()
+            self._transport.abort()
+
+    def _end(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._server.peers.discard(self)
+            self._session.close()
+            if self._turn is not None:
+                self._turn.cancel()
+
+    def _deliver(self, message: Message) -> None:
+        self._outbox.put(message)
+        if self._outbox.dropped:
+            self.cut("it does not read its events")
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        while not (self._full or self._closed) and (data := self._outbox.head()):
+            self._transport.write(data)
+            self._outbox.sent(len(data))
+
+    def _work(self) -> None:
+        """Answer what can be answered, for a while."""
+        self._turn = None
+        try:
+            more = self._answer()
+        except ConnectionFault as fault:
+            self.cut(str(fault))
+        except Exception:
+            log.exception("a request on xenstored.sock failed")
+            self.cut("internal error")
+        if self._closed:
+            return
+        if more:
+            self._transport.pause_reading()
+            self._turn = asyncio.get_running_loop().call_soon(self._work)
+        elif self._full:
+            self._transport.pause_reading()
+        elif self._eof:
+            self._end()
+            self._transport.close()
+        else:
+            self._transport.resume_reading()
+
+    def _answer(self) -> bool:
+        """True if there may be more to do right now. Raises :class:`ConnectionFault`."""
+        self._flush()
+        for _ in range(BURST):
+            if self._closed or self._outbox.outstanding >= self._server.quota.outstanding:
+                return False
+            if (message := self._parser.next()) is None:
+                return False
+            self._session.call(message)
+        return True
