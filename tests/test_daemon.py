@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -217,6 +218,22 @@ async def test_looking_into_a_guest_over_rpc(
     await peer.result("guest.destroy")
     assert (await peer.result("hypercall.stats"))["total"] == 31  # of the last life
     assert (await peer.call("evtchn.list"))["error"]["data"]["reason"] == "GUEST_STATE"
+
+
+async def test_xenstored_sock_is_the_guests_store(tmp_path: Path, halls: list[Hall]) -> None:
+    halls.append(Hall(tmp_path, None))
+    peer = await halls[0].peer()
+    path = tmp_path / "web1" / "xenstored.sock"
+    assert path.stat().st_mode & 0o777 == 0o660
+    await peer.result("xenstore.write", path="/tool/by-rpc", text="1")
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(struct.pack("<4I", 2, 1, 0, 13) + b"/tool/by-rpc\0")
+    assert await reader.readexactly(17) == struct.pack("<4I", 2, 1, 0, 1) + b"1"
+    halls[0].daemon.quit()
+    assert await reader.read() == b""
+    await halls[0].ended
+    assert not path.exists()
+    writer.close()
 
 
 async def test_a_start_that_fails_ends_the_daemon_with_the_reason(

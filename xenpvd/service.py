@@ -175,5 +175,11 @@ class Service:
     def xenstore_list(self, path: str) -> list[str]:
         return self._guest.xenstore.client.directory(path)
 
+    def xenstore_write(self, path: str, value: bytes) -> None:
+        self._guest.xenstore.client.write(path, value)
+
+    def xenstore_remove(self, path: str) -> None:
+        self._guest.xenstore.client.remove(path)
+
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         return self._guest.xenstore.tree(path, depth)

@@ -1,4 +1,4 @@
-"""log, events, xenstore-ls, call. (The console has its own test.)"""
+"""log, events, call. (The console has its own test.)"""
 
 from __future__ import annotations
 
@@ -95,21 +95,6 @@ def test_events_follow_until_the_daemon_ends(xenpvctl: Xenpvctl, daemon: Daemon)
     daemon.service.events.subscribe = subscribe  # type: ignore[method-assign,assignment]
     lines = xenpvctl("events", "web1", "-f", "drive.*").stdout.splitlines()
     assert [line.split()[3] for line in lines] == ["drive.added", "drive.removed"]
-
-
-def test_xenstore_ls(xenpvctl: Xenpvctl, service: FakeService) -> None:
-    service.xenstore["/tool/escape"] = "\x1b[31mred\n\x9b".encode()
-    assert xenpvctl("xenstore-ls", "web1").stdout.splitlines() == [
-        'tool = ""',
-        ' name = "web1"',
-        ' raw = "\N{REPLACEMENT CHARACTER}\\u0000"',
-        ' escape = "\\u001b[31mred\\n\\x9b"',
-    ]
-    assert (
-        xenpvctl("xenstore-ls", "web1", "/tool", "-f", "-p").stdout.splitlines()[0]
-        == '/tool/name = "web1"  (n0)'
-    )
-    assert xenpvctl.json("xenstore-ls", "web1", "/tool")[1]["value"] == "web1"
 
 
 def test_call(xenpvctl: Xenpvctl, service: FakeService) -> None:

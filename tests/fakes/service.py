@@ -332,6 +332,12 @@ class FakeService:
             node.removeprefix(below) for node in self.xenstore if node.startswith(below) and node != below
         ]
 
+    def xenstore_write(self, path: str, value: bytes) -> None:
+        self.xenstore[path] = value
+
+    def xenstore_remove(self, path: str) -> None:
+        del self.xenstore[path]
+
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         for node, value in self.xenstore.items():
             if node.startswith(path):

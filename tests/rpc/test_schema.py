@@ -97,6 +97,8 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "xenstore.read": {"path": "/tool"},
         "xenstore.list": {"path": "/tool"},
         "xenstore.tree": {},
+        "xenstore.write": {"path": "/tool/new", "text": "1"},
+        "xenstore.remove": {"path": "/tool/new"},
         "events.history": {},
         "events.subscribe": {"names": ["none"]},
         "events.unsubscribe": {},

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xenpvd import paths
-from xenpvd.ctl import boot, drive, guest, look, machine, rundir, xen
+from xenpvd.ctl import boot, drive, guest, look, machine, rundir, xen, xenstore
 from xenpvd.ctl.output import Verbs, json_option
 
 
@@ -53,7 +53,10 @@ for verb in (
     guest.reset,
     guest.destroy,
     guest.sysrq,
-    look.xenstore_ls,
+    xenstore.xenstore_ls,
+    xenstore.xenstore_read,
+    xenstore.xenstore_write,
+    xenstore.xenstore_rm,
     xen.evtchn,
     xen.grant,
     xen.hypercalls,

@@ -1,4 +1,4 @@
-"""console, log, events, xenstore-ls, call: what goes on in a guest."""
+"""console, log, events, call: what goes on in a guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl.client import Client, NoAnswer
-from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment, plain, wants_json
+from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
 
@@ -135,30 +135,6 @@ def _emit_event(event: dict[str, Any]) -> None:
 def _brief(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if text.isprintable() and " " not in text and text else json.dumps(text)
-
-
-@click.command("xenstore-ls")
-@click.argument("name")
-@click.argument("path", default="/")
-@click.option("-f", "--full", is_flag=True, help="Full paths, no indentation.")
-@click.option("-p", "--perms", is_flag=True, help="Permissions as well.")
-@click.option("--depth", default=64, help="Levels below PATH.")
-@json_option
-@click.pass_obj
-def xenstore_ls(place: RunDir, name: str, path: str, full: bool, perms: bool, depth: int) -> None:
-    """A guest's xenstore, or the branch at PATH."""
-    with place.connect(name) as client:
-        nodes = client.call("xenstore.tree", {"path": path, "depth": depth})
-    lines = []
-    base = path.rstrip("/").count("/")
-    for node in nodes:
-        below = node["path"].rstrip("/").count("/") - base
-        if not below:
-            continue
-        label = node["path"] if full else " " * (below - 1) + node["path"].rpartition("/")[2]
-        value = plain(json.dumps(node["value"], ensure_ascii=False))
-        lines.append(f"{plain(label)} = {value}" + (f"  ({','.join(node['perms'])})" if perms else ""))
-    emit(nodes, lines)
 
 
 @click.command()

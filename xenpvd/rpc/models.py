@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -135,12 +135,11 @@ class ConsoleReadParams(Params):
     max: int = Field(CONSOLE_READ_MAX, ge=1, le=CONSOLE_READ_MAX, description="bytes")
 
 
-class ConsoleWriteParams(Params):
+class OctetsParams(Params):
     """Exactly one of ``text`` and ``base64``."""
 
     text: str | None = Field(None, max_length=CONSOLE_WRITE_MAX)
     base64: str | None = Field(None, max_length=CONSOLE_WRITE_MAX * 4 // 3 + 4)
-    timeout: Timeout = 30.0
 
     @field_validator("base64")
     @classmethod
@@ -150,13 +149,17 @@ class ConsoleWriteParams(Params):
         return value
 
     @model_validator(mode="after")
-    def _one(self) -> ConsoleWriteParams:
+    def _one(self) -> Self:
         if (self.text is None) == (self.base64 is None):
             raise ValueError("exactly one of text and base64")
         return self
 
     def data(self) -> bytes:
         return self.text.encode() if self.text is not None else base64.b64decode(self.base64 or "")
+
+
+class ConsoleWriteParams(OctetsParams):
+    timeout: Timeout = 30.0
 
 
 class ConsoleAttachParams(Params):
@@ -166,6 +169,9 @@ class ConsoleAttachParams(Params):
 
 class XenstorePathParams(Params):
     path: XenstorePath
+
+
+class XenstoreWriteParams(OctetsParams, XenstorePathParams): ...
 
 
 class XenstoreTreeParams(Params):

@@ -87,6 +87,12 @@ async def test_xenstore(peer: Peer, service: FakeService) -> None:
     assert (await peer.result("xenstore.tree"))[2] == {"path": "/tool/name", "value": "web1", "perms": ["n0"]}
     told = await peer.fault("xenstore.read", path="/none")
     assert told["data"] == {"reason": "XENSTORE", "error": "ENOENT", "path": "/none"}
+    written = await peer.result("xenstore.write", path="/tool/raw", base64="AP8=")
+    assert written == {"path": "/tool/raw", "text": None, "base64": "AP8="}
+    assert service.xenstore["/tool/raw"] == b"\0\xff"
+    assert await peer.result("xenstore.remove", path="/tool/raw") is None
+    assert (await peer.fault("xenstore.write", path="/tool/x", text="1", base64="AP8="))["code"] == -32602
+    assert list(service.xenstore) == ["/", "/tool", "/tool/name"]
     service.xenstore |= {f"/n{i}": b"" for i in range(TREE_MAX)}
     assert (await peer.fault("xenstore.tree"))["data"]["reason"] == "LIMIT"
-    assert len(await peer.result("xenstore.tree", path="/tool")) == 3
+    assert len(await peer.result("xenstore.tree", path="/tool")) == 2

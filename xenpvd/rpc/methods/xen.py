@@ -60,3 +60,16 @@ async def xenstore_tree(call: Call, params: models.XenstoreTreeParams) -> list[X
             limit=TREE_MAX,
         )
     return nodes
+
+
+@method("xenstore.write", "admin")
+async def xenstore_write(call: Call, params: models.XenstoreWriteParams) -> results.XenstoreValue:
+    """Set the value of a node, as domain 0; what is missing of it and above it is made."""
+    call.service.xenstore_write(params.path, params.data())
+    return results.XenstoreValue(path=params.path, **results.octets(params.data()))
+
+
+@method("xenstore.remove", "admin")
+async def xenstore_remove(call: Call, params: models.XenstorePathParams) -> None:
+    """Remove a node and what is below it, as domain 0. If its parent is there, it need not be."""
+    call.service.xenstore_remove(params.path)
