@@ -11,7 +11,7 @@ from xenpvd.config import MEMORY_MAX_MIB, MEMORY_MIN_MIB, VCPUS_MAX, DiskConfig,
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
-API = "1.1"
+API = "1.2"
 
 #: 2-level event channels of a 64-bit guest: 64 words of 64 bits; port 0 is none.
 PORT_MAX = 4095

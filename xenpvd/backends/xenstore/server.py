@@ -40,7 +40,7 @@ class Session(NamedTuple):
 class Xenstore:
     """The store of one daemon. Loop thread only.
 
-    ``publish`` hears ``xenstore.fault`` (domid, why) when a guest's connection is cut off for good. If that
+    ``publish`` hears ``xenstore.fault`` (domid, why) when a guest's connection is cut off. If that
     is our fault and not the guest's, ``on_fault(task's name, exception)`` is called as well.
     """
 
