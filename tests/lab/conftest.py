@@ -113,8 +113,8 @@ class Daemon:
     def clock(self) -> tuple[float, float]:
         """See that the guest's clock is right; it lags by at least, and at most, so many seconds.
 
-        What it is told is right to half a second (vmm/clock.py); where the lab is slow, the shim and Linux lose
-        seconds of it while they boot (docs/lab.md).
+        What it is told is right to half a second (vmm/clock.py); where the lab is slow, the shim and Linux
+        lose seconds of it while they boot (docs/lab.md).
         """
         before = time.time()
         told = float(self.sh("now"))
