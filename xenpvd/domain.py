@@ -199,6 +199,7 @@ class Domain:
             self.machine.page(layout.STORE_PFN),
             self._store_port,
             lambda: self._around.progress.reached(Phase.XENBUS),
+            self._around.progress.ran,
         )
 
     def _watch_phases(self) -> None:

@@ -28,6 +28,8 @@ class Progress:
         self.boot_times: dict[str, float] = {}
         self._publish = publish
         self._began = 0.0
+        self._running_since = 0.0
+        self._ran = 0.0  # before that
         self._changed = asyncio.Event()
 
     @property
@@ -40,7 +42,13 @@ class Progress:
         self._began = time.monotonic()
         self.phase, self.reason, self.boot_times = None, None, {}
 
+    def ran(self) -> float:
+        """Seconds that guests have run: a clock that stands still while there is none, or it is paused."""
+        running = self.state is Runstate.RUNNING
+        return self._ran + (time.monotonic() - self._running_since if running else 0.0)
+
     def switch(self, state: Runstate, reason: str | None = None) -> None:
+        self._ran, self._running_since = self.ran(), time.monotonic()
         before, self.state, self.reason = self.state, state, reason
         self._publish("guest.state", from_=before, to=state, reason=reason)
         self.wake()

@@ -243,3 +243,28 @@ class XenstoreNode:
     path: str
     value: str
     perms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class XenstoreOperation:
+    """What somebody asked of the store. ``seq`` counts all since the store began; ``time`` is Unix seconds;
+    ``tx`` is the transaction's number, 0 for none; ``result`` is OK or the error's name. ``arguments`` are
+    printable, and cut after 256 bytes."""
+
+    seq: int
+    time: float
+    who: str
+    domid: int
+    op: str
+    tx: int
+    arguments: tuple[str, ...]
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class XenstoreQuota:
+    """``limit`` 0: there is none. ``used`` is null where nothing is used up."""
+
+    name: str
+    limit: int
+    used: int | None

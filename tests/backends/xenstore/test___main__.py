@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import struct
@@ -37,7 +38,7 @@ def test_domain_0_and_a_guest(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         rest = "".join(lines)
         assert process.wait(30) == 0 and not path.exists() and not guest.exists()
-    assert "d3 tx 0: WRITE x from three -> OK" in rest
+    assert f"d3 pid {os.getpid()} tx 0: WRITE x from three -> OK" in rest
 
 
 def test_a_place_that_cannot_be(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_log_prints_requests_while_it_is_on(world: World):
     assert control(world, b"log", b"on") == OK
     world.rings.printed.clear()
     world.ask(1, abi.XS_READ, b"/no\0")
-    assert world.rings.printed == ["d1 tx 0: READ /no -> EACCES"]
+    assert world.rings.printed == ["d1 ring tx 0: READ /no -> EACCES"]
     assert b"requests : on" in control(world, b"log")  # type: ignore[operator]
     control(world, b"log", b"-requests")
     world.rings.printed.clear()
@@ -79,9 +79,10 @@ def test_quotas_and_what_a_domain_takes_of_them(world: World):
     world.ask(1, abi.XS_WATCH, b"/g\0t\0")
     world.ask(1, abi.XS_TRANSACTION_START)
     assert control(world, b"quota", b"set", b"nodes", b"12") == OK
-    assert "nodes            :       12" in control(world, b"quota").decode()  # type: ignore[union-attr]
+    assert "nodes              :       12" in control(world, b"quota").decode()  # type: ignore[union-attr]
     told = control(world, b"quota", b"1").decode()  # type: ignore[union-attr]
     assert [line.split()[-1] for line in told.splitlines()[1:4]] == ["1", "1", "1"]
+    assert int(told.splitlines()[5].split()[-1]) == world.state.domains.of(1).memory > 0
     assert control(world, b"quota", b"9") == "ENOENT"
 
 

@@ -35,14 +35,14 @@ class World:
     def __init__(self) -> None:
         self.rings = FakeRings()
         self.state = State(self.rings)
-        self.connections = [Connection(n, self.state.quotas.of(n)) for n in range(3)]
+        self.connections = [Connection(self.state.domains.of(n)) for n in range(3)]
         self.state.introduced |= {1: self.connections[1], 2: None}
         self.events: list[tuple[int, bytes]] = []
 
     def ask(self, who: int, type_: int, payload: bytes = b"") -> bytes | str:
         """The reply's payload, or the error's name as a str."""
         deliveries = call(self.state, self.connections[who], Message(type_, 7, 0, payload))
-        self.events = [(c.domid, m.payload) for c, m in deliveries if m.type == abi.XS_WATCH_EVENT]
+        self.events = [(c.domain.domid, m.payload) for c, m in deliveries if m.type == abi.XS_WATCH_EVENT]
         [reply] = [m for _, m in deliveries if m.type != abi.XS_WATCH_EVENT]
         return reply.payload.decode().rstrip("\0") if reply.type == abi.XS_ERROR else reply.payload
 
@@ -103,7 +103,8 @@ ROWS = [
     *((0, type_, b"", "EINVAL") for type_ in (abi.XS_RELEASE, abi.XS_RESUME, abi.XS_SET_TARGET)),
     (0, abi.XS_RESUME, b"1\0", OK),
     (0, abi.XS_SET_TARGET, b"1\x009\0", "ENOENT"),
-    (0, abi.XS_SET_TARGET, b"1\x002\0", "ENOSYS"),
+    (0, abi.XS_SET_TARGET, b"1\x002\0", OK),
+    (0, abi.XS_SET_TARGET, b"1\x000\0", "EINVAL"),
     (1, abi.XS_GET_FEATURE, b"", b"7\0"),
     (0, abi.XS_GET_FEATURE, b"1\0", b"7\0"),
     (0, abi.XS_GET_FEATURE, b"9\0", "ENOENT"),
@@ -136,7 +137,7 @@ def test_a_released_domain_loses_its_watches_and_is_introduced_anew(world: World
     assert world.ask(0, abi.XS_RELEASE, b"1\0") == OK
     assert world.events == [(0, b"@releaseDomain\0r\0")]
     assert world.rings.calls == [("release", 1)]
-    assert world.state.watches.count(world.connections[1]) == 0
+    assert world.state.domains.of(1).watches == 0
     assert world.ask(0, abi.XS_IS_DOMAIN_INTRODUCED, b"1\0") == b"F\0"
     assert world.ask(0, abi.XS_RELEASE, b"1\0") == "ENOENT"
     assert world.ask(0, abi.XS_INTRODUCE, b"1\x001\x001\0") == OK
@@ -153,5 +154,24 @@ def test_a_quota_is_everybodys_until_a_domain_has_its_own(world: World):
         for whose in (b"", b"1\0", b"2\0")
     ]
     assert answers == [[b"7\0", b"0\0"], [b"5\0", b"0\0"], [b"7\0", b"0\0"]]
-    assert world.state.quotas.of(3).nodes == 7, "one that comes later"
+    assert world.state.domains.of(3).quota.nodes == 7, "one that comes later"
     assert [world.ask(1, abi.XS_WATCH, b"data\0%d\0" % n) for n in range(200)] == [OK] * 200
+
+
+def test_who_acts_for_another_domain_has_its_rights_until_either_is_gone(world: World):
+    world.ask(0, abi.XS_WRITE, b"/theirs\0secret")
+    world.ask(0, abi.XS_SET_PERMS, b"/theirs\0n2\0")
+    world.ask(0, abi.XS_WRITE, b"/shown\0to 2")
+    world.ask(0, abi.XS_SET_PERMS, b"/shown\0n0\0r2\0")
+    assert world.ask(1, abi.XS_READ, b"/theirs\0") == "EACCES"
+    for gone in (b"2\0", b"1\0"):
+        assert world.ask(0, abi.XS_SET_TARGET, b"1\x002\0") == OK
+        assert world.ask(1, abi.XS_READ, b"/theirs\0") == b"secret"
+        assert world.ask(1, abi.XS_READ, b"/shown\0") == b"to 2"
+        world.ask(1, abi.XS_WATCH, b"/theirs\0t\0")
+        world.ask(0, abi.XS_WRITE, b"/theirs\0secret")
+        assert world.events == [(1, b"/theirs\0t\0")]
+        assert world.ask(2, abi.XS_GET_PERMS, b"/theirs\0") == b"n2\0"
+        world.ask(0, abi.XS_RELEASE, gone)
+        assert world.ask(1, abi.XS_READ, b"/theirs\0") == "EACCES"
+        world.state.introduced |= {1: world.connections[1], 2: None}

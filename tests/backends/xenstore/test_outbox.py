@@ -1,9 +1,23 @@
 from __future__ import annotations
 
 from xenpvd.abi.io_xs_wire import XS_READ, XS_WATCH_EVENT
+from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.outbox import Outbox
 from xenpvd.backends.xenstore.quota import Quota
 from xenpvd.backends.xenstore.wire import Message, Parser
+
+
+class Rig:
+    """A domain's outbox, with a clock that the test sets."""
+
+    def __init__(self, **limits: int) -> None:
+        self.now = 0.0
+        self.drops = 0
+        self.domain = Domain(1, Quota(**limits))
+        self.outbox = Outbox(self.domain, lambda: self.now, self.dropped)
+
+    def dropped(self) -> None:
+        self.drops += 1
 
 
 def event(path: str) -> Message:
@@ -23,7 +37,7 @@ def drain(outbox: Outbox, piece: int = 7) -> list[Message]:
 
 
 def test_order_is_kept_and_equal_events_merge():
-    outbox = Outbox(Quota())
+    outbox = Rig().outbox
     for message in (event("/a"), reply(1), event("/b"), event("/a"), reply(2), event("/b"), event("/c")):
         outbox.put(message)
     assert drain(outbox) == [event("/a"), reply(1), event("/b"), reply(2), event("/c")]
@@ -32,7 +46,7 @@ def test_order_is_kept_and_equal_events_merge():
 
 
 def test_an_event_on_its_way_does_not_swallow_the_next():
-    outbox = Outbox(Quota())
+    outbox = Rig().outbox
     outbox.put(event("/a"))
     outbox.sent(len(outbox.head()[:3]))
     outbox.put(event("/a"))
@@ -41,14 +55,14 @@ def test_an_event_on_its_way_does_not_swallow_the_next():
 
 
 def test_special_events_do_not_merge():
-    outbox = Outbox(Quota())
+    outbox = Rig().outbox
     outbox.put(event("@releaseDomain"))
     outbox.put(event("@releaseDomain"))
     assert len(drain(outbox)) == 2
 
 
 def test_a_reply_is_outstanding_until_its_last_byte():
-    outbox = Outbox(Quota())
+    outbox = Rig().outbox
     outbox.put(reply(1))
     outbox.put(event("/a"))
     assert outbox.outstanding == 1
@@ -61,10 +75,71 @@ def test_a_reply_is_outstanding_until_its_last_byte():
 
 
 def test_events_are_bounded_and_replies_are_not():
-    outbox = Outbox(Quota(watch_events=2))
+    rig = Rig(watch_events=2)
+    outbox = rig.outbox
     for n in range(5):
         outbox.put(event(f"/{n}"))
         outbox.put(reply(n))
-    assert outbox.dropped == 3
+    assert rig.drops == 1, "told once, until something is read"
     assert outbox.outstanding == 5
     assert len(drain(outbox)) == 7
+    outbox.put(event("/x"))
+    outbox.put(event("/y"))
+    outbox.put(event("/z"))
+    assert rig.drops == 2
+
+
+def test_an_event_that_waits_too_long_gives_way_to_the_next():
+    rig = Rig(event_timeout=20)
+    rig.outbox.put(reply(1))
+    rig.outbox.put(event("/old"))
+    rig.now = 10.0
+    rig.outbox.put(event("/a"))
+    rig.now = 20.0
+    rig.outbox.put(event("/b"))
+    assert rig.drops == 0
+    rig.now = 20.1
+    rig.outbox.put(event("/old"))
+    assert rig.drops == 0, "it is the same one"
+    rig.outbox.put(event("/c"))
+    assert rig.drops == 1
+    rig.outbox.put(event("/old"))
+    assert drain(rig.outbox) == [reply(1), event("/a"), event("/b"), event("/c"), event("/old")]
+    assert (rig.domain.memory, rig.domain.outstanding) == (0, 0)
+
+
+def test_what_is_being_sent_is_never_dropped():
+    rig = Rig(event_timeout=1)
+    rig.outbox.put(event("/a"))
+    begun = bytes(rig.outbox.head()[:5])
+    rig.outbox.sent(5)
+    rig.now = 9.0
+    rig.outbox.put(event("/b"))
+    rest = bytes(rig.outbox.head())
+    assert b"/a" in begun + rest
+    assert rig.drops == 0
+
+
+def test_what_waits_is_paid_for_and_a_reader_in_debt_is_behind():
+    rig = Rig(memory=100)
+    rig.domain.memory = 60  # its nodes
+    rig.outbox.put(reply(1))
+    assert rig.domain.memory == 60 + 16 + 5
+    assert not rig.outbox.behind
+    rig.outbox.put(event("/a"))
+    assert rig.outbox.behind
+    assert len(drain(rig.outbox)) == 2
+    rig.domain.memory = 200
+    assert not rig.outbox.behind, "it has read all: what it asks may free memory"
+
+
+def test_forgetting_gives_all_back():
+    rig = Rig()
+    for message in (reply(1), event("/a"), reply(2), event("/b")):
+        rig.outbox.put(message)
+    rig.outbox.sent(len(rig.outbox.head()[:3]))
+    assert rig.domain.outstanding == 2
+    rig.outbox.clear()
+    assert (rig.domain.memory, rig.domain.outstanding, rig.outbox.outstanding) == (0, 0, 0)
+    rig.outbox.put(event("/a"))
+    assert drain(rig.outbox) == [event("/a")]

@@ -43,7 +43,7 @@ def test_none_is_malformed():
     ],
 )
 def test_rights(words: str, domid: int, rights: int):
-    assert perms.rights(perms.parse([word.encode() for word in words.split()]), domid) == rights
+    assert perms.rights(perms.parse([word.encode() for word in words.split()]), (domid,)) == rights
 
 
 def test_a_guest_owns_what_it_creates_and_domain_0_keeps_the_owner():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from xenpvd.backends.xenstore.quota import UNLIMITED, Quota
+from xenpvd.backends.xenstore.quota import DOM0, Quota
 from xenpvd.errors import XenError
 
 ROWS = [
@@ -19,6 +19,6 @@ ROWS = [
 @pytest.mark.parametrize(("good", "bad", "error"), ROWS)
 def test_limits(good, bad, error):
     good(Quota())
-    bad(UNLIMITED)
+    bad(DOM0)
     with pytest.raises(XenError, match=error):
         bad(Quota())

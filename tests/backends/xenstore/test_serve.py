@@ -11,6 +11,8 @@ from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.page import FakePage
 from tests.fakes.xenstore_frontend import XenstoreFrontend, request
 from xenpvd.abi import io_xs_wire as abi
+from xenpvd.backends.xenstore.domain import Domain
+from xenpvd.backends.xenstore.outbox import Outbox
 from xenpvd.backends.xenstore.quota import Quota
 from xenpvd.backends.xenstore.serve import BURST, PENANCE, RingServer
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message
@@ -26,8 +28,9 @@ class Rig:
         self.handled: list[Message] = []
         self.resets = 0
         self.cut: list[BaseException] = []
+        outbox = Outbox(Domain(1, Quota()), lambda: 0.0, lambda: None)
         self.server = RingServer(
-            "xenstore-1", self.page, self.port, Quota(), self.handle, self.reset, self.on_cut
+            "xenstore-1", self.page, self.port, outbox, self.handle, self.reset, self.on_cut
         )
         self.guest = XenstoreFrontend(self.page, self.port)
 

@@ -12,7 +12,6 @@ from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.page import FakePage
 from tests.fakes.xenstore_frontend import XenstoreFrontend, request
 from xenpvd.abi import io_xs_wire as abi
-from xenpvd.backends.xenstore.quota import UNLIMITED
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.wire import Message
 from xenpvd.errors import NotFound
@@ -117,8 +116,7 @@ async def test_a_guests_fault_ends_its_connection_only(host: Host):
     bad, good = host.boot(1), host.boot(2)
     await bad.ask(abi.XS_WATCH, b"data\0t\0")
     await bad.event()
-    connection = host.xenstore._servers[1][0]
-    assert host.xenstore._state.watches.count(connection) == 1
+    assert host.xenstore._state.domains.of(1).watches == 1
     bad.page.store32(abi.REQ_PROD, 5000)
     bad.port.guest_kick()
     await bad.port.guest_wait()
@@ -126,7 +124,7 @@ async def test_a_guests_fault_ends_its_connection_only(host: Host):
     assert [(name, data["domid"]) for name, data in host.published] == [("xenstore.fault", 1)]
     assert "req_prod" in host.published[0][1]["why"]
     assert host.faults == []
-    assert host.xenstore._state.watches.count(connection) == 0
+    assert host.xenstore._state.domains.of(1).watches == 0
     assert await good.ask(abi.XS_READ, b"data\0") == b""
     before = bad.page.load32(abi.RSP_PROD)
     host.client.write("/local/domain/1/data", "x")
@@ -197,7 +195,7 @@ async def test_domain_0_can_release_a_guest_and_introduce_it_anew(host: Host):
     await guest.ask(abi.XS_WATCH, b"data\0t\0")
     assert await guest.event() == ("data", "t")
     answers: list[Message] = []
-    tool = host.xenstore.open(0, answers.append, UNLIMITED)
+    tool = host.xenstore.open(0, "a tool", answers.append)
     released = host.client.watch("@releaseDomain")
     assert await anext(released) == "@releaseDomain"
     tool.call(Message(abi.XS_RELEASE, 1, 0, b"1\0"))
@@ -224,7 +222,7 @@ async def test_who_is_cut_off_while_events_go_out_gets_none(host: Host):
         if message.payload != b"OK\0":
             session.close()
 
-    session = host.xenstore.open(0, leave, UNLIMITED)
+    session = host.xenstore.open(0, "a tool", leave)
     for token in (b"one", b"two"):
         session.call(Message(abi.XS_WATCH, 1, 0, b"/a\0" + token + b"\0"))
     host.client.write("/a", "1")
@@ -234,7 +232,7 @@ async def test_who_is_cut_off_while_events_go_out_gets_none(host: Host):
 
 async def test_a_quota_set_while_the_guest_runs_counts_at_once_and_survives_its_reboot(host: Host):
     guest = host.boot(1)
-    tool = host.xenstore.open(0, lambda message: None, UNLIMITED)
+    tool = host.xenstore.open(0, "a tool", lambda message: None)
     tool.call(Message(abi.XS_SET_QUOTA, 1, 0, b"1\0nodes\x003\0"))
     answers = [await guest.ask(abi.XS_WRITE, b"data/%d\0" % n) for n in range(3)]
     assert answers == [b"OK\0", b"OK\0", "ENOSPC"]

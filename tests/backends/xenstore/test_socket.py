@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from xenpvd.abi import io_xs_wire as abi
+from xenpvd.backends.xenstore import quota
 from xenpvd.backends.xenstore import socket as module
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.socket import XenstoreSocket
@@ -133,7 +134,7 @@ async def test_who_does_not_read_is_not_read_from(rig: Rig):
 
 async def test_who_does_not_read_its_events_is_cut_off(rig: Rig, monkeypatch: pytest.MonkeyPatch):
     """I6, K8: never in silence, and nobody else suffers."""
-    monkeypatch.setattr(rig.server.quota, "watch_events", 100)
+    monkeypatch.setattr(quota.DOM0, "watch_events", 100)
     deaf, other = await rig.client(), await rig.client()
     await deaf.ask(abi.XS_WATCH, b"/a\0t\0")
     n = 0

@@ -2,43 +2,43 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fakes.store import FakeStore
 from xenpvd.backends.xenstore import perms as permissions
 from xenpvd.backends.xenstore.perms import READ, WRITE
-from xenpvd.backends.xenstore.quota import UNLIMITED, Quota
-from xenpvd.backends.xenstore.store import Node, Store
+from xenpvd.backends.xenstore.store import Node
 from xenpvd.errors import XenError
 
 
 @pytest.fixture
-def store() -> Store:
+def store() -> FakeStore:
     """/home belongs to domain 1, /closed to domain 0, /shared may be read by all."""
-    store = Store()
+    store = FakeStore()
     for path, words in (("/home", [b"n1"]), ("/closed", [b"n0"]), ("/shared", [b"r0"])):
-        store.create(path, b"", 0, UNLIMITED)
-        store.set_perms(path, permissions.parse(words))
+        store.create(path, b"", store.own)
+        store.set_perms(path, permissions.parse(words), store.own)
     return store
 
 
-def get(store: Store, path: str) -> Node:
+def get(store: FakeStore, path: str) -> Node:
     node = store.find(path)
     assert node is not None
     return node
 
 
-def test_creation_makes_what_is_missing_above(store: Store):
-    store.create("/home/a/b/c", b"\0\xff", 1, Quota())
+def test_creation_makes_what_is_missing_above(store: FakeStore):
+    store.create("/home/a/b/c", b"\0\xff", store.guest)
     assert get(store, "/home/a/b/c").value == b"\0\xff"
     assert get(store, "/home/a/b").value == b""
     assert [*get(store, "/home/a").children] == ["b"]
     assert permissions.words(get(store, "/home/a/b").perms) == ["n1"]
 
 
-def test_ownership_is_counted(store: Store):
+def test_ownership_is_counted(store: FakeStore):
     assert store.owned(1) == 1
-    store.create("/home/a/b", b"", 1, Quota())
-    store.create("/home/x", b"", 0, UNLIMITED)
+    store.create("/home/a/b", b"", store.guest)
+    store.create("/home/x", b"", store.own)
     assert store.owned(1) == 4  # domain 0's creation is the owner's too
-    store.set_perms("/home/x", permissions.parse([b"n0"]))
+    store.set_perms("/home/x", permissions.parse([b"n0"]), store.own)
     assert store.owned(1) == 3
     store.remove("/home")
     assert (store.owned(1), store.owned(0)) == (0, 5)
@@ -59,66 +59,66 @@ def test_ownership_is_counted(store: Store):
         ("@noSuchThing", READ, "Permission"),
     ],
 )
-def test_lookup_tells_no_more_than_it_may(store: Store, path: str, need: int, error: str | None):
+def test_lookup_tells_no_more_than_it_may(store: FakeStore, path: str, need: int, error: str | None):
     if error is None:
-        assert store.lookup(path, 1, need) is store.find(path)
+        assert store.lookup(path, (1,), need) is store.find(path)
     else:
         with pytest.raises(XenError, match=error):
-            store.lookup(path, 1, need)
+            store.lookup(path, (1,), need)
 
 
-def test_removal_is_children_first_in_their_order(store: Store):
+def test_removal_is_children_first_in_their_order(store: FakeStore):
     for path in ("/home/a/x", "/home/a/y", "/home/b"):
-        store.create(path, b"", 1, Quota())
+        store.create(path, b"", store.guest)
     removed = [path for path, _ in store.remove("/home")]
     assert removed == ["/home/a/x", "/home/a/y", "/home/a", "/home/b", "/home"]
     assert store.find("/home/a/x") is None
     assert [*get(store, "/").children] == ["closed", "shared"]
 
 
-def test_every_change_has_its_own_generation(store: Store):
+def test_every_change_has_its_own_generation(store: FakeStore):
     seen = {get(store, "/home").generation}
-    store.write("/home", b"1", Quota())
+    store.write("/home", b"1", store.guest)
     seen.add(get(store, "/home").generation)
-    store.write("/home", b"1", Quota())
+    store.write("/home", b"1", store.guest)
     seen.add(get(store, "/home").generation)
-    store.create("/home/a", b"", 1, Quota())
+    store.create("/home/a", b"", store.guest)
     seen.add(get(store, "/home").generation)
     before = get(store, "/home").generation
-    store.write("/home/a", b"1", Quota())
+    store.write("/home/a", b"1", store.guest)
     store.remove("/shared")
     assert get(store, "/home").generation == before
     assert len(seen) == 4
 
 
-def test_a_quota_refuses_before_anything_changes(store: Store):
-    for n in range(Quota().nodes - 2):
-        store.create(f"/home/d{n % 30}/n{n}" if n >= 30 else f"/home/d{n}", b"", 1, Quota())
+def test_a_quota_refuses_before_anything_changes(store: FakeStore):
+    for n in range(store.guest.quota.nodes - 2):
+        store.create(f"/home/d{n % 30}/n{n}" if n >= 30 else f"/home/d{n}", b"", store.guest)
     before = get(store, "/home/d1").generation
     with pytest.raises(XenError, match="No space"):
-        store.create("/home/d1/x/y", b"", 1, Quota())
+        store.create("/home/d1/x/y", b"", store.guest)
     assert get(store, "/home/d1").generation == before
     assert store.owned(1) == 999
-    store.create("/home/last", b"", 1, Quota())
+    store.create("/home/last", b"", store.guest)
     with pytest.raises(XenError, match="No space"):
-        store.create("/home/more", b"", 1, Quota())
+        store.create("/home/more", b"", store.guest)
 
 
-def test_node_size_counts_the_childrens_names(store: Store):
-    store.write("/home", bytes(2048), Quota())
+def test_node_size_counts_the_childrens_names(store: FakeStore):
+    store.write("/home", bytes(2048), store.guest)
     with pytest.raises(XenError, match="No space"):
-        store.create("/home/a", b"", 1, Quota())
-    store.write("/home", bytes(2046), Quota())
-    store.create("/home/a", b"", 1, Quota())
+        store.create("/home/a", b"", store.guest)
+    store.write("/home", bytes(2046), store.guest)
+    store.create("/home/a", b"", store.guest)
     with pytest.raises(XenError, match="No space"):
-        store.write("/home", bytes(2047), Quota())
+        store.write("/home", bytes(2047), store.guest)
     store.remove("/home/a")
-    store.write("/home", bytes(2048), Quota())
+    store.write("/home", bytes(2048), store.guest)
 
 
-def test_a_thousand_levels(store: Store):
+def test_a_thousand_levels(store: FakeStore):
     deep = "/home" + "/a" * 1000
-    store.create(deep, b"end", 0, UNLIMITED)
+    store.create(deep, b"end", store.own)
     assert get(store, deep).value == b"end"
     assert len(store.remove("/home/a")) == 1000
     assert store.owned(1) == 1

@@ -7,31 +7,36 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from tests.fakes.store import FakeStore
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore import perms as permissions
-from xenpvd.backends.xenstore.quota import UNLIMITED, Quota
-from xenpvd.backends.xenstore.store import Store, View
+from xenpvd.backends.xenstore.domain import Domain
+from xenpvd.backends.xenstore.quota import DOM0
+from xenpvd.backends.xenstore.store import View
 from xenpvd.backends.xenstore.transaction import Transaction
 from xenpvd.errors import XenError
 
 
 @pytest.fixture
-def store() -> Store:
-    store = Store()
+def store() -> FakeStore:
+    store = FakeStore()
     for path in ("/a", "/b", "/d/x"):
-        store.create(path, b"old", 0, UNLIMITED)
+        store.create(path, b"old", OWN)
     return store
 
 
-def begin(store: Store, domid: int = 0, quota: Quota = UNLIMITED) -> Transaction:
-    return Transaction(store, domid, quota)
+OWN = Domain(0, DOM0)
+
+
+def begin(store: FakeStore) -> Transaction:
+    return Transaction(store, store.own)
 
 
 def write(view: View, path: str, value: bytes = b"new") -> None:
     if view.find(path):
-        view.write(path, value, UNLIMITED)
+        view.write(path, value, OWN)
     else:
-        view.create(path, value, 0, UNLIMITED)
+        view.create(path, value, OWN)
 
 
 # what the transaction does, what happens meanwhile in the store, does it conflict
@@ -43,7 +48,7 @@ CONFLICTS: list[tuple[str, Callable[[View], object], Callable[[View], object], b
     (
         "read, its perms changed",
         lambda t: t.find("/a"),
-        lambda s: s.set_perms("/a", permissions.PRIVATE),
+        lambda s: s.set_perms("/a", permissions.PRIVATE, OWN),
         True,
     ),
     ("read, a child created", lambda t: t.find("/d"), lambda s: write(s, "/d/y"), True),
@@ -62,7 +67,7 @@ CONFLICTS: list[tuple[str, Callable[[View], object], Callable[[View], object], b
 @pytest.mark.parametrize(
     ("name", "inside", "outside", "conflict"), CONFLICTS, ids=[row[0] for row in CONFLICTS]
 )
-def test_conflicts(store: Store, name, inside, outside, conflict: bool):
+def test_conflicts(store: FakeStore, name, inside, outside, conflict: bool):
     transaction = begin(store)
     inside(transaction)
     outside(store)
@@ -73,7 +78,7 @@ def test_conflicts(store: Store, name, inside, outside, conflict: bool):
         transaction.commit()
 
 
-def test_a_write_before_the_first_touch_is_no_conflict(store: Store):
+def test_a_write_before_the_first_touch_is_no_conflict(store: FakeStore):
     transaction = begin(store)
     write(store, "/a", b"meanwhile")
     assert transaction.find("/a").value == b"meanwhile"
@@ -82,7 +87,7 @@ def test_a_write_before_the_first_touch_is_no_conflict(store: Store):
     assert store.find("/a").value == b"new"
 
 
-def test_nothing_shows_until_the_commit(store: Store):
+def test_nothing_shows_until_the_commit(store: FakeStore):
     transaction = begin(store)
     write(transaction, "/n/m", b"1")
     transaction.remove("/d")
@@ -95,7 +100,7 @@ def test_nothing_shows_until_the_commit(store: Store):
     assert [*store.find("/").children] == ["a", "b", "n"]
 
 
-def test_changes_are_told_in_the_order_of_first_touch(store: Store):
+def test_changes_are_told_in_the_order_of_first_touch(store: FakeStore):
     transaction = begin(store)
     transaction.find("/b")
     write(transaction, "/a")
@@ -115,7 +120,7 @@ def test_changes_are_told_in_the_order_of_first_touch(store: Store):
     assert changes[2].readers == ()  # it never was, so nobody may know
 
 
-def test_created_and_removed_leaves_no_trace(store: Store):
+def test_created_and_removed_leaves_no_trace(store: FakeStore):
     before = store.owned(0)
     transaction = begin(store)
     write(transaction, "/n/m")
@@ -125,8 +130,9 @@ def test_created_and_removed_leaves_no_trace(store: Store):
     assert store.owned(0) == before
 
 
-def test_nodes_touched_are_limited_and_then_all_fails(store: Store):
-    transaction = begin(store, 1, Quota(transaction_nodes=3))
+def test_nodes_touched_are_limited_and_then_all_fails(store: FakeStore):
+    transaction = Transaction(store, store.guest)
+    store.guest.quota.transaction_nodes = 3
     for path in ("/a", "/b", "/d", "/a"):
         transaction.find(path)
     with pytest.raises(XenError, match="No space"):
@@ -135,45 +141,45 @@ def test_nodes_touched_are_limited_and_then_all_fails(store: Store):
         transaction.commit()
 
 
-def test_a_refused_write_fails_all_of_it(store: Store):
-    transaction = begin(store, 1, Quota())
-    transaction.write("/b", b"1", Quota())
+def test_a_refused_write_fails_all_of_it(store: FakeStore):
+    transaction = Transaction(store, store.guest)
+    transaction.write("/b", b"1", store.guest)
     with pytest.raises(XenError, match="No space"):
-        transaction.write("/a", bytes(2049), Quota())
+        transaction.write("/a", bytes(2049), store.guest)
     with pytest.raises(XenError, match="Cannot allocate"):
         transaction.commit()
     assert store.find("/b").value == b"old"
 
 
-def test_the_node_quota_counts_what_other_transactions_committed(store: Store):
-    quota = Quota(nodes=3)
-    store.set_perms("/a", permissions.parse([b"n1"]))
-    store.set_perms("/b", permissions.parse([b"n1"]))
-    one, two = begin(store, 1, quota), begin(store, 1, quota)
-    one.create("/a/n", b"", 1, quota)
-    two.create("/b/n", b"", 1, quota)
+def test_the_node_quota_counts_what_other_transactions_committed(store: FakeStore):
+    store.guest.quota.nodes = 3
+    store.set_perms("/a", permissions.parse([b"n1"]), OWN)
+    store.set_perms("/b", permissions.parse([b"n1"]), OWN)
+    one, two = Transaction(store, store.guest), Transaction(store, store.guest)
+    one.create("/a/n", b"", store.guest)
+    two.create("/b/n", b"", store.guest)
     with pytest.raises(XenError, match="No space"):
-        two.create("/b/m", b"", 1, quota)
+        two.create("/b/m", b"", store.guest)
     one.commit()
     assert store.owned(1) == 3
-    three = begin(store, 1, quota)
+    three = Transaction(store, store.guest)
     with pytest.raises(XenError, match="No space"):
-        three.create("/b/n", b"", 1, quota)
+        three.create("/b/n", b"", store.guest)
 
 
-def test_the_node_quota_is_looked_at_again_by_the_commit(store: Store):
-    quota = Quota(nodes=3)
+def test_the_node_quota_is_looked_at_again_by_the_commit(store: FakeStore):
+    store.guest.quota.nodes = 3
     for path in ("/a", "/b"):
-        store.set_perms(path, permissions.parse([b"n1"]))
-    transaction = begin(store, 1, quota)
-    transaction.create("/b/n", b"", 1, quota)
-    store.create("/a/n", b"", 1, quota)
+        store.set_perms(path, permissions.parse([b"n1"]), OWN)
+    transaction = Transaction(store, store.guest)
+    transaction.create("/b/n", b"", store.guest)
+    store.create("/a/n", b"", store.guest)
     with pytest.raises(XenError, match="No space"):
         transaction.commit()
     assert store.find("/b/n") is None
 
 
-def test_a_torn_view_bears_everything_and_does_not_commit(store: Store):
+def test_a_torn_view_bears_everything_and_does_not_commit(store: FakeStore):
     transaction = begin(store)
     assert transaction.find("/d") is not None
     store.remove("/d")
@@ -208,7 +214,7 @@ class Transactions(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = Store()
+        self.store = FakeStore()
         self.model: Snapshot = {"/": (b"", ())}
 
     @rule(target=open)

@@ -4,7 +4,8 @@ import pytest
 
 from xenpvd.backends.xenstore import perms as permissions
 from xenpvd.backends.xenstore.connection import Connection
-from xenpvd.backends.xenstore.quota import Quota
+from xenpvd.backends.xenstore.domain import Domain
+from xenpvd.backends.xenstore.quota import DOM0, Quota
 from xenpvd.backends.xenstore.watch import Watches
 from xenpvd.errors import XenError
 
@@ -19,11 +20,11 @@ def watches() -> Watches:
 
 @pytest.fixture
 def guest() -> Connection:
-    return Connection(1)
+    return Connection(Domain(1, Quota()))
 
 
 def heard(deliveries) -> list[tuple[int, bytes]]:
-    return [(connection.domid, message.payload) for connection, message in deliveries]
+    return [(connection.domain.domid, message.payload) for connection, message in deliveries]
 
 
 # watched, depth, changed, exact, does it hear
@@ -61,7 +62,7 @@ def test_only_those_who_may_read_hear(watches: Watches, guest: Connection, reade
 
 
 def test_order_is_that_of_registration(watches: Watches, guest: Connection):
-    own = Connection(0)
+    own = Connection(Domain(0, DOM0))
     watches.add(guest, "/a/b", b"1", None, 0)
     watches.add(own, "/", b"2", None, 0)
     watches.add(guest, "/a", b"3", None, 0)
@@ -83,18 +84,18 @@ def test_an_event_too_long_for_the_wire_is_dropped(watches: Watches, guest: Conn
 def test_same_path_and_token_is_refused_others_are_not(watches: Watches, guest: Connection):
     watches.add(guest, "/a", b"t", None, 0)
     watches.add(guest, "/a", b"u", None, 0)
-    watches.add(Connection(1), "/a", b"t", None, 0)
+    watches.add(Connection(Domain(1, Quota())), "/a", b"t", None, 0)
     with pytest.raises(XenError, match="exists"):
         watches.add(guest, "/a", b"t", 3, 0)
 
 
 def test_quota_and_reset(watches: Watches, guest: Connection):
-    for n in range(Quota().watches + 1):
+    for n in range(guest.domain.quota.watches + 1):
         watches.add(guest, "/a", str(n).encode(), None, 0)
     with pytest.raises(XenError, match="too long"):
         watches.add(guest, "/a", b"more", None, 0)
     watches.reset(guest)
-    assert watches.count(guest) == 0
+    assert guest.domain.watches == 0
     assert watches.fire("/a", [OPEN]) == []
     watches.reset(guest)
 
@@ -109,7 +110,7 @@ def test_remove(watches: Watches, guest: Connection):
 
 
 def test_special(watches: Watches):
-    own, guest = Connection(0), Connection(1)
+    own, guest = Connection(Domain(0, DOM0)), Connection(Domain(1, Quota()))
     for n, (path, depth) in enumerate(
         [("@x", None), ("@x", 1), ("@x", 0), ("@x/7", None), ("@x/8", None), ("/", None)]
     ):

@@ -18,8 +18,6 @@ from xenpvd.errors import XenError
 
 _OPERATIONS = node_ops.OPERATIONS | domain_ops.OPERATIONS | control.OPERATIONS
 
-_NAMES = {value: name[3:] for name, value in vars(abi).items() if name.startswith("XS_")}
-
 
 def call(state: State, connection: Connection, message: Message) -> list[Delivery]:
     """Do what a message asks for. Returns the messages that follow from it in order; among them, to
@@ -31,8 +29,9 @@ def call(state: State, connection: Connection, message: Message) -> list[Deliver
             raise XenError(E2BIG, "the reply is too long")
     except XenError as fault:
         type_, payload = abi.XS_ERROR, join(abi.XSD_ERRORS.get(fault.errno, "EINVAL"))
+    state.history.record(connection, message, type_, payload)
     if state.tracing and state.rings is not None:
-        state.rings.print(describe(connection.domid, message, type_, payload))
+        state.rings.print(state.history.last())
     reply = Message(type_, message.req_id, message.tx_id, payload)
     return [*request.events, Delivery(connection, reply), *request.after]
 
@@ -47,11 +46,3 @@ def _perform(request: Request) -> bytes:
     if op.in_transaction and message.tx_id:
         request.transaction = request.connection.transaction(message.tx_id)
     return op.do(request)
-
-
-def describe(domid: int, message: Message, type_: int, payload: bytes) -> str:
-    """A request and its answer on a line, for people."""
-    name = _NAMES.get(message.type, str(message.type))
-    asked = message.payload.rstrip(b"\0").replace(b"\0", b" ")[:512]
-    told = payload.rstrip(b"\0").decode("ascii", "replace") if type_ == abi.XS_ERROR else "OK"
-    return f"d{domid} tx {message.tx_id}: {name} {ascii(asked)[2:-1]} -> {told}"

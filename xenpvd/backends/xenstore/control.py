@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from errno import EINVAL, ENOENT
 from typing import NamedTuple
 
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore import path as paths
-from xenpvd.backends.xenstore.quota import NAMES
+from xenpvd.backends.xenstore.quota import NAMES, USED
 from xenpvd.backends.xenstore.request import OK, Op, Request, number
 from xenpvd.backends.xenstore.wire import join, strings
 from xenpvd.errors import XenError
 
 
 def check(request: Request, *_: str) -> bytes:
-    """Hold the tree against itself; every fault is printed, and there must be none."""
+    """Hold the tree against itself, and the accounts against it. There must be no fault; each is printed."""
     store = request.state.store
     faults = []
     for path, node in store.nodes():
@@ -28,6 +29,12 @@ def check(request: Request, *_: str) -> bytes:
             for leaf in node.children
             if store.find(paths.child(path, leaf)) is None
         ]
+    owned = Counter(node.perms[0].domid for _, node in store.nodes())
+    faults += [
+        f"domain {domain.domid} owns {owned[domain.domid]} nodes, and pays for {domain.nodes}"
+        for domain in request.state.domains
+        if domain.nodes != owned[domain.domid]
+    ]
     for fault in faults:
         _print(request, f"check: {fault}")
     return OK if not faults else join(f"{len(faults)} faults: see the log")
@@ -49,21 +56,22 @@ def print_(request: Request, text: str) -> bytes:
 
 
 def quota(request: Request, *words: str) -> bytes:
-    quotas = request.state.quotas
+    domains = request.state.domains
     if not words:
-        return join("Quota settings:\n" + "".join(f"{name:17}: {quotas.get(name):8}\n" for name in NAMES))
+        rows = "".join(f"{name:19}: {domains.get_quota(name):8}\n" for name in NAMES)
+        return join("Quota settings:\n" + rows)
     if words[0] == "set":
         if len(words) != 3 or (value := number(words[2].encode(), "value", 0xFFFF_FFFF)) < 1:
             raise XenError(EINVAL, "set NAME VALUE, from 1 on")
-        quotas.set(words[1], value)
+        domains.set_quota(words[1], value)
         return OK
     domid = number(words[0].encode(), "domid", 65535)
     if len(words) != 1:
         raise XenError(EINVAL, "one domid")
     if domid not in request.state.introduced:
         raise XenError(ENOENT, f"no domain {domid}")
-    rows = request.state.usage(domid).items()
-    return join(f"Domain {domid}:\n" + "".join(f"{name:17}: {value:8}\n" for name, value in rows))
+    domain = domains.of(domid)
+    return join(f"Domain {domid}:\n" + "".join(f"{name:19}: {getattr(domain, name):8}\n" for name in USED))
 
 
 def help_(request: Request, *_: str) -> bytes:

@@ -6,7 +6,7 @@ known here begin anew.
 
 from __future__ import annotations
 
-from errno import EBUSY, EINVAL, ENOENT, ENOSYS
+from errno import EBUSY, EINVAL, ENOENT
 
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore import path as paths
@@ -59,6 +59,7 @@ def do_release(request: Request) -> bytes:
     connection = state.introduced.pop(domid)
     if connection is not None:
         state.reset(connection)
+    state.domains.released(domid)
     request.events += state.special(paths.RELEASE_DOMAIN, domid)
     return OK
 
@@ -70,9 +71,9 @@ def do_resume(request: Request) -> bytes:
 
 
 def do_set_target(request: Request) -> bytes:
-    for raw in request.arguments(2):
-        _connected(request, raw)
-    raise XenError(ENOSYS, "there are no domains here that could act for others")
+    domid, target = (_connected(request, raw) for raw in request.arguments(2))
+    request.state.domains.set_target(domid, target)
+    return OK
 
 
 def do_get_domain_path(request: Request) -> bytes:
@@ -101,13 +102,13 @@ def do_get_quota(request: Request) -> bytes:
     *domain, name = request.arguments(0, 1, 2) or [b""]
     if not name:
         return join(" ".join(NAMES))
-    return join(str(request.state.quotas.get(_text(name), _whose(request, domain))))
+    return join(str(request.state.domains.get_quota(_text(name), _whose(request, domain))))
 
 
 def do_set_quota(request: Request) -> bytes:
     *domain, name, value = request.arguments(2, 3)
     domid = _whose(request, domain)
-    request.state.quotas.set(_text(name), number(value, "value", _VALUE_MAX), domid)
+    request.state.domains.set_quota(_text(name), number(value, "value", _VALUE_MAX), domid)
     return OK
 
 

@@ -25,9 +25,9 @@ def do_write(request: Request) -> bytes:
         raise XenError(EINVAL, "no NUL after the path")
     path = request.path(raw)
     if request.exists(path):
-        request.view.write(path, value, request.connection.quota)
+        request.view.write(path, value, request.domain)
     else:
-        request.view.create(path, value, request.domid, request.connection.quota)
+        request.view.create(path, value, request.domain)
     request.changed(path)
     return OK
 
@@ -35,7 +35,7 @@ def do_write(request: Request) -> bytes:
 def do_mkdir(request: Request) -> bytes:
     path = request.path(request.argument())
     if not request.exists(path):
-        request.view.create(path, b"", request.domid, request.connection.quota)
+        request.view.create(path, b"", request.domain)
         request.changed(path)
     return OK
 
@@ -76,13 +76,13 @@ def do_set_perms(request: Request) -> bytes:
     raw, *words = strings(request.message.payload) or [b""]
     if not words:
         raise XenError(EINVAL, "no permissions")
-    request.connection.quota.check_permissions(len(words))
+    request.domain.quota.check_permissions(len(words))
     perms = permissions.parse(words)
     path = request.path(raw, special=True)
     old = request.node(path, WRITE | OWNER).perms
-    if not request.connection.privileged and perms[0].domid != old[0].domid:
+    if not request.domain.privileged and perms[0].domid != old[0].domid:
         raise XenError(EPERM, "a guest cannot give a node away")
-    request.view.set_perms(path, perms)
+    request.view.set_perms(path, perms, request.domain)
     request.changed(path, old)
     return OK
 
@@ -112,9 +112,7 @@ def do_reset_watches(request: Request) -> bytes:
 def do_transaction_start(request: Request) -> bytes:
     if request.transaction is not None:
         raise XenError(EBUSY, "transactions do not nest")
-    connection = request.connection
-    transaction = Transaction(request.state.store, connection.domid, connection.quota)
-    return join(str(connection.begin(transaction)))
+    return join(str(request.connection.begin(Transaction(request.state.store, request.domain))))
 
 
 def do_transaction_end(request: Request) -> bytes:
@@ -123,10 +121,12 @@ def do_transaction_end(request: Request) -> bytes:
         raise XenError(EINVAL, "T or F is wanted")
     if request.transaction is None:
         raise XenError(ENOENT, "no transaction")
-    request.connection.end(request.message.tx_id)
-    if verdict == b"T":
-        for change in request.transaction.commit():
-            request.events += request.state.watches.fire(change.path, change.readers, exact=change.exact)
+    try:
+        changes = request.transaction.commit() if verdict == b"T" else []
+    finally:
+        request.connection.end(request.message.tx_id)
+    for change in changes:
+        request.events += request.state.watches.fire(change.path, change.readers, exact=change.exact)
     return OK
 
 

@@ -3,58 +3,120 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
 
-from xenpvd.abi.io_xs_wire import XS_WATCH_EVENT
-from xenpvd.backends.xenstore.quota import Quota
+from xenpvd.abi.io_xs_wire import XS_WATCH_EVENT, XSD_SOCKMSG
+from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.wire import Message, encode
 
 
-class Outbox:
-    """First in, first out. An event equal to one that waits is merged with it, except for ``@name``s;
-    beyond the quota events are dropped (``dropped`` counts them). Replies are never dropped: whoever handles
-    requests must stop while ``outstanding`` has reached the quota."""
+class _Waiting(NamedTuple):
+    message: Message
+    since: float
 
-    def __init__(self, quota: Quota) -> None:
-        self._quota = quota
-        self._queue: deque[Message] = deque()
+    @property
+    def is_event(self) -> bool:
+        return self.message.type == XS_WATCH_EVENT
+
+    @property
+    def size(self) -> int:
+        return XSD_SOCKMSG.size + len(self.message.payload)
+
+
+class Outbox:
+    """First in, first out. An event equal to one that waits is merged with it, except for ``@name``s.
+
+    Events are dropped beyond the quota, or when they have waited for too long by ``clock`` (seconds) and
+    another one comes; ``on_drop`` is called for the first since the reader last took something. Replies are
+    never dropped: whoever handles requests must stop while the reader is :attr:`behind`.
+    """
+
+    def __init__(self, domain: Domain, clock: Callable[[], float], on_drop: Callable[[], None]) -> None:
+        self._domain = domain
+        self._clock = clock
+        self._on_drop = on_drop
+        self._queue: deque[_Waiting] = deque()
         self._events: set[bytes] = set()
         #: what is left of the message that is on its way
         self._sending = memoryview(b"")
         self._sending_reply = False
         self._replies = 0
-        self.dropped = 0
+        self._dropping = False
 
     @property
     def outstanding(self) -> int:
         """Replies that are not wholly sent."""
         return self._replies + self._sending_reply
 
+    @property
+    def behind(self) -> bool:
+        """So much waits that no more requests are to be taken, until something is read."""
+        domain = self._domain
+        return self.outstanding >= domain.quota.outstanding or (
+            domain.memory > domain.quota.memory and bool(self._queue or self._sending)
+        )
+
     def put(self, message: Message) -> None:
-        if message.type != XS_WATCH_EVENT:
+        waiting = _Waiting(message, self._clock())
+        if not waiting.is_event:
             self._replies += 1
+            self._domain.outstanding += 1
         elif message.payload in self._events:
             return
-        elif len(self._queue) - self._replies >= self._quota.watch_events:
-            self.dropped += 1
-            return
-        elif not message.payload.startswith(b"@"):
-            self._events.add(message.payload)
-        self._queue.append(message)
+        else:
+            self._expire(waiting.since - self._domain.quota.event_timeout)
+            if len(self._queue) - self._replies >= self._domain.quota.watch_events:
+                self._drop()
+                return
+            if not message.payload.startswith(b"@"):
+                self._events.add(message.payload)
+        self._queue.append(waiting)
+        self._domain.memory += waiting.size
 
     def head(self) -> memoryview:
         """The bytes to send next, empty if there are none."""
         if not self._sending and self._queue:
-            message = self._queue.popleft()
-            self._sending = memoryview(encode(message))
-            self._sending_reply = message.type != XS_WATCH_EVENT
+            waiting = self._queue.popleft()
+            self._domain.memory -= waiting.size
+            self._sending = memoryview(encode(waiting.message))
+            self._sending_reply = not waiting.is_event
             if self._sending_reply:
                 self._replies -= 1
             else:
-                self._events.discard(message.payload)
+                self._events.discard(waiting.message.payload)
         return self._sending
 
     def sent(self, length: int) -> None:
         """``length`` bytes of :meth:`head` have gone."""
+        self._dropping = False
         self._sending = self._sending[length:]
-        if not self._sending:
+        if not self._sending and self._sending_reply:
             self._sending_reply = False
+            self._domain.outstanding -= 1
+
+    def clear(self) -> None:
+        """Forget everything: the reader has gone, or begins anew."""
+        self._domain.memory -= sum(waiting.size for waiting in self._queue)
+        self._domain.outstanding -= self.outstanding
+        self._queue.clear()
+        self._events.clear()
+        self._sending = memoryview(b"")
+        self._sending_reply = self._dropping = False
+        self._replies = 0
+
+    def _expire(self, before: float) -> None:
+        """Drop the events that wait since before that time."""
+        oldest = next((waiting for waiting in self._queue if waiting.is_event), None)
+        if oldest is None or oldest.since >= before:
+            return
+        kept = deque(waiting for waiting in self._queue if not waiting.is_event or waiting.since >= before)
+        self._domain.memory += sum(waiting.size for waiting in kept) - sum(w.size for w in self._queue)
+        self._queue = kept
+        self._events = {w.message.payload for w in kept if w.is_event and w.message.payload[:1] != b"@"}
+        self._drop()
+
+    def _drop(self) -> None:
+        if not self._dropping:
+            self._dropping = True
+            self._on_drop()

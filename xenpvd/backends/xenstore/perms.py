@@ -53,13 +53,13 @@ def words(perms: Perms) -> list[str]:
     return [f"{_LETTER_OF[perm.rights]}{perm.domid}" for perm in perms]
 
 
-def rights(perms: Perms, domid: int) -> int:
-    """READ, WRITE and OWNER as ``domid`` has them."""
+def rights(perms: Perms, who: tuple[int, ...]) -> int:
+    """READ, WRITE and OWNER as ``who`` has them: a domain, and the one that it acts for if there is one."""
     owner = perms[0]
-    if domid in (0, owner.domid):
+    if owner.domid in who or 0 in who:
         return READ | WRITE | OWNER
     for perm in perms[1:]:
-        if perm.domid == domid:
+        if perm.domid in who:
             return perm.rights
     return owner.rights
 

@@ -1,4 +1,4 @@
-"""How much of the store a domain may take; domain 0 is exempt.
+"""How much of the store a domain may take.
 
 The numbers are the defaults of Xen's xenstored, which compares watches and transactions before it counts
 the new one: 129 and 11 are accepted.
@@ -31,8 +31,12 @@ class Quota:
     path_max: int = 2048
     #: replies that it has not read; no more requests are taken until it reads
     outstanding: int = 20
+    #: bytes of all that is kept for it
+    memory: int = 0x28_0000
     #: watch events that it has not read; more are dropped
     watch_events: int = 1024
+    #: seconds that a watch event waits to be read, before it can be dropped
+    event_timeout: int = 20
 
     def check_nodes(self, owned: int, more: int) -> None:
         if more > 0 and owned + more > self.nodes:
@@ -59,58 +63,31 @@ class Quota:
             raise XenError(ENOSPC, f"more than {self.transaction_nodes} nodes in a transaction")
 
 
-_NONE = 1 << 62
-#: Domain 0's.
-UNLIMITED = Quota(*(_NONE for _ in fields(Quota)))
+NO_LIMIT = 1 << 62
+#: Domain 0's: what it keeps in the store is not limited, but what waits for one of its clients is.
+DOM0 = replace(Quota(*(NO_LIMIT for _ in fields(Quota))), outstanding=20, watch_events=65536)
 
-#: by the name on the wire, which is xenstored's; it has no watch-events
+#: by the name on the wire, which is xenstored's; it has not the last two
 _FIELDS = {
     "nodes": "nodes",
     "watches": "watches",
     "outstanding": "outstanding",
+    "memory": "memory",
     "transactions": "transactions",
     "transaction-nodes": "transaction_nodes",
     "node-permissions": "permissions",
     "path-max": "path_max",
     "node-size": "node_size",
     "watch-events": "watch_events",
+    "watch-event-timeout": "event_timeout",
 }
 NAMES = tuple(_FIELDS)
+#: those of which something is used up, and given back
+USED = ("nodes", "watches", "transactions", "outstanding", "memory")
 
 
-class Quotas:
-    """The quotas of all domains. A domain's is the global one until it gets one of its own, and keeps that
-    when it is rebooted. Everything raises ``XenError`` EINVAL for a name that is none; 0 means no limit."""
-
-    def __init__(self) -> None:
-        self._common = Quota()
-        self._domains: dict[int, Quota] = {}
-        self._own: set[tuple[int, str]] = set()
-
-    def of(self, domid: int) -> Quota:
-        """The one object that a domain's connections look at."""
-        if domid == 0:
-            return UNLIMITED
-        return self._domains.setdefault(domid, replace(self._common))
-
-    def get(self, name: str, domid: int | None = None) -> int:
-        """The global one without ``domid``."""
-        quota = self._common if domid is None else self.of(domid)
-        value: int = getattr(quota, self._field(name))
-        return 0 if value == _NONE else value
-
-    def set(self, name: str, value: int, domid: int | None = None) -> None:
-        field, value = self._field(name), value or _NONE
-        if domid is not None:
-            self._own.add((domid, field))
-            setattr(self.of(domid), field, value)
-            return
-        setattr(self._common, field, value)
-        for each, quota in self._domains.items():
-            if (each, field) not in self._own:
-                setattr(quota, field, value)
-
-    def _field(self, name: str) -> str:
-        if name not in _FIELDS:
-            raise XenError(EINVAL, f"no quota {name[:32]!r}")
-        return _FIELDS[name]
+def field_of(name: str) -> str:
+    """The attribute of :class:`Quota` by its name on the wire. Raises ``XenError`` EINVAL."""
+    if name not in _FIELDS:
+        raise XenError(EINVAL, f"no quota {name[:32]!r}")
+    return _FIELDS[name]

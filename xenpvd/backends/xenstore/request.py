@@ -9,8 +9,9 @@ from typing import NamedTuple, Protocol
 
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore.connection import Connection
+from xenpvd.backends.xenstore.domain import Domain, Domains
+from xenpvd.backends.xenstore.history import History
 from xenpvd.backends.xenstore.perms import WRITE, Perms
-from xenpvd.backends.xenstore.quota import Quotas
 from xenpvd.backends.xenstore.store import Node, Store, View
 from xenpvd.backends.xenstore.transaction import Transaction
 from xenpvd.backends.xenstore.watch import Delivery, Watches
@@ -35,13 +36,14 @@ class Rings(Protocol):
 
 class State:
     """All that a request can see or change. ``introduced`` holds the domids that are connected, each with its
-    connection; those on a socket have none of their own."""
+    connection; those on a socket have none of their own. ``now`` gives the time for the history."""
 
-    def __init__(self, rings: Rings | None = None) -> None:
+    def __init__(self, rings: Rings | None = None, now: Callable[[], float] = float) -> None:
         self.rings = rings
-        self.store = Store()
+        self.domains = Domains()
+        self.store = Store(self.domains)
         self.watches = Watches()
-        self.quotas = Quotas()
+        self.history = History(now)
         self.introduced: dict[int, Connection | None] = {0: None}
         #: XS_CONTROL log: whether every request is printed
         self.tracing = False
@@ -50,15 +52,6 @@ class State:
         """Drop a connection's watches and transactions."""
         self.watches.reset(connection)
         connection.reset_transactions()
-
-    def usage(self, domid: int) -> dict[str, int]:
-        """What a domain takes of its quotas, by their names on the wire."""
-        connection = self.introduced[domid]
-        return {
-            "nodes": self.store.owned(domid),
-            "watches": self.watches.count(connection) if connection is not None else 0,
-            "transactions": connection.transactions if connection is not None else 0,
-        }
 
     def special(self, name: str, domid: int) -> list[Delivery]:
         """The events of @introduceDomain or @releaseDomain."""
@@ -83,11 +76,11 @@ class Request:
         return self.transaction or self.state.store
 
     @property
-    def domid(self) -> int:
-        return self.connection.domid
+    def domain(self) -> Domain:
+        return self.connection.domain
 
     def check_privileged(self) -> None:
-        if not self.connection.privileged:
+        if not self.domain.privileged:
             raise XenError(EACCES, "for domain 0 only")
 
     def argument(self) -> bytes:
@@ -105,10 +98,10 @@ class Request:
         return arguments
 
     def path(self, raw: bytes, *, special: bool = False) -> str:
-        return paths.canonical(raw, self.connection.home, self.connection.quota.path_max, special=special)
+        return paths.canonical(raw, self.connection.home, self.domain.quota.path_max, special=special)
 
     def node(self, path: str, need: int) -> Node:
-        return self.view.lookup(path, self.domid, need)
+        return self.view.lookup(path, self.domain.who, need)
 
     def exists(self, path: str) -> bool:
         """Is there a node, as far as one who may write it can know? Raises EACCES to all others."""

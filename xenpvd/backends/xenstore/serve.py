@@ -10,7 +10,6 @@ from xenpvd.abi.page import SharedPage
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.port import PortKicks
 from xenpvd.backends.xenstore.outbox import Outbox
-from xenpvd.backends.xenstore.quota import Quota
 from xenpvd.backends.xenstore.ring import Ring
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser
 from xenpvd.tasks import Tasks
@@ -28,6 +27,7 @@ class RingServer:
     ``handle(request)`` must lead to one :meth:`deliver` of its reply; ``reset()`` drops what the connection
     has set up, for a guest that reconnects; ``on_cut(task's name, fault)`` is called when the connection is
     cut off, with ``ConnectionFault`` if that is the guest's doing: it may then connect anew.
+    What waits for the guest is in ``outbox``.
     """
 
     def __init__(
@@ -35,19 +35,18 @@ class RingServer:
         name: str,
         page: SharedPage,
         port: EvtchnPort,
-        quota: Quota,
+        outbox: Outbox,
         handle: Callable[[Message], None],
         reset: Callable[[], None],
         on_cut: Callable[[str, BaseException], None],
     ) -> None:
         self._port = port
-        self._quota = quota
         self._handle = handle
         self._reset = reset
         self._on_cut = on_cut
         self._ring = Ring(page)
         self._parser = Parser()
-        self._outbox = Outbox(quota)
+        self._outbox = outbox
         self._cut = False
         self._kicks = PortKicks(port)
         self._name = name
@@ -63,6 +62,7 @@ class RingServer:
     def halt(self) -> None:
         """Stop until :meth:`restart`; the guest gets no answer any more."""
         self._cut = True
+        self._outbox.clear()
         self._serving.cancel()
 
     def restart(self) -> None:
@@ -77,6 +77,7 @@ class RingServer:
         """Stop; the page and the port are not touched any more. Idempotent."""
         self._cut = True
         await self._tasks.cancel()
+        self._outbox.clear()
         self._kicks.close()
 
     async def _serve(self) -> None:
@@ -118,7 +119,7 @@ class RingServer:
             self._reconnect()
             return True
         sent = self._send()
-        if self._outbox.outstanding >= self._quota.outstanding:
+        if self._outbox.behind:
             return sent
         if (message := self._parser.next()) is not None:
             self._handle(message)
@@ -137,12 +138,13 @@ class RingServer:
     def _reconnect(self) -> None:
         self._reset()
         self._parser = Parser()
-        self._outbox = Outbox(self._quota)
+        self._outbox.clear()
         self._ring.reset()
 
     def _break_off(self, error: int) -> None:
         """Nothing is read or written any more, and the guest can see why."""
         self._cut = True
+        self._outbox.clear()
         self._ring.set_error(error)
         self._port.notify()
 

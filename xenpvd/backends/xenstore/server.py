@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -16,14 +17,16 @@ from xenpvd.backends.xenstore import perms as permissions
 from xenpvd.backends.xenstore.call import call
 from xenpvd.backends.xenstore.client import Client
 from xenpvd.backends.xenstore.connection import Connection
-from xenpvd.backends.xenstore.quota import Quota
+from xenpvd.backends.xenstore.domain import Domain
+from xenpvd.backends.xenstore.outbox import Outbox
+from xenpvd.backends.xenstore.quota import NAMES, USED
 from xenpvd.backends.xenstore.request import State
 from xenpvd.backends.xenstore.serve import RingServer
 from xenpvd.backends.xenstore.watch import Delivery
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message
 from xenpvd.errors import NotFound, XenError
 from xenpvd.events import Publish
-from xenpvd.views import XenstoreNode
+from xenpvd.views import XenstoreNode, XenstoreOperation, XenstoreQuota
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +34,9 @@ _LOOKS = (XS_DIRECTORY, XS_READ, XS_GET_PERMS)
 
 
 class Session(NamedTuple):
-    """What :meth:`Xenstore.open` gives: make a request, and end it all."""
+    """What :meth:`Xenstore.open` gives: whose it is, make a request, and end it all."""
 
+    domain: Domain
     call: Callable[[Message], None]
     close: Callable[[], None]
 
@@ -40,8 +44,9 @@ class Session(NamedTuple):
 class Xenstore:
     """The store of one daemon. Loop thread only.
 
-    ``publish`` hears ``xenstore.fault`` (domid, why) when a guest's connection is cut off. If that
-    is our fault and not the guest's, ``on_fault(task's name, exception)`` is called as well.
+    ``publish`` hears ``xenstore.fault`` (domid, why) when a guest's connection is cut off, and
+    ``xenstore.lost`` (domid) when watch events are dropped, as it does not read. If a fault is ours and not
+    the guest's, ``on_fault(task's name, exception)`` is called as well.
     """
 
     def __init__(
@@ -49,13 +54,18 @@ class Xenstore:
     ) -> None:
         self._publish = publish
         self._on_fault = on_fault
-        self._state = State(self)
+        self._state = State(self, time.time)
         self._servers: dict[int, tuple[Connection, RingServer]] = {}
         self._outlets: dict[Connection, Callable[[Message], None]] = {}
-        own = Connection(0)
-        #: domain 0's connection; fits ``ops.XenstoreOps``
-        self.client = Client(lambda message: self._call(own, message), lambda: bool(self._servers))
-        self._outlets[own] = self.client.deliver
+        #: the daemon's own connection, as domain 0; fits ``ops.XenstoreOps``
+        self.client = self.client_of("xenpvd")
+
+    def client_of(self, name: str) -> Client:
+        """One more connection of domain 0's; the history has what it does under ``name``."""
+        connection = Connection(self._state.domains.of(0), name)
+        client = Client(partial(self._call, connection), lambda: bool(self._servers))
+        self._outlets[connection] = client.deliver
+        return client
 
     def connect(
         self,
@@ -63,15 +73,19 @@ class Xenstore:
         page: SharedPage,
         port: EvtchnPort,
         on_request: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve the ring in ``page``, which is emptied, and introduce the domain (@introduceDomain).
 
-        ``on_request`` is called before each request is answered. ``page`` and ``port`` must stay until
+        ``on_request`` is called before each request is answered. ``clock`` gives seconds, and may stand still
+        while the guest cannot run: by it events wait too long. ``page`` and ``port`` must stay until
         :meth:`disconnect` has returned. Raises ``ValueError`` for a domain that is connected.
         """
         if domid in self._state.introduced:
             raise ValueError(f"domain {domid} is connected")
-        connection = Connection(domid, self._state.quotas.of(domid))
+        domain = self._state.domains.of(domid)
+        connection = Connection(domain)
+        outbox = Outbox(domain, clock, lambda: self._publish("xenstore.lost", domid=domid))
 
         def handle(message: Message) -> None:
             if on_request is not None:
@@ -84,7 +98,7 @@ class Xenstore:
             f"xenstore-{domid}",
             page,
             port,
-            connection.quota,
+            outbox,
             handle=handle,
             reset=lambda: self._state.reset(connection),
             on_cut=lambda name, fault: self._cut(connection, name, fault),
@@ -113,11 +127,12 @@ class Xenstore:
 
     # -- for those who have no ring
 
-    def open(self, domid: int, deliver: Callable[[Message], None], quota: Quota) -> Session:
+    def open(self, domid: int, name: str, deliver: Callable[[Message], None]) -> Session:
         """A connection of ``domid``'s that is no ring: ``deliver`` gets its replies and events."""
-        connection = Connection(domid, quota, implicit_path=domid != 0)
+        domain = self._state.domains.of(domid)
+        connection = Connection(domain, name, implicit_path=domid != 0)
         self._outlets[connection] = deliver
-        return Session(partial(self._call, connection), partial(self._close, connection))
+        return Session(domain, partial(self._call, connection), partial(self._close, connection))
 
     def _close(self, connection: Connection) -> None:
         self._state.reset(connection)
@@ -143,10 +158,30 @@ class Xenstore:
         self._state.reset(connection)
         del self._outlets[connection]
         if self._state.introduced.pop(domid, None) is not None:  # else it was released before
+            self._state.domains.released(domid)
             self._route(self._state.special(paths.RELEASE_DOMAIN, domid))
 
-    def quota(self, domid: int) -> Quota:
-        return self._state.quotas.of(domid)
+    def quotas(self, domid: int) -> list[XenstoreQuota]:
+        """A domain's, and what it has taken of them; 0 is no limit."""
+        domains = self._state.domains
+        domain = domains.of(domid)
+        return [
+            XenstoreQuota(
+                name, domains.get_quota(name, domid), getattr(domain, name) if name in USED else None
+            )
+            for name in NAMES
+        ]
+
+    def set_quota(self, domid: int, name: str, value: int) -> None:
+        """For this domain alone, from now on. Raises ``NotFound``."""
+        if name not in NAMES:
+            why = f"cannot set the quota {name!r}: there is no such. Choose from {', '.join(NAMES)}."
+            raise NotFound(why, "quota", name)
+        self._state.domains.set_quota(name, value, domid)
+
+    def history(self) -> Iterator[XenstoreOperation]:
+        """What was asked of the store lately, the newest first. To be used up at once."""
+        return self._state.history.newest_first()
 
     def trace(self) -> None:
         """Print every request, as XS_CONTROL's "log on" does."""
@@ -177,7 +212,7 @@ class Xenstore:
     def _note_look(self, connection: Connection, message: Message) -> None:
         raw = message.payload.partition(b"\0")[0]
         with contextlib.suppress(XenError):
-            path = paths.canonical(raw, connection.home, connection.quota.path_max)
+            path = paths.canonical(raw, connection.home, connection.domain.quota.path_max)
             if (look := self.client.looks.get(path)) is not None:
                 look.set()
 
@@ -196,6 +231,6 @@ class Xenstore:
         else:
             log.error("task %s failed", name, exc_info=fault)
             why = f"internal error: {fault!r}"
-        self._publish("xenstore.fault", domid=connection.domid, why=why)
+        self._publish("xenstore.fault", domid=connection.domain.domid, why=why)
         if self._on_fault is not None and not isinstance(fault, ConnectionFault):
             self._on_fault(name, fault)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+import socket
+import struct
 from pathlib import Path
+from time import monotonic
 from typing import cast
 
 from xenpvd.backends.xenstore.outbox import Outbox
-from xenpvd.backends.xenstore.quota import UNLIMITED
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser
 from xenpvd.sockets import listen
@@ -23,8 +24,6 @@ log = logging.getLogger(__name__)
 CLIENTS_MAX = 256
 #: Requests of one client between two looks at the rest of the loop
 BURST = 64
-#: Domain 0's has no quota of nodes, but what waits for a client is bounded, whoever it is
-DOM0 = replace(UNLIMITED, outstanding=20, watch_events=65536)
 
 
 class XenstoreSocket:
@@ -33,7 +32,6 @@ class XenstoreSocket:
     def __init__(self, store: Xenstore, path: Path, domid: int = 0, mode: int = 0o660) -> None:
         self.store = store
         self.domid = domid
-        self.quota = DOM0 if domid == 0 else store.quota(domid)
         self.peers: set[Peer] = set()
         self._path = path
         self._mode = mode
@@ -61,7 +59,6 @@ class Peer(asyncio.Protocol):
     def __init__(self, server: XenstoreSocket) -> None:
         self._server = server
         self._parser = Parser()
-        self._outbox = Outbox(server.quota)
         self._full = False  # the kernel takes no more for it
         self._eof = False
         self._turn: asyncio.Handle | None = None
@@ -69,7 +66,9 @@ class Peer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._session = self._server.store.open(self._server.domid, self._deliver, self._server.quota)
+        store, domid = self._server.store, self._server.domid
+        self._session = store.open(domid, _peer(self._transport), self._deliver)
+        self._outbox = Outbox(self._session.domain, monotonic, self._deaf)
         self._server.peers.add(self)
         if len(self._server.peers) > CLIENTS_MAX:
             self.cut(f"{CLIENTS_MAX} clients are connected")
@@ -107,15 +106,16 @@ class Peer(asyncio.Protocol):
             self._closed = True
             self._server.peers.discard(self)
             self._session.close()
+            self._outbox.clear()
             if self._turn is not None:
                 self._turn.cancel()
 
     def _deliver(self, message: Message) -> None:
         self._outbox.put(message)
-        if self._outbox.dropped:
-            self.cut("it does not read its events")
-        else:
-            self._flush()
+        self._flush()
+
+    def _deaf(self) -> None:
+        self.cut("it does not read its events")
 
     def _flush(self) -> None:
         while not (self._full or self._closed) and (data := self._outbox.head()):
@@ -149,9 +149,14 @@ class Peer(asyncio.Protocol):
         """True if there may be more to do right now. Raises :class:`ConnectionFault`."""
         self._flush()
         for _ in range(BURST):
-            if self._closed or self._outbox.outstanding >= self._server.quota.outstanding:
+            if self._closed or self._outbox.behind:
                 return False
             if (message := self._parser.next()) is None:
                 return False
             self._session.call(message)
         return True
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    credentials = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return f"pid {struct.unpack('iii', credentials)[0]}"

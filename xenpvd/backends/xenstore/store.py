@@ -6,16 +6,20 @@ Paths come canonical (``path.canonical``). Everything walks by loops, so depth c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from errno import EACCES, ENOENT
 
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore import perms as permissions
+from xenpvd.backends.xenstore.domain import Domain, Domains
 from xenpvd.backends.xenstore.perms import Perms
-from xenpvd.backends.xenstore.quota import Quota
 from xenpvd.errors import XenError
+
+#: Bytes that a node takes beside its path and what is in it, and that each of its permissions takes; as in
+#: xenstored's accounts
+NODE_HEADER = 24
+PERM_SIZE = 8
 
 
 @dataclass(slots=True)
@@ -35,6 +39,10 @@ class Node:
     def size(self) -> int:
         return len(self.value) + self.names_size
 
+    def memory(self, path: str) -> int:
+        """Bytes that its owner pays for it."""
+        return NODE_HEADER + len(path) + PERM_SIZE * len(self.perms) + self.size
+
     def copy(self) -> Node:
         return Node(self.value, self.perms, self.generation, self.children.copy(), self.names_size)
 
@@ -52,7 +60,8 @@ class Node:
 class View(ABC):
     """The tree as somebody sees it: the store itself, or a transaction's idea of it.
 
-    Nodes that :meth:`find` gives are for reading. A change checks its quotas before it changes anything.
+    Nodes that :meth:`find` gives are for reading. A change checks the quotas of who makes it (``by``) and of
+    who pays before it changes anything; domain 0's changes are never refused, whoever pays.
     A transaction copies nodes at different times, so its view may be torn (a child that is listed and
     missing, or the reverse). It will not commit then, but until its end everything here must bear it.
     """
@@ -78,19 +87,24 @@ class View(ABC):
     def _delete(self, path: str) -> None: ...
 
     @abstractmethod
-    def _count(self, domid: int, change: int) -> None: ...
+    def _payer(self, owner: int) -> Domain:
+        """Whose memory the nodes of ``owner`` take."""
 
-    def lookup(self, path: str, domid: int, need: int) -> Node:
-        """The node, if ``domid`` has all of the rights ``need``.
+    @abstractmethod
+    def _charge(self, owner: int, nodes: int, memory: int) -> None:
+        """Count what ``owner`` has more now, or less."""
+
+    def lookup(self, path: str, who: tuple[int, ...], need: int) -> Node:
+        """The node, if ``who`` has all of the rights ``need``.
 
         Raises ``XenError``: EACCES, or ENOENT if the nearest node above would let the domain know.
         """
         node = self.find(path)
         if node is not None:
-            if permissions.rights(node.perms, domid) & need != need:
+            if permissions.rights(node.perms, who) & need != need:
                 raise XenError(EACCES, path)
             return node
-        if not permissions.rights(self._nearest(path).perms, domid) & need:
+        if not permissions.rights(self._nearest(path).perms, who) & need:
             raise XenError(EACCES, path)
         raise XenError(ENOENT, path)
 
@@ -104,32 +118,52 @@ class View(ABC):
         above = self.find(paths.parent(path))
         return node.perms, above.perms if above is not None else permissions.PRIVATE
 
-    def write(self, path: str, value: bytes, quota: Quota) -> None:
+    def write(self, path: str, value: bytes, by: Domain) -> None:
         """Change the value of an existing node."""
         node = self.find(path)
         assert node is not None
-        quota.check_node_size(len(value) + node.names_size)
+        owner, more = node.perms[0].domid, len(value) - len(node.value)
+        by.quota.check_node_size(len(value) + node.names_size)
+        self._check_memory(by, owner, more)
         self._edit(path).value = value
+        self._charge(owner, 0, more)
 
-    def create(self, path: str, value: bytes, creator: int, quota: Quota) -> None:
+    def create(self, path: str, value: bytes, by: Domain) -> None:
         """Make a node, and what is missing above it with empty values."""
         missing = [path]
         while (parent := self.find(above := paths.parent(missing[-1]))) is None:
             missing.append(above)
-        quota.check_nodes(self.owned(creator), len(missing))
-        quota.check_node_size(len(value))
-        quota.check_node_size(parent.size + len(paths.name(missing[-1])) + 1)
-        inherited = permissions.inherited(parent.perms, creator)
-        for new in reversed(missing):
-            self._edit(paths.parent(new)).add_child(paths.name(new))
-            self._insert(new, Node(value if new == path else b"", inherited, self.next_generation()))
-            self._count(inherited[0].domid, +1)
+        inherited = permissions.inherited(parent.perms, by.domid)
+        owner = inherited[0].domid
+        nodes = {
+            new: Node(value if new == path else b"", inherited, self.next_generation())
+            for new in reversed(missing)
+        }
+        by.quota.check_nodes(self.owned(by.domid), len(missing))
+        by.quota.check_node_size(len(value))
+        by.quota.check_node_size(parent.size + len(paths.name(missing[-1])) + 1)
+        names = sum(len(paths.name(new)) + 1 for new in missing)
+        self._check_memory(by, owner, names + sum(node.memory(new) for new, node in nodes.items()))
+        for new, node in nodes.items():
+            parent, leaf = self._edit(paths.parent(new)), paths.name(new)
+            parent.add_child(leaf)
+            self._charge(parent.perms[0].domid, 0, len(leaf) + 1)
+            self._insert(new, node)
+            self._charge(owner, 1, node.memory(new))
 
-    def set_perms(self, path: str, perms: Perms) -> None:
+    def set_perms(self, path: str, perms: Perms, by: Domain) -> None:
+        node = self.find(path)
+        assert node is not None
+        more = PERM_SIZE * (len(perms) - len(node.perms))
+        self._check_memory(by, perms[0].domid, more)
         node = self._edit(path)
-        self._count(node.perms[0].domid, -1)
+        self._charge(node.perms[0].domid, -1, -node.memory(path))
         node.perms = perms
-        self._count(perms[0].domid, +1)
+        self._charge(perms[0].domid, 1, node.memory(path))
+
+    def _check_memory(self, by: Domain, owner: int, more: int) -> None:
+        if not by.privileged:
+            self._payer(owner).check_memory(more)
 
     def remove(self, path: str) -> list[tuple[str, tuple[Perms, Perms]]]:
         """Remove a node (not the root) and all below. Returns each path removed, children before parents,
@@ -146,10 +180,15 @@ class View(ABC):
                 order.append((here, self.readable(here, node)))
             stack.pop()
         for here, (own, _) in order:
+            node = self.find(here)
+            assert node is not None
+            self._charge(own[0].domid, -1, -node.memory(here))
             self._delete(here)
-            self._count(own[0].domid, -1)
-        if self.find(paths.parent(path)) is not None:
-            self._edit(paths.parent(path)).drop_child(paths.name(path))
+        if self.find(above := paths.parent(path)) is not None:
+            parent, leaf = self._edit(above), paths.name(path)
+            if leaf in parent.children:
+                self._charge(parent.perms[0].domid, 0, -len(leaf) - 1)
+                parent.drop_child(leaf)
         return order
 
     def _leaves(self, path: str) -> Iterator[str]:
@@ -160,9 +199,9 @@ class View(ABC):
 class Store(View):
     """The real tree. It begins with the root and the two special nodes, all domain 0's."""
 
-    def __init__(self) -> None:
+    def __init__(self, domains: Domains) -> None:
+        self._domains = domains
         self._nodes: dict[str, Node] = {}
-        self._owned: Counter[int] = Counter()
         self._generation = 0
         for path in ("/", paths.INTRODUCE_DOMAIN, paths.RELEASE_DOMAIN):
             self.put(path, Node(b"", permissions.PRIVATE, self.next_generation()))
@@ -175,7 +214,7 @@ class Store(View):
         return iter(self._nodes.items())
 
     def owned(self, domid: int) -> int:
-        return self._owned[domid]
+        return self._domains.of(domid).nodes
 
     def next_generation(self) -> int:
         self._generation += 1
@@ -184,11 +223,11 @@ class Store(View):
     def put(self, path: str, node: Node | None) -> None:
         """Replace one entry by the outcome of a transaction; None deletes."""
         if (old := self._nodes.pop(path, None)) is not None:
-            self._count(old.perms[0].domid, -1)
+            self._charge(old.perms[0].domid, -1, -old.memory(path))
         if node is not None:
             node.generation = self.next_generation()
             self._nodes[path] = node
-            self._count(node.perms[0].domid, +1)
+            self._charge(node.perms[0].domid, 1, node.memory(path))
 
     def _edit(self, path: str) -> Node:
         node = self._nodes[path]
@@ -201,7 +240,10 @@ class Store(View):
     def _delete(self, path: str) -> None:
         del self._nodes[path]
 
-    def _count(self, domid: int, change: int) -> None:
-        self._owned[domid] += change
-        if not self._owned[domid]:
-            del self._owned[domid]
+    def _payer(self, owner: int) -> Domain:
+        return self._domains.of(owner)
+
+    def _charge(self, owner: int, nodes: int, memory: int) -> None:
+        domain = self._domains.of(owner)
+        domain.nodes += nodes
+        domain.memory += memory

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from errno import EAGAIN, ENOMEM
 from typing import NamedTuple
 
+from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.perms import Perms
-from xenpvd.backends.xenstore.quota import Quota
-from xenpvd.backends.xenstore.store import Node, Store, View
+from xenpvd.backends.xenstore.store import NODE_HEADER, Node, Store, View
 from xenpvd.errors import XenError
 
 
@@ -39,14 +39,14 @@ class Change(NamedTuple):
 
 
 class Transaction(View):
-    """Begins now; ends by :meth:`commit`, or by being forgotten."""
+    """Begins now, and may be committed once. Its creator pays for all copies, until :meth:`forget`."""
 
-    def __init__(self, store: Store, creator: int, quota: Quota) -> None:
+    def __init__(self, store: Store, creator: Domain) -> None:
         self._store = store
         self._creator = creator
-        self._quota = quota
         self._accessed: dict[str, _Access] = {}
         self._owned: Counter[int] = Counter()
+        self._memory = 0
         self._failed = False
 
     def find(self, path: str) -> Node | None:
@@ -58,13 +58,17 @@ class Transaction(View):
     def next_generation(self) -> int:
         return self._store.next_generation()
 
-    def write(self, path: str, value: bytes, quota: Quota) -> None:
+    def write(self, path: str, value: bytes, by: Domain) -> None:
         with self._all_or_nothing():
-            super().write(path, value, quota)
+            super().write(path, value, by)
 
-    def create(self, path: str, value: bytes, creator: int, quota: Quota) -> None:
+    def create(self, path: str, value: bytes, by: Domain) -> None:
         with self._all_or_nothing():
-            super().create(path, value, creator, quota)
+            super().create(path, value, by)
+
+    def set_perms(self, path: str, perms: Perms, by: Domain) -> None:
+        with self._all_or_nothing():
+            super().set_perms(path, perms, by)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -92,11 +96,17 @@ class Transaction(View):
             now = self._store.find(path)
             if (now.generation if now is not None else None) != access.generation:
                 raise XenError(EAGAIN, path)
-        self._quota.check_nodes(self._store.owned(self._creator), self._owned[self._creator])
+        creator = self._creator
+        creator.quota.check_nodes(creator.nodes, self._owned[creator.domid])
         for path, access in self._accessed.items():
             if access.modified:
                 self._store.put(path, access.node)
         return list(self._changes())
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self._accessed.clear()
+        self._pay(-self._memory)
 
     def _changes(self) -> Iterable[Change]:
         for path, access in self._accessed.items():
@@ -110,9 +120,12 @@ class Transaction(View):
     def _access(self, path: str) -> _Access:
         access = self._accessed.get(path)
         if access is None:
-            with self._all_or_nothing():
-                self._quota.check_transaction_nodes(len(self._accessed) + 1)
             node = self._store.find(path)
+            size = NODE_HEADER + len(path) if node is None else node.memory(path)
+            with self._all_or_nothing():
+                self._creator.quota.check_transaction_nodes(len(self._accessed) + 1)
+                self._check_memory(self._creator, self._creator.domid, size)
+            self._pay(size)
             access = (
                 _Access(None, None, None)
                 if node is None
@@ -136,5 +149,13 @@ class Transaction(View):
         access = self._access(path)
         access.node, access.modified = None, True
 
-    def _count(self, domid: int, change: int) -> None:
-        self._owned[domid] += change
+    def _payer(self, owner: int) -> Domain:
+        return self._creator
+
+    def _charge(self, owner: int, nodes: int, memory: int) -> None:
+        self._owned[owner] += nodes
+        self._pay(memory)
+
+    def _pay(self, size: int) -> None:
+        self._memory += size
+        self._creator.memory += size

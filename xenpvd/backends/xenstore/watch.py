@@ -51,17 +51,18 @@ class Watches:
         self._by_connection: dict[Connection, dict[tuple[str, bytes], Watch]] = {}
         self._seq = count()
 
-    def count(self, connection: Connection) -> int:
-        return len(self._by_connection.get(connection, ()))
-
     def has(self, connection: Connection, path: str, token: bytes) -> bool:
         return (path, token) in self._by_connection.get(connection, ())
 
     def add(self, connection: Connection, path: str, token: bytes, depth: int | None, prefix: int) -> Watch:
-        """Raises ``XenError``: EEXIST for the same path and token, E2BIG beyond the quota."""
+        """Raises ``XenError``: EEXIST for the same path and token, E2BIG and ENOMEM beyond the quotas."""
         if self.has(connection, path, token):
             raise XenError(EEXIST, path)
-        connection.quota.check_watches(self.count(connection))
+        domain, size = connection.domain, len(path) + len(token)
+        domain.quota.check_watches(domain.watches)
+        domain.check_memory(size)
+        domain.watches += 1
+        domain.memory += size
         watch = Watch(connection, path, token, depth, prefix, next(self._seq))
         self._by_connection.setdefault(connection, {})[path, token] = watch
         self._by_path.setdefault(path, {})[connection, token] = watch
@@ -71,6 +72,8 @@ class Watches:
         """Raises ``XenError`` ENOENT if there is none."""
         if not self.has(connection, path, token):
             raise XenError(ENOENT, path)
+        connection.domain.watches -= 1
+        connection.domain.memory -= len(path) + len(token)
         del self._by_connection[connection][path, token]
         del self._by_path[path][connection, token]
         if not self._by_path[path]:
@@ -99,7 +102,7 @@ class Watches:
         return [
             delivery
             for watch in heard
-            if any(rights(perms, watch.connection.domid) & READ for perms in readers)
+            if any(rights(perms, watch.connection.domain.who) & READ for perms in readers)
             for delivery in watch.event(path)
         ]
 
@@ -117,6 +120,6 @@ class Watches:
         return [
             delivery
             for watch, path in heard
-            if rights(perms, watch.connection.domid) & READ
+            if rights(perms, watch.connection.domain.who) & READ
             for delivery in watch.event(path)
         ]
