@@ -48,8 +48,8 @@ SANS_IO = (
     "backends.blkif.request", "backends.blkif.vdev",
     "backends.console.ring",
     *(f"backends.xenstore.{name}" for name in (
-        "call", "connection", "control", "domain", "domain_ops", "history", "node_ops", "outbox", "path", "perms",
-        "quota", "request", "ring", "store", "transaction", "watch", "wire",
+        "call", "connection", "control", "domain", "domain_ops", "history", "node_ops", "outbox", "path",
+        "perms", "quota", "request", "ring", "store", "transaction", "watch", "wire",
     )),
 )  # fmt: skip
 IO = {

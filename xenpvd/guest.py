@@ -23,7 +23,7 @@ from xenpvd.backoff import Backoff
 from xenpvd.balloon import Balloon
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
-from xenpvd.domain import Domain, Surroundings
+from xenpvd.domain import DOMID, Domain, Surroundings
 from xenpvd.drives import Drives
 from xenpvd.errors import Busy, StateError
 from xenpvd.events import Publish
@@ -43,6 +43,8 @@ TAIL = 4096
 
 class Guest:
     """``on_end`` is called when the guest is over and its policy is that its daemon is, too."""
+
+    domid = DOMID
 
     def __init__(self, publish: Publish, on_end: Callable[[], None], backoff: Backoff | None = None) -> None:
         self.config: GuestConfig | None = None

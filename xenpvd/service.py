@@ -29,6 +29,8 @@ from xenpvd.views import (
     VcpuInfo,
     VcpusSet,
     XenstoreNode,
+    XenstoreOperation,
+    XenstoreQuota,
 )
 
 
@@ -54,6 +56,7 @@ class Service:
         self._guest = guest
         self._daemon = daemon
         self.events = daemon.events
+        self.xenstore = guest.xenstore.client_of("rpc")
         self.daemon_info = daemon.info
         self.daemon_quit = daemon.quit
 
@@ -169,17 +172,14 @@ class Service:
     def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
         return self._guest.console.attach(mode, since, who)
 
-    def xenstore_read(self, path: str) -> bytes:
-        return self._guest.xenstore.client.read(path)
-
-    def xenstore_list(self, path: str) -> list[str]:
-        return self._guest.xenstore.client.directory(path)
-
-    def xenstore_write(self, path: str, value: bytes) -> None:
-        self._guest.xenstore.client.write(path, value)
-
-    def xenstore_remove(self, path: str) -> None:
-        self._guest.xenstore.client.remove(path)
-
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         return self._guest.xenstore.tree(path, depth)
+
+    def xenstore_history(self) -> Iterable[XenstoreOperation]:
+        return self._guest.xenstore.history()
+
+    def xenstore_quotas(self) -> list[XenstoreQuota]:
+        return self._guest.xenstore.quotas(self._guest.domid)
+
+    def xenstore_set_quota(self, name: str, value: int) -> None:
+        self._guest.xenstore.set_quota(self._guest.domid, name, value)

@@ -1,5 +1,7 @@
 """A rpc.service.Service with a guest in memory: verbs do at once what a test expects of them.
 
+The xenstore is a real one.
+
 A test can make a verb fail (``faults``), or hold it: ``hold("guest_wait")`` returns a Gate whose ``entered``
 is set when the verb is called; it goes on when ``open`` is set, and ``left`` is set then or when it is given
 up. ``done`` names the verbs that ended well.
@@ -14,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.fakes.console import FakeConsole, FakeViewer
+from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig
-from xenpvd.errors import Busy, Exists, NotFound, StateError, TimedOut, XenstoreFault
+from xenpvd.errors import Busy, Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
 from xenpvd.rpc.models import API
 from xenpvd.views import (
@@ -39,6 +42,8 @@ from xenpvd.views import (
     VcpuInfo,
     VcpusSet,
     XenstoreNode,
+    XenstoreOperation,
+    XenstoreQuota,
 )
 
 
@@ -64,12 +69,10 @@ class FakeService:
         self.console = FakeConsole()
         self.xen_log = bytearray(b"(XEN) Xen version 4.17\n")
         self.drives: dict[str, DriveInfo] = {}
-        self.xenstore: dict[str, bytes] = {
-            "/": b"",
-            "/tool": b"",
-            "/tool/name": b"web1",
-            "/tool/raw": b"\xff\0",
-        }
+        self.store = Xenstore(self.events.publish)
+        self.xenstore = self.store.client_of("rpc")
+        self.xenstore.write("/tool/name", "web1")
+        self.xenstore.write("/tool/raw", b"\xff\0")
         self.faults: dict[str, Exception] = {}
         self.gates: dict[str, Gate] = {}
         self.done: list[str] = []
@@ -321,27 +324,17 @@ class FakeService:
         self.console.viewers.append(viewer)
         return viewer
 
-    def xenstore_read(self, path: str) -> bytes:
-        if path not in self.xenstore:
-            raise XenstoreFault(f"cannot read {path}: there is no such node.", "ENOENT", path)
-        return self.xenstore[path]
-
-    def xenstore_list(self, path: str) -> list[str]:
-        below = path.rstrip("/") + "/"
-        return [
-            node.removeprefix(below) for node in self.xenstore if node.startswith(below) and node != below
-        ]
-
-    def xenstore_write(self, path: str, value: bytes) -> None:
-        self.xenstore[path] = value
-
-    def xenstore_remove(self, path: str) -> None:
-        del self.xenstore[path]
-
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
-        for node, value in self.xenstore.items():
-            if node.startswith(path):
-                yield XenstoreNode(node, value.decode(errors="replace"), ("n0",))
+        return self.store.tree(path, depth)
+
+    def xenstore_history(self) -> Iterable[XenstoreOperation]:
+        return self.store.history()
+
+    def xenstore_quotas(self) -> list[XenstoreQuota]:
+        return self.store.quotas(1)
+
+    def xenstore_set_quota(self, name: str, value: int) -> None:
+        self.store.set_quota(1, name, value)
 
     def with_drive(self, vdev: str, **changes: Any) -> None:
         self.drives[vdev] = replace(self.drives[vdev], **changes)

@@ -69,6 +69,12 @@ class Peer:
         reply = await self.call(method, **params)
         return dict(reply["error"])
 
+    async def note(self, method: str) -> Any:
+        """The params of the next message, a notification of that name."""
+        message = await self.receive()
+        assert (message.get("method"), "id" in message) == (method, False)
+        return message["params"]
+
     async def close(self) -> None:
         self.writer.close()
         with contextlib.suppress(ConnectionError):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import select
 import socket
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ class Client:
         self._sock = sock
         self._buffer = bytearray()
         self._next_id = 1
+        self._notes: deque[tuple[str, dict[str, Any]]] = deque()  # that came while a call was under way
         self.hello: dict[str, Any] = {}
 
     @classmethod
@@ -69,7 +71,7 @@ class Client:
             )
 
     def call(self, method: str, params: dict[str, Any] | None = None, timeout: float | None = None) -> Any:
-        """The result of ``method``. Notifications that come first are dropped: see :meth:`notifications`.
+        """The result of ``method``. Notifications that come first wait for :meth:`notifications`.
 
         Raises :class:`RpcFault`, :class:`NoAnswer`.
         """
@@ -88,6 +90,8 @@ class Client:
             message = self._receive()
             if message.get("id") == id_ or ("error" in message and message.get("id") is None):
                 break
+            if "method" in message:
+                self._notes.append((message["method"], message.get("params", {})))
         if "error" in message:
             raise _fault(message)
         return message["result"]
@@ -96,6 +100,8 @@ class Client:
         """(method, params) of each, as they come; ends with the connection."""
         self._sock.settimeout(None)
         while True:
+            while self._notes:
+                yield self._notes.popleft()
             try:
                 message = self._receive()
             except NoAnswer:
@@ -105,6 +111,8 @@ class Client:
 
     def arrived(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The notifications that are there already; never waits. Raises :class:`NoAnswer` at the end."""
+        while self._notes:
+            yield self._notes.popleft()
         while self._buffer.find(b"\n") >= 0 or select.select([self._sock], [], [], 0)[0]:
             message = self._receive()
             if "method" in message:

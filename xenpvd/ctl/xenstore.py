@@ -1,13 +1,17 @@
-"""xenstore-ls, -read, -write, -rm: a guest's store, as domain 0 sees it."""
+"""xenstore-ls, -read, -write, -rm, -watch, -history, -quota: a guest's store, as domain 0 sees it."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sys
+from itertools import islice
+from typing import Any
 
 import click
 
-from xenpvd.ctl.output import emit, json_option, plain
+from xenpvd.ctl.output import emit, json_option, moment, plain, table
 from xenpvd.ctl.rundir import RunDir
 
 
@@ -71,3 +75,72 @@ def xenstore_rm(place: RunDir, name: str, path: str) -> None:
     with place.connect(name) as client:
         client.call("xenstore.remove", {"path": path})
     emit({"removed": path}, [])
+
+
+@click.command("xenstore-watch")
+@click.argument("name")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("-n", "--count", type=click.IntRange(1), help="End after so many lines.")
+@json_option
+@click.pass_obj
+def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], count: int | None) -> None:
+    """Print what changes at PATHS in a guest's xenstore, and below them.
+
+    As with Xen's tool, each of PATHS comes once at the beginning, and is counted.
+    """
+    with place.connect(name) as client:
+        for path in paths:
+            client.call("xenstore.watch", {"path": path})
+        with contextlib.suppress(KeyboardInterrupt):
+            changes = (params for method, params in client.notifications() if method == "xenstore.changed")
+            for change in islice(changes, count):
+                emit(change, plain(change["path"]))
+                sys.stdout.flush()
+
+
+@click.command("xenstore-history")
+@click.argument("name")
+@click.argument("match", default="")
+@click.option("-n", "--max", "newest", default=50, show_default=True, help="The newest so many.")
+@json_option
+@click.pass_obj
+def xenstore_history(place: RunDir, name: str, match: str, newest: int) -> None:
+    """Who has asked what of a guest's xenstore, and what came of it.
+
+    All of it, or what names MATCH (a path, a value, or a part of one).
+    """
+    with place.connect(name) as client:
+        told = client.call("xenstore.history", {"match": match, "max": newest})
+    emit(told, map(_operation, told))
+
+
+def _operation(operation: dict[str, Any]) -> str:
+    who = f"d{operation['domid']} {operation['who']}" + (f" tx {operation['tx']}" if operation["tx"] else "")
+    words = " ".join((operation["op"], *operation["arguments"]))
+    return plain(f"{moment(operation['time'])} {who}: {words} -> {operation['result']}")
+
+
+@click.command("xenstore-quota")
+@click.argument("name")
+@click.argument("limits", nargs=-1, metavar="[QUOTA=LIMIT...]")
+@json_option
+@click.pass_obj
+def xenstore_quota(place: RunDir, name: str, limits: tuple[str, ...]) -> None:
+    """What a guest may take of its xenstore, and takes; 0 is no limit.
+
+    A LIMIT that is set holds at once, until the daemon ends.
+    """
+    wanted = dict(_limit(each) for each in limits)
+    with place.connect(name) as client:
+        for quota, limit in wanted.items():
+            client.call("xenstore.set_quota", {"name": quota, "limit": limit})
+        told = client.call("xenstore.quotas")
+    rows = [(row["name"], "-" if row["used"] is None else row["used"], row["limit"]) for row in told]
+    emit(told, table(("QUOTA", "USED", "LIMIT"), rows, right=("USED", "LIMIT")))
+
+
+def _limit(text: str) -> tuple[str, int]:
+    quota, _, limit = text.partition("=")
+    if not limit.isdecimal():
+        raise click.UsageError(f"{text}: QUOTA=LIMIT is wanted, as nodes=2000.")
+    return quota, int(limit)

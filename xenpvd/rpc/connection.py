@@ -8,19 +8,19 @@ import logging
 import select
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
 from xenpvd.errors import LimitReached
-from xenpvd.events import QUEUE, Subscription
+from xenpvd.events import QUEUE
 from xenpvd.rpc import results
 from xenpvd.rpc.console import serve_output, serve_typing
 from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
 from xenpvd.rpc.errors import CODES, parse_fault, protocol_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, Framer, MessageTooLong, parse
-from xenpvd.rpc.registry import Call
+from xenpvd.rpc.registry import Call, Note
 from xenpvd.rpc.service import ConsoleViewer, Service
 from xenpvd.tasks import Tasks
 
@@ -48,9 +48,9 @@ class Connection:
         self._tasks = Tasks(self._broken)
         self._calls: set[asyncio.Task[Any]] = set()
         self._waits: set[asyncio.Task[Any]] = set()  # calls to cancel when the client has gone
-        self._streams: set[asyncio.Task[Any]] = set()  # events, or the console's output
+        self._streams: set[asyncio.Task[Any]] = set()  # feeds, or the console's output
         self._gone = asyncio.Event()  # the peer has closed both directions
-        self.subscription: Subscription | None = None
+        self._feeds: dict[str, Callable[[], None]] = {}  # how to end each
         self._viewer: ConsoleViewer | None = None
         self.who = _peer(writer)
 
@@ -68,7 +68,7 @@ class Connection:
             if self._viewer is not None:
                 await self._serve_console(self._viewer, typed)
             await self._finish_calls()
-            if self.subscription is not None:
+            if self._feeds:
                 await self._gone.wait()  # it ended its sending side only
             self._writer.close()
             await self._writer.wait_closed()  # it may take its time to read the last replies
@@ -76,7 +76,7 @@ class Connection:
             await self._finish_calls()
         finally:
             hangup.close()
-            self.follow(None)
+            self._end_feeds()
             if self._viewer is not None:
                 self._viewer.close()
             await self._tasks.cancel()
@@ -88,8 +88,8 @@ class Connection:
                 self._writer.transport.abort()
 
     def ending(self) -> set[asyncio.Task[Any]]:
-        """The daemon ends: no new events; returns the tasks which still have something to say."""
-        self.follow(None)
+        """The daemon ends: no new notes; returns the tasks which still have something to say."""
+        self._end_feeds()
         return (self._calls - self._waits) | self._streams
 
     async def _serve_messages(self) -> bytes:
@@ -107,7 +107,7 @@ class Connection:
         except MessageTooLong:
             why = f"cannot take the message: more than {MESSAGE_MAX} bytes. The connection ends here."
             await self._send(protocol_fault(CODES[LimitReached], why, LimitReached.reason).reply(None))
-            self.follow(None)
+            self._end_feeds()
         return b""
 
     async def _take(self, data: bytes) -> None:
@@ -130,7 +130,7 @@ class Connection:
                 await self._send(parse_fault(why).reply(None))
                 return
             single = isinstance(message, dict) and "id" in message
-            alone = single and not self._calls and self.subscription is None
+            alone = single and not self._calls and not self._feeds
             call = Call(self.service, self, asyncio.current_task(), alone)
             reply = await dispatch(message, call)
             if reply is not None:
@@ -198,13 +198,24 @@ class Connection:
     def stream(self) -> Connection:
         return self
 
-    def follow(self, subscription: Subscription | None) -> None:
-        if self.subscription is not None:
-            self.subscription.close()
-        self.subscription = subscription
+    @property
+    def feeds(self) -> Collection[str]:
+        return self._feeds.keys()
 
-    def serve_events(self, subscription: Subscription) -> None:
-        self._stream(self._serve_events(subscription), "rpc events")
+    def feed(self, call: Call, name: str, notes: AsyncIterator[Note], close: Callable[[], None]) -> None:
+        self.end_feed(name)
+        self._feeds[name] = close
+        call.after_reply.append(lambda: self._serve_feed(name, notes))
+
+    def end_feed(self, name: str) -> bool:
+        close = self._feeds.pop(name, None)
+        if close is not None:
+            close()
+        return close is not None
+
+    def _end_feeds(self) -> None:
+        for name in tuple(self._feeds):
+            self.end_feed(name)
 
     def _stream(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._tasks.spawn(coro, name)
@@ -212,11 +223,13 @@ class Connection:
         task.add_done_callback(self._streams.discard)
         return task
 
-    async def _serve_events(self, subscription: Subscription) -> None:
-        epoch = self.service.events.epoch
-        with contextlib.suppress(ConnectionError):
-            async for event in subscription:
-                await self._notify("event", results.note(epoch, event))
+    def _serve_feed(self, name: str, notes: AsyncIterator[Note]) -> None:
+        async def serve() -> None:
+            with contextlib.suppress(ConnectionError):
+                async for method, params in notes:
+                    await self._notify(method, params)
+
+        self._stream(serve(), f"rpc {name}")
 
     def become(self, viewer: ConsoleViewer) -> None:
         self._viewer = viewer

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from xenpvd.config import MEMORY_MAX_MIB, MEMORY_MIN_MIB, VCPUS_MAX, DiskConfig, GuestConfig, Vdev
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
-API = "1.2"
+API = "1.3"
 
 #: 2-level event channels of a 64-bit guest: 64 words of 64 bits; port 0 is none.
 PORT_MAX = 4095
@@ -32,6 +32,14 @@ Patterns = Annotated[
 Offset = Annotated[
     int, Field(ge=0, lt=1 << 63, description="a byte of the recording, counted from the first boot")
 ]
+
+
+def _decodes(value: str) -> str:
+    base64.b64decode(value, validate=True)
+    return value
+
+
+Base64 = Annotated[str, Field(max_length=CONSOLE_WRITE_MAX * 4 // 3 + 4), AfterValidator(_decodes)]
 XenstorePath = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=3072)]
 
 
@@ -139,14 +147,7 @@ class OctetsParams(Params):
     """Exactly one of ``text`` and ``base64``."""
 
     text: str | None = Field(None, max_length=CONSOLE_WRITE_MAX)
-    base64: str | None = Field(None, max_length=CONSOLE_WRITE_MAX * 4 // 3 + 4)
-
-    @field_validator("base64")
-    @classmethod
-    def _decodes(cls, value: str | None) -> str | None:
-        if value is not None:
-            base64.b64decode(value, validate=True)
-        return value
+    base64: Base64 | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -172,6 +173,64 @@ class XenstorePathParams(Params):
 
 
 class XenstoreWriteParams(OctetsParams, XenstorePathParams): ...
+
+
+class PathStep(XenstorePathParams):
+    op: Literal["read", "list", "get_perms", "mkdir", "remove"]
+
+
+class WriteStep(XenstoreWriteParams):
+    op: Literal["write"]
+
+
+class SetPermsStep(XenstorePathParams):
+    op: Literal["set_perms"]
+    perms: list[Annotated[str, Field(pattern=r"^[nrwb][0-9]{1,5}$")]] = Field(
+        min_length=1, max_length=64, description="the owner's first, with the rights of all others: n1, r0"
+    )
+
+
+class ExpectStep(XenstorePathParams):
+    """Exactly one of ``text``, ``base64`` and ``absent``."""
+
+    op: Literal["expect"]
+    text: str | None = Field(None, max_length=CONSOLE_WRITE_MAX)
+    base64: Base64 | None = None
+    absent: Literal[True] | None = Field(None, description="there is no such node")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if [self.text, self.base64, self.absent].count(None) != 2:
+            raise ValueError("exactly one of text, base64 and absent")
+        return self
+
+    def wanted(self) -> bytes | None:
+        """The value; None if there shall be no node."""
+        if self.text is not None:
+            return self.text.encode()
+        return base64.b64decode(self.base64) if self.base64 is not None else None
+
+
+XenstoreStep = Annotated[PathStep | WriteStep | SetPermsStep | ExpectStep, Field(discriminator="op")]
+
+
+class XenstoreTransactionParams(Params):
+    steps: list[XenstoreStep] = Field(min_length=1, max_length=256, description="done in this order")
+
+
+class XenstoreUnwatchParams(Params):
+    watch: int = Field(ge=1, lt=1 << 63, description="as xenstore.watch has answered")
+
+
+class XenstoreHistoryParams(Params):
+    max: int = Field(100, ge=1, le=1024, description="the newest so many")
+    match: str = Field("", max_length=3072, description="a part of a path or value that it must name")
+    domid: int | None = Field(None, ge=0, le=65535, description="of this domain only")
+
+
+class XenstoreQuotaParams(Params):
+    name: str = Field(max_length=64, description="as xenstore.quotas names it")
+    limit: int = Field(ge=0, le=0xFFFF_FFFF, description="0 is none")
 
 
 class XenstoreTreeParams(Params):

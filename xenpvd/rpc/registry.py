@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter
 
-from xenpvd.events import Subscription
 from xenpvd.rpc.service import ConsoleViewer, Service
 
 #: Every peer is an admin for now: there is one socket, 0660.
 Role = Literal["viewer", "operator", "admin"]
 
 _T = TypeVar("_T")
+
+#: A notification's method and params.
+Note = tuple[str, BaseModel]
 
 
 class Client(Protocol):
@@ -38,13 +40,17 @@ class Stream(Protocol):
         """The peer, for people: ``uid 0, pid 4711``."""
 
     @property
-    def subscription(self) -> Subscription | None: ...
+    def feeds(self) -> Collection[str]:
+        """The names of those that go on."""
 
-    def follow(self, subscription: Subscription | None) -> None:
-        """Keep ``subscription`` instead of any other, or none; it is closed with the connection."""
+    def feed(self, call: Call, name: str, notes: AsyncIterator[Note], close: Callable[[], None]) -> None:
+        """Send ``notes`` behind the reply to ``call``, as they come, instead of any feed of that name before.
 
-    def serve_events(self, subscription: Subscription) -> None:
-        """Begin to send its events."""
+        ``close`` ends the iteration; it is called once, at the latest when the connection ends.
+        """
+
+    def end_feed(self, name: str) -> bool:
+        """False if there was none."""
 
     def become(self, viewer: ConsoleViewer) -> None:
         """The connection ends to be JSON after this reply; its bytes are ``viewer``'s."""

@@ -98,6 +98,22 @@ class XenstoreValue(Octets):
     path: str
 
 
+class XenstoreStep(Octets):
+    """``text`` or ``base64`` of a read, ``names`` of a list or get_perms; all null for the others."""
+
+    path: str
+    names: list[str] | None
+
+
+class XenstoreWatching(Result):
+    watch: int = Field(description="its number, in xenstore.changed and for xenstore.unwatch")
+
+
+class XenstoreChanged(Result):
+    watch: int
+    path: str
+
+
 class Subscribed(Result):
     seq: int = Field(description="of the last event before this reply, replayed ones included")
     epoch: str

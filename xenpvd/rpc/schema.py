@@ -27,6 +27,7 @@ REF = "#/components/schemas/"
 #: What the server sends unasked.
 NOTIFICATIONS: dict[str, tuple[type[results.Result], str]] = {
     "daemon.hello": (results.Hello, "The greeting, first on every connection."),
+    "xenstore.changed": (results.XenstoreChanged, "A watched node has changed; sent after xenstore.watch."),
     "event": (results.EventNote, "Something happened; sent after events.subscribe."),
 }
 
@@ -165,12 +166,12 @@ def markdown(api: Schema) -> str:
 def _kind(schema: Schema) -> str:
     if "$ref" in schema:
         return str(schema["$ref"]).removeprefix(REF)
-    if "anyOf" in schema:
-        return " or ".join(_kind(choice) for choice in schema["anyOf"])
+    if choices := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(_kind(choice) for choice in choices)
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
-        return f"`{schema['const']}`"
+        return f"`{schema['const']}`" if isinstance(schema["const"], str) else json.dumps(schema["const"])
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}" if "items" in schema else "list"
     low, high = schema.get("minimum"), schema.get("maximum")

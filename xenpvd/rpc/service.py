@@ -5,7 +5,8 @@ Every verb raises ``XenpvdError`` or below for what the asker can mend; anything
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from xenpvd.config import DiskConfig, GuestConfig
@@ -25,6 +26,8 @@ from xenpvd.views import (
     VcpuInfo,
     VcpusSet,
     XenstoreNode,
+    XenstoreOperation,
+    XenstoreQuota,
 )
 
 
@@ -49,8 +52,45 @@ class ConsoleViewer(Protocol):
         """Detach; returns why the viewer ended ("detached", "too slow: N bytes lost", ...). Idempotent."""
 
 
+class StoreTx(Protocol):
+    """What can be done in a transaction, as domain 0. Everything raises ``XenstoreFault``."""
+
+    def read(self, path: str) -> bytes: ...
+    def directory(self, path: str) -> list[str]:
+        """The children's names."""
+
+    def write(self, path: str, value: bytes) -> None: ...
+    def mkdir(self, path: str) -> None: ...
+    def remove(self, path: str) -> None: ...
+    def get_perms(self, path: str) -> list[str]:
+        """In wire form, the owner's first: n1, r0."""
+
+    def set_perms(self, path: str, perms: list[str]) -> None: ...
+
+
+class StoreWatch(Protocol):
+    """Yields the paths that have changed, the watched one first; for one reader."""
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+
+    def close(self) -> None:
+        """End the iteration. Idempotent."""
+
+
+class Store(StoreTx, Protocol):
+    """The guest's xenstore, outside of transactions."""
+
+    def transaction(self) -> AbstractContextManager[StoreTx]:
+        """Commits at the end of the block, which must not await; drops everything on an exception."""
+
+    def watch(self, path: str) -> StoreWatch: ...
+
+
 class Service(Protocol):
     events: EventLog
+
+    @property
+    def xenstore(self) -> Store: ...
 
     def daemon_info(self) -> DaemonInfo: ...
     def daemon_quit(self) -> None:
@@ -107,8 +147,12 @@ class Service(Protocol):
     def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
         """``mode`` rw, ro or steal; ``since`` an absolute offset, None for all that is kept."""
 
-    def xenstore_read(self, path: str) -> bytes: ...
-    def xenstore_list(self, path: str) -> list[str]: ...
-    def xenstore_write(self, path: str, value: bytes) -> None: ...
-    def xenstore_remove(self, path: str) -> None: ...
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]: ...
+    def xenstore_history(self) -> Iterable[XenstoreOperation]:
+        """The newest first; to be used up at once."""
+
+    def xenstore_quotas(self) -> list[XenstoreQuota]:
+        """The guest's."""
+
+    def xenstore_set_quota(self, name: str, value: int) -> None:
+        """0 is no limit. Raises ``NotFound``."""

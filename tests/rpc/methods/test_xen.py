@@ -1,4 +1,4 @@
-"""Event channels, grants, hypercalls, xenstore."""
+"""Event channels, grants, hypercalls."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
-from xenpvd.rpc.methods.xen import TREE_MAX
 
 ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("evtchn.inject", {"port": 2}, {"port": 2, "type": "virq", "pending": True, "remote-domain": ""}),
     ("hypercall.stats", {}, {"total": 42, "recent": [], "exits": {"xen": 42, "io": 7}}),
-    ("xenstore.read", {"path": "/tool/name"}, {"path": "/tool/name", "text": "web1", "base64": None}),
-    ("xenstore.read", {"path": "/tool/raw"}, {"text": None, "base64": "/wA="}),
 ]  # fmt: skip
 
 
@@ -80,19 +77,3 @@ async def test_refused_before_anything_happens(
     fault = await peer.fault(method, **params)
     assert fault["code"] == -32602
     assert [error["loc"] for error in fault["data"]["errors"]] == [where]
-
-
-async def test_xenstore(peer: Peer, service: FakeService) -> None:
-    assert await peer.result("xenstore.list", path="/tool") == ["name", "raw"]
-    assert (await peer.result("xenstore.tree"))[2] == {"path": "/tool/name", "value": "web1", "perms": ["n0"]}
-    told = await peer.fault("xenstore.read", path="/none")
-    assert told["data"] == {"reason": "XENSTORE", "error": "ENOENT", "path": "/none"}
-    written = await peer.result("xenstore.write", path="/tool/raw", base64="AP8=")
-    assert written == {"path": "/tool/raw", "text": None, "base64": "AP8="}
-    assert service.xenstore["/tool/raw"] == b"\0\xff"
-    assert await peer.result("xenstore.remove", path="/tool/raw") is None
-    assert (await peer.fault("xenstore.write", path="/tool/x", text="1", base64="AP8="))["code"] == -32602
-    assert list(service.xenstore) == ["/", "/tool", "/tool/name"]
-    service.xenstore |= {f"/n{i}": b"" for i in range(TREE_MAX)}
-    assert (await peer.fault("xenstore.tree"))["data"]["reason"] == "LIMIT"
-    assert len(await peer.result("xenstore.tree", path="/tool")) == 2

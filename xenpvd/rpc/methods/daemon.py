@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
 
+from xenpvd.events import Subscription
 from xenpvd.rpc import models, results, schema
-from xenpvd.rpc.registry import METHODS, Call, method
+from xenpvd.rpc.registry import METHODS, Call, Note, method
 from xenpvd.views import DaemonInfo
 
 
@@ -54,18 +56,19 @@ async def events_subscribe(call: Call, params: models.SubscribeParams) -> result
     """
     stream, events = call.client.stream, call.service.events
     subscription, replayed, lost = events.subscribe(params.names, params.since, params.epoch)
-    stream.follow(subscription)
-    call.after_reply.append(lambda: stream.serve_events(subscription))
+    stream.feed(call, "events", _notes(events.epoch, subscription), subscription.close)
     return results.Subscribed(seq=events.seq, epoch=events.epoch, replayed=replayed, lost=lost)
+
+
+async def _notes(epoch: str, subscription: Subscription) -> AsyncIterator[Note]:
+    async for event in subscription:
+        yield "event", results.note(epoch, event)
 
 
 @method("events.unsubscribe", "viewer")
 async def events_unsubscribe(call: Call, params: models.NoParams) -> results.Removed:
     """Send no more events on this connection."""
-    stream = call.client.stream
-    subscribed = stream.subscription is not None
-    stream.follow(None)
-    return results.Removed(removed=subscribed)
+    return results.Removed(removed=call.client.stream.end_feed("events"))
 
 
 @method("events.history", "viewer")

@@ -1,16 +1,10 @@
-"""The outer Xen from inside: event channels, grants, hypercalls, xenstore."""
+"""The outer Xen from inside: event channels, grants, hypercalls."""
 
 from __future__ import annotations
 
-from itertools import islice
-
-from xenpvd.errors import LimitReached
 from xenpvd.rpc import models, results
 from xenpvd.rpc.registry import Call, method
-from xenpvd.views import GrantInfo, HypercallStats, XenstoreNode
-
-#: A tree is answered in one message; beyond this a client asks for branches.
-TREE_MAX = 10_000
+from xenpvd.views import GrantInfo, HypercallStats
 
 
 @method("evtchn.list", "viewer")
@@ -35,41 +29,3 @@ async def grant_list(call: Call, params: models.NoParams) -> list[GrantInfo]:
 async def hypercall_stats(call: Call, params: models.StatsParams) -> HypercallStats:
     """The hypercalls that have reached the daemon since this boot, by operation and outcome."""
     return call.service.hypercall_stats(params.recent)
-
-
-@method("xenstore.read", "viewer")
-async def xenstore_read(call: Call, params: models.XenstorePathParams) -> results.XenstoreValue:
-    """The value of a node."""
-    value = call.service.xenstore_read(params.path)
-    return results.XenstoreValue(path=params.path, **results.octets(value))
-
-
-@method("xenstore.list", "viewer")
-async def xenstore_list(call: Call, params: models.XenstorePathParams) -> list[str]:
-    """The names of a node's children."""
-    return call.service.xenstore_list(params.path)
-
-
-@method("xenstore.tree", "viewer")
-async def xenstore_tree(call: Call, params: models.XenstoreTreeParams) -> list[XenstoreNode]:
-    """A node and what is below it, parents first."""
-    nodes = list(islice(call.service.xenstore_tree(params.path, params.depth), TREE_MAX + 1))
-    if len(nodes) > TREE_MAX:
-        raise LimitReached(
-            f"cannot list {params.path}: more than {TREE_MAX} nodes. Ask for less depth or a branch of it.",
-            limit=TREE_MAX,
-        )
-    return nodes
-
-
-@method("xenstore.write", "admin")
-async def xenstore_write(call: Call, params: models.XenstoreWriteParams) -> results.XenstoreValue:
-    """Set the value of a node, as domain 0; what is missing of it and above it is made."""
-    call.service.xenstore_write(params.path, params.data())
-    return results.XenstoreValue(path=params.path, **results.octets(params.data()))
-
-
-@method("xenstore.remove", "admin")
-async def xenstore_remove(call: Call, params: models.XenstorePathParams) -> None:
-    """Remove a node and what is below it, as domain 0. If its parent is there, it need not be."""
-    call.service.xenstore_remove(params.path)
