@@ -17,8 +17,27 @@ SIZE = 32
 
 
 def pair(start: int = 0, abi: Abi = X86_64) -> tuple[FrontRing, BackRing]:
-    front = FrontRing(FakePage(), abi, start)
-    return front, BackRing(front.page, abi.slot_size)
+    front = FrontRing([FakePage()], abi, start)
+    return front, BackRing([front.page], abi.slot_size)
+
+
+@pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
+@pytest.mark.parametrize(("order", "size"), [(1, 64), (4, 512)])
+def test_a_ring_of_several_pages(order: int, size: int, abi: Abi) -> None:
+    """Some slots begin in one page and end in the next."""
+    front = FrontRing([FakePage() for _ in range(1 << order)], abi, start=2**32 - 5)
+    back = BackRing(front.pages, abi.slot_size)
+    assert front.size == back.size == size
+    for lap in range(3):
+        slots = [slot(front, lap * 1000 + n) for n in range(size)]
+        for data in slots:
+            front.put(data)
+        front.push()
+        assert back.consume() == slots
+        for n in range(size):
+            back.produce(response(front, lap * 1000 + n))
+        back.push()
+        assert front.take() == [(lap * 1000 + n, 0, 0) for n in range(size)]
 
 
 def slot(front: FrontRing, number: int) -> bytes:
@@ -107,7 +126,7 @@ def test_a_ring_of_ones_is_refused_at_once() -> None:
     page.view[:] = b"\xff" * 4096
     page.store32(REQ_PROD, 40)
     with pytest.raises(GuestFault):
-        BackRing(page, X86_64.slot_size)
+        BackRing([page], X86_64.slot_size)
 
 
 def test_guest_garbage_in_our_indexes_does_not_move_us() -> None:

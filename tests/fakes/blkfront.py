@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
 from tests.fakes.evtchn import FakeEvtchnOps, FakeEvtchnPort
 from tests.fakes.gnttab import FakeGnttab
 from tests.fakes.page import FakePage
 from xenpvd.abi.io_blkif import (
+    BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_INDIRECT,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     SECTOR_SIZE,
@@ -54,13 +56,32 @@ def pack_request(
     return bytes(slot)
 
 
-class FrontRing:
-    """The front half of the ring (io/ring.h, FRONT_RING_*) on a fresh page; indexes may begin anywhere."""
+def pack_discard(sector: int, count: int, *, id: int = 0, flag: int = 0, abi: Abi = X86_64) -> bytes:
+    slot = bytearray(abi.slot_size)
+    abi.discard.pack_into(slot, 0, flag, id, sector, count)
+    slot[0] = BLKIF_OP_DISCARD
+    return bytes(slot)
 
-    def __init__(self, page: FakePage, abi: Abi = X86_64, start: int = 0) -> None:
-        self.page = page
+
+def pack_indirect(
+    operation: int, nr_segments: int, grefs: Iterable[int], *, id: int = 0, sector: int = 0, abi: Abi = X86_64
+) -> bytes:
+    """``grefs`` are of the pages that hold the segments."""
+    slot = bytearray(abi.slot_size)
+    eight = (*grefs, *[0xFFFF_FFFF] * 8)[:8]
+    abi.indirect.pack_into(slot, 0, operation, nr_segments, id, sector, *eight)
+    slot[0] = BLKIF_OP_INDIRECT
+    return bytes(slot)
+
+
+class FrontRing:
+    """The front half of the ring (io/ring.h, FRONT_RING_*) on fresh pages; indexes may begin anywhere."""
+
+    def __init__(self, pages: Sequence[FakePage], abi: Abi = X86_64, start: int = 0) -> None:
+        self.pages = pages
+        self.page = page = pages[0]
         self.abi = abi
-        self.size = ring_size(PAGE_SIZE, abi.slot_size)
+        self.size = ring_size(len(pages) * PAGE_SIZE, abi.slot_size)
         self.req_prod = self.rsp_cons = start & MASK
         page.store32(REQ_PROD, start)
         page.store32(RSP_PROD, start)
@@ -69,7 +90,7 @@ class FrontRing:
 
     def put(self, slot: bytes) -> None:
         """Write a request into the next slot, without telling."""
-        self.page.write(RING + (self.req_prod % self.size) * self.abi.slot_size, slot)
+        self._copy(self.req_prod, bytearray(slot), write=True)
         self.req_prod = (self.req_prod + 1) & MASK
 
     def push(self) -> bool:
@@ -85,8 +106,7 @@ class FrontRing:
             rsp_prod = self.page.load32(RSP_PROD)
             assert (rsp_prod - self.rsp_cons) & MASK <= self.size, "the backend broke the ring"
             while self.rsp_cons != rsp_prod:
-                offset = RING + (self.rsp_cons % self.size) * self.abi.slot_size
-                raw = self.page.read(offset, self.abi.response.size)
+                raw = bytes(self._copy(self.rsp_cons, bytearray(self.abi.response.size)))
                 responses.append(_RESPONSES[self.abi.name].unpack_from(raw))
                 assert raw == self.abi.response.pack(*responses[-1]), "stale bytes in the padding"
                 self.rsp_cons = (self.rsp_cons + 1) & MASK
@@ -94,14 +114,26 @@ class FrontRing:
             if self.page.load32(RSP_PROD) == self.rsp_cons:
                 return responses
 
+    def _copy(self, index: int, data: bytearray, *, write: bool = False) -> bytearray:
+        """To or from a slot, byte by byte: it may lie in two pages."""
+        begin = RING + (index % self.size) * self.abi.slot_size
+        for n in range(len(data)):
+            page, offset = divmod(begin + n, PAGE_SIZE)
+            if write:
+                self.pages[page].view[offset] = data[n]
+            else:
+                data[n] = self.pages[page].view[offset]
+        return data
+
 
 class BlkRing(FrontRing):
     """A front ring with its port and granted pages, which really does I/O. Blocks, at most 5 seconds."""
 
-    def __init__(self, gnttab: FakeGnttab, abi: Abi = X86_64, start: int = 0) -> None:
-        super().__init__(FakePage(), abi, start)
+    def __init__(self, gnttab: FakeGnttab, abi: Abi = X86_64, start: int = 0, order: int = 0) -> None:
+        super().__init__([FakePage() for _ in range(1 << order)], abi, start)
         self.gnttab = gnttab
-        self.gref = gnttab.grant(self.page)
+        self.grefs = [gnttab.grant(page) for page in self.pages]
+        self.gref = self.grefs[0]
         self.port: FakeEvtchnPort | None = None
         self.kicks = 0
         self._id = 0
@@ -156,6 +188,22 @@ class BlkRing(FrontRing):
             grefs.append(gref)
         self._transfer(BLKIF_OP_WRITE, sector, len(data) // SECTOR_SIZE, grefs)
 
+    def transfer_indirect(self, operation: int, sector: int, grefs: Sequence[int]) -> int:
+        """Whole pages; the response's status."""
+        page, table = self.data_page(readonly=True)
+        for n, gref in enumerate(grefs):
+            SEGMENT.pack_into(page.view, n * SEGMENT.size, gref, 0, 7)
+        slot = pack_indirect(operation, len(grefs), [table], id=7, sector=sector, abi=self.abi)
+        ((_, answered, status),) = self.do(slot)
+        assert answered == operation, "Linux compares it with what it has asked for"
+        self.gnttab.end_access(table)
+        return status
+
+    def discard(self, sector: int, count: int) -> int:
+        """The response's status."""
+        ((_, _, status),) = self.do(pack_discard(sector, count, abi=self.abi))
+        return status
+
     def flush(self) -> int:
         """The response's status."""
         ((_, _, status),) = self.do(pack_request(BLKIF_OP_FLUSH_DISKCACHE, abi=self.abi))
@@ -195,6 +243,7 @@ class Blkfront:
         self.path = f"/local/domain/{domid}/device/vbd/{devid}"
         self.backend = f"/local/domain/0/backend/vbd/{domid}/{devid}"
         self.ring: BlkRing | None = None
+        self.rings: list[BlkRing] = []
 
     def write(self, node: str, value: object) -> None:
         self.xenstore.write(f"{self.path}/{node}", f"{value}")
@@ -202,27 +251,37 @@ class Blkfront:
     def switch(self, state: XenbusState) -> None:
         self.write("state", f"{state:d}")
 
-    def offer(self, **other: object) -> BlkRing:
-        """Write a fresh ring's nodes and go to Initialised; ``other`` nodes (``ring_ref``) instead, None
-        for leaving one out."""
-        ring = BlkRing(self.gnttab, self.abi)
-        port = self.evtchn.alloc_unbound()
-        nodes = {"ring-ref": ring.gref, "event-channel": port, "protocol": self.abi.name}
+    def offer(self, *, queues: int = 1, order: int = 0, **other: object) -> BlkRing:
+        """Write fresh rings' nodes and go to Initialised; ``other`` nodes (``ring_ref``) instead, None for
+        leaving one out. Gives the first ring; all are in ``rings``."""
+        self.rings = [BlkRing(self.gnttab, self.abi, order=order) for _ in range(queues)]
+        self._ports = [self.evtchn.alloc_unbound() for _ in self.rings]
+        nodes: dict[str, object] = {"protocol": self.abi.name}
+        if order:
+            nodes["ring-page-order"] = order
+        if queues > 1:
+            nodes["multi-queue-num-queues"] = queues
+        for n, (ring, port) in enumerate(zip(self.rings, self._ports, strict=True)):
+            place = f"queue-{n}/" if queues > 1 else ""
+            nodes[f"{place}event-channel"] = port
+            for page, gref in enumerate(ring.grefs):
+                nodes[f"{place}ring-ref{page}" if order else f"{place}ring-ref"] = gref
         nodes |= {name.replace("_", "-"): value for name, value in other.items()}
         with self.xenstore.transaction() as tx:
             for node, value in nodes.items():
                 if value is not None:
                     tx.write(f"{self.path}/{node}", f"{value}")
             tx.write(f"{self.path}/state", f"{XenbusState.Initialised:d}")
-        self.ring, self._port = ring, port
-        return ring
+        self.ring = self.rings[0]
+        return self.ring
 
-    async def connect(self) -> BlkRing:
+    async def connect(self, *, queues: int = 1, order: int = 0) -> BlkRing:
         """The whole handshake: InitWait → Initialised → Connected on both ends."""
         await self.wait_backend(XenbusState.InitWait)
-        ring = self.offer()
+        ring = self.offer(queues=queues, order=order)
         await self.wait_backend(XenbusState.Connected)
-        ring.port = self.evtchn.ports[self._port]
+        for each, port in zip(self.rings, self._ports, strict=True):
+            each.port = self.evtchn.ports[port]
         self.switch(XenbusState.Connected)
         return ring
 

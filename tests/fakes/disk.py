@@ -9,9 +9,10 @@ from pathlib import Path
 from tests.fakes.blkfront import BlkRing
 from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.gnttab import FakeGnttab
-from xenpvd.abi.io_blkif import X86_64, Abi
+from xenpvd.abi.io_blkif import SECTOR_SIZE, X86_64, Abi
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.plane import Plane
+from xenpvd.backends.blkif.request import Offer
 
 
 class FaultyImage(Image):
@@ -30,6 +31,10 @@ class FaultyImage(Image):
     def _fdatasync(self) -> None:
         self.fail("flush")
         super()._fdatasync()
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.fail("discard")
+        super()._discard(offset, length)
 
 
 class Disk:
@@ -54,13 +59,17 @@ class Disk:
         self.troubles: list[str] = []
         self.ends: queue.Queue[BaseException | None] = queue.Queue()
         self.plane = Plane(
-            self.ring.page,
+            self.ring.pages,
             self.port,
             self.gnttab,
             self.image,
             abi=abi,
-            size=image.size if size is None else size,
-            readonly=readonly,
+            offer=Offer(
+                (image.size if size is None else size) // SECTOR_SIZE,
+                readonly,
+                max_indirect=256,
+                discard=True,
+            ),
             on_trouble=self.troubles.append,
             on_end=self.ends.put,
         )

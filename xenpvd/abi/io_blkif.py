@@ -21,6 +21,10 @@ BLKIF_RSP_ERROR = -1
 BLKIF_RSP_EOPNOTSUPP = -2
 
 BLKIF_MAX_SEGMENTS_PER_REQUEST = 11
+BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST = 8
+
+#: flag of a BLKIF_OP_DISCARD
+BLKIF_DISCARD_SECURE = 1 << 0
 
 VDISK_CDROM = 0x1
 VDISK_REMOVABLE = 0x2
@@ -38,22 +42,43 @@ XEN_IO_PROTO_ABI_X86_64 = "x86_64-abi"
 class Abi:
     """One layout of the ring's slots.
 
-    ``header`` unpacks operation, nr_segments, handle, id, sector_number from a request's start;
-    ``segment`` unpacks gref, first_sect, last_sect at ``segments`` + 8 * n; ``response`` packs id,
-    operation, status with zeroes in every gap, so that no stale byte of ours reaches the guest.
+    ``header`` unpacks operation, nr_segments, handle, id, sector_number from a request's start, and
+    ``SEGMENT`` gref, first_sect, last_sect at ``segments`` + 8 * n. In the place of them, ``discard`` unpacks
+    flag, id, sector_number, nr_sectors, and ``indirect`` indirect_op, nr_segments, id, sector_number and
+    eight grefs. ``response`` packs id, operation, status with zeroes in every gap, so that no stale byte of
+    ours reaches the guest.
     """
 
     name: str
     slot_size: int
     header: Struct
     segments: int
+    discard: Struct
+    indirect: Struct
     response: Struct
 
 
 #: ``struct blkif_request_segment``: gref, first_sect, last_sect and two bytes of padding; the same in both.
 SEGMENT = Struct("<IBB2x")
+SEGMENTS_PER_PAGE = 4096 // SEGMENT.size
 
-X86_64 = Abi(XEN_IO_PROTO_ABI_X86_64, 112, Struct("<BBH4xQQ"), 24, Struct("<QBxh4x"))
-X86_32 = Abi(XEN_IO_PROTO_ABI_X86_32, 108, Struct("<BBHQQ"), 20, Struct("<QBxh"))
+X86_64 = Abi(
+    name=XEN_IO_PROTO_ABI_X86_64,
+    slot_size=112,
+    header=Struct("<BBH4xQQ"),
+    segments=24,
+    discard=Struct("<xB6xQQQ"),
+    indirect=Struct("<xBH4xQQ4x8I"),
+    response=Struct("<QBxh4x"),
+)
+X86_32 = Abi(
+    name=XEN_IO_PROTO_ABI_X86_32,
+    slot_size=108,
+    header=Struct("<BBHQQ"),
+    segments=20,
+    discard=Struct("<xB2xQQQ"),
+    indirect=Struct("<xBHQQ4x8I"),
+    response=Struct("<QBxh"),
+)
 
 ABIS = {abi.name: abi for abi in (X86_64, X86_32)}

@@ -136,6 +136,14 @@ async def test_nodes(rig: Rig) -> None:
         "sector-size": "512",
         "physical-sector-size": "4096",
         "feature-flush-cache": "1",
+        "feature-max-indirect-segments": "256",
+        "feature-discard": "1",
+        "discard-granularity": "4096",
+        "discard-alignment": "0",
+        "discard-secure": "0",
+        "max-ring-page-order": "4",
+        "max-ring-pages": "16",
+        "multi-queue-max-queues": "4",
         "state": "2",
     }
     assert rig.named("drive.added") == [
@@ -238,12 +246,15 @@ async def test_counters_outlive_a_connection(rig: Rig) -> None:
         ({"protocol": "bogus"}, "protocol 'bogus' is not known"),
         ({"protocol": ""}, "protocol '' is not known"),
         ({"protocol": "\u00e4" * 1000}, "is not known"),
-        ({"ring_page_order": "1"}, "a ring of several pages was not offered"),  # A13
-        ({"ring_page_order": 2**31}, "a ring of several pages was not offered"),
+        ({"ring_page_order": "5"}, "a ring of order 5, of 4 that was offered"),  # A13
+        ({"ring_page_order": "1"}, "ring-ref0 is missing"),  # A14
+        ({"ring_page_order": 2**31}, "a ring of order 2147483648"),
         ({"ring_page_order": "x"}, "ring-page-order is no number"),
-        ({"num_ring_pages": "3"}, "a ring of several pages was not offered"),
-        ({"num_ring_pages": "0"}, "a ring of several pages was not offered"),
-        ({"ring_ref": None, "multi_queue_num_queues": "2"}, "ring-ref is missing"),  # not offered either
+        ({"num_ring_pages": "3"}, "3 pages"),
+        ({"num_ring_pages": "0"}, "0 pages"),
+        ({"multi_queue_num_queues": "2"}, "queue-0/ring-ref is missing"),
+        ({"multi_queue_num_queues": "0"}, "0 queues, of 4 that were offered"),
+        ({"multi_queue_num_queues": "5"}, "5 queues, of 4 that were offered"),
     ],
 )
 async def test_offers_that_are_refused(rig: Rig, nodes: dict[str, Any], why: str) -> None:
@@ -488,3 +499,39 @@ async def test_an_unknown_page_is_never_touched(rig: Rig) -> None:  # S5
     gref = rig.gnttab.grant(canary, domid=5)
     assert ring.do(pack_request(BLKIF_OP_READ, segments=[(gref, 0, 7)])) == [(0, BLKIF_OP_READ, -1)]
     assert bytes(canary.view) == b"c" * 4096
+
+
+@pytest.mark.parametrize(("queues", "order"), [(1, 0), (1, 4), (4, 0), (3, 2)])
+async def test_many_rings_of_many_pages(rig: Rig, queues: int, order: int) -> None:
+    backend, front = rig.disk()
+    await front.connect(queues=queues, order=order)
+    for n, ring in enumerate(front.rings):
+        ring.write(8 * n, bytes([n + 1]) * 4096)
+    for n in range(queues):
+        assert front.rings[n - 1].read(8 * n, 8) == bytes([n + 1]) * 4096
+    assert backend.info().stats["writes"] == backend.info().stats["reads"] == queues
+
+
+async def test_a_ring_that_breaks_ends_the_device_with_all_of_them(rig: Rig) -> None:
+    backend, front = rig.disk()
+    await front.connect(queues=2)
+    front.rings[1].page.store32(REQ_PROD, 1000)
+    front.rings[1].kick()
+    await front.wait_backend(S.Closing)
+    assert "req_prod" in str(backend.info().error)
+    assert not rig.gnttab.mapped
+
+
+async def test_one_ring_of_several_cannot_be_opened(rig: Rig) -> None:
+    backend, front = rig.disk()
+    front.offer(**{"queues": 2, "queue-1/event-channel": 4096})
+    await front.wait_backend(S.Closing)
+    assert "event-channel 4096" in str(backend.info().error)
+
+
+async def test_pages_that_are_in_the_rings_twice(rig: Rig) -> None:  # A15
+    backend, front = rig.disk()
+    gref = BlkRing(rig.gnttab).gref
+    front.offer(**{"queues": 2, "queue-0/ring-ref": gref, "queue-1/ring-ref": gref})
+    await front.wait_backend(S.Closing)
+    assert backend.info().error == "a page is in the rings twice"

@@ -8,12 +8,12 @@ import random
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.blkfront import BlkRing, pack_request
+from tests.fakes.blkfront import BlkRing, pack_discard, pack_indirect, pack_request
 from tests.fakes.disk import Disk
 from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.gnttab import FakeGnttab, FakeGrant
@@ -24,6 +24,7 @@ from xenpvd.abi.io_blkif import (
     BLKIF_OP_WRITE,
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
+    SEGMENT,
     X86_32,
     X86_64,
     Abi,
@@ -31,6 +32,7 @@ from xenpvd.abi.io_blkif import (
 from xenpvd.abi.io_ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.plane import TROUBLE_PAUSE, Plane
+from xenpvd.backends.blkif.request import Offer
 from xenpvd.errors import GuestFault
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
@@ -277,13 +279,12 @@ def test_a_ring_that_is_broken_from_the_start(path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(GuestFault):
         Plane(
-            ring.page,
+            ring.pages,
             port,
             gnttab,
             image,
             abi=X86_64,
-            size=512,
-            readonly=False,
+            offer=Offer(1),
             on_trouble=print,
             on_end=print,
         )
@@ -443,3 +444,85 @@ def test_a_port_that_is_closed_under_us_is_no_busy_loop(disk: Disk) -> None:
     os.close(disk.port.irq_fd)
     disk.plane.stop()
     disk.ends.get(timeout=5)
+
+
+# ---- indirect requests and discards
+
+
+@pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
+def test_indirect_transfers(path: Path, abi: Abi) -> None:
+    disk = Disk(path, abi=abi)
+    try:
+        ring, before = disk.start(), disk.contents()
+        pages = [ring.data_page() for _ in range(200)]
+        grefs = [gref for _, gref in pages]
+        assert ring.transfer_indirect(READ, 8, grefs) == 0
+        assert b"".join(bytes(page.view) for page, _ in pages) == before[4096 : 201 * 4096]
+        assert ring.transfer_indirect(WRITE, 0, grefs[::-1]) == 0
+        assert (
+            disk.contents()[: 4096 * 2] == before[200 * 4096 : 201 * 4096] + before[199 * 4096 : 200 * 4096]
+        )
+        assert disk.plane.stats()["read_bytes"] == disk.plane.stats()["write_bytes"] == 200 * 4096
+    finally:
+        disk.close()
+
+
+def test_bad_indirect_requests_among_good_ones(disk: Disk) -> None:
+    ring, before = disk.start(), disk.contents()
+    page, table = ring.data_page()
+    data, gref = ring.data_page()
+    SEGMENT.pack_into(page.view, 0, gref, 0, 7)
+    SEGMENT.pack_into(page.view, 8, 999, 0, 7)  # grants nothing
+    _, closed = ring.data_page()
+    ring.gnttab.end_access(closed)
+    slots = [
+        pack_indirect(READ, 1, [table], id=1),
+        pack_indirect(READ, 0, [table], id=2),  # C1
+        pack_indirect(READ, 257, [table], id=3),
+        pack_indirect(READ, 1, [closed], id=4),  # C3
+        pack_indirect(READ, 2, [table], id=5),
+        pack_indirect(6, 1, [table], id=6),  # C2
+        pack_indirect(READ, 1, [table, 998, 997], id=7),  # C7: what is not needed is not looked at
+        pack_indirect(WRITE, 2, [table], id=8),
+    ]
+    answers = {id_: status for id_, _, status in ring.do(*slots)}
+    assert answers == {1: 0, 2: -1, 3: -1, 4: -1, 5: -1, 6: -1, 7: 0, 8: -1}
+    assert bytes(data.view) == before[:4096]
+    assert disk.contents() == before
+
+
+def test_a_table_that_changes_under_us_is_one_snapshot(disk: Disk) -> None:  # C4, C5
+    """A request may read into the page of its own segments: what it says is known by then."""
+    ring, before = disk.start(), disk.contents()
+    page, table = ring.data_page()
+    for n in range(256):
+        SEGMENT.pack_into(page.view, n * 8, table, 0, 7)
+    assert ring.do(pack_indirect(READ, 256, [table])) == [(0, READ, 0)]
+    assert bytes(page.view) == before[255 * 4096 : 256 * 4096]
+
+
+def test_discarded_bytes_are_zeroes_and_the_others_stay(disk: Disk) -> None:
+    ring, before = disk.start(), disk.contents()
+    assert ring.discard(8, 16) == 0
+    assert disk.contents() == before[:4096] + bytes(8192) + before[3 * 4096 :]
+    assert disk.plane.stats()["discards"] == 1
+    disk.image.fail = refuse("discard", errno.ENOSPC)
+    assert ring.discard(8, 16) == BLKIF_RSP_ERROR
+    assert "cannot discard in" in disk.troubles[-1]
+
+
+def test_an_offer_that_changes(disk: Disk) -> None:
+    ring = disk.start()
+    disk.plane.offer = Offer(8, readonly=True)
+    assert [status for _, _, status in ring.do(pack_discard(0, 8), pack_indirect(READ, 1, [9]))] == [-2, -2]
+    _, gref = ring.data_page()
+    assert ring.do(pack_request(READ, sector=8, segments=[(gref, 0, 7)]))[0][2] == BLKIF_RSP_ERROR
+    assert ring.read(0, 8)
+
+
+def refuse(call: str, number: int) -> Callable[[str], None]:
+    def fail(called: str) -> None:
+        if called == call:
+            raise OSError(number, os.strerror(number))
+
+    return fail

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.blkfront import Segment, pack_request
+from tests.fakes.blkfront import Segment, pack_discard, pack_indirect, pack_request
 from xenpvd.abi.io_blkif import (
+    BLKIF_DISCARD_SECURE,
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_INDIRECT,
@@ -18,11 +19,12 @@ from xenpvd.abi.io_blkif import (
     BLKIF_OP_WRITE_BARRIER,
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
+    SEGMENT,
     X86_32,
     X86_64,
     Abi,
 )
-from xenpvd.backends.blkif.request import Refusal, Request, parse
+from xenpvd.backends.blkif.request import Indirect, Offer, Refusal, Request, parse, parse_indirect
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
 SECTORS = 1000
@@ -62,7 +64,7 @@ WHOLE: Segment = (8, 0, 7)
 def test_good(abi: Abi, request_: dict[str, Any], offset: int, length: int, segments: list[Segment]) -> None:
     slot = pack_request(**request_, id=2**64 - 1, abi=abi)
     good = Request(2**64 - 1, request_["operation"], offset, length, segments)  # type: ignore[arg-type]
-    assert parse(slot, abi, sectors=SECTORS, readonly=False) == good
+    assert parse(slot, abi, Offer(SECTORS)) == good
 
 
 BAD = [
@@ -94,7 +96,7 @@ BAD = [
 @ABIS
 @pytest.mark.parametrize(("request_", "status"), BAD)
 def test_bad(abi: Abi, request_: dict[str, Any], status: int) -> None:
-    refusal = parse(pack_request(**request_, id=77, abi=abi), abi, sectors=SECTORS, readonly=False)
+    refusal = parse(pack_request(**request_, id=77, abi=abi), abi, Offer(SECTORS))
     assert isinstance(refusal, Refusal)
     assert refusal[:3] == (77, request_["operation"], status)
     assert refusal.why
@@ -103,7 +105,7 @@ def test_bad(abi: Abi, request_: dict[str, Any], status: int) -> None:
 @ABIS
 def test_read_only_disk(abi: Abi) -> None:  # B7
     def ask(operation: int, *segments: Segment) -> Request | Refusal:
-        return parse(pack_request(operation, segments=segments, abi=abi), abi, sectors=8, readonly=True)
+        return parse(pack_request(operation, segments=segments, abi=abi), abi, Offer(8, readonly=True))
 
     refusal = ask(WRITE, WHOLE)
     assert isinstance(refusal, Refusal) and refusal.status == BLKIF_RSP_ERROR
@@ -111,10 +113,110 @@ def test_read_only_disk(abi: Abi) -> None:  # B7
     assert isinstance(ask(FLUSH), Request)
 
 
+DISCARDING = Offer(SECTORS, discard=True, max_indirect=600)
+
+
+@ABIS
+@pytest.mark.parametrize(
+    ("sector", "count", "flag", "status"),
+    [
+        (0, 1, 0, None),
+        (0, SECTORS, 0, None),
+        (SECTORS - 1, 1, 0, None),
+        (0, 0, 0, BLKIF_RSP_ERROR),  # B10
+        (1, SECTORS, 0, BLKIF_RSP_ERROR),
+        (SECTORS, 1, 0, BLKIF_RSP_ERROR),
+        (2**64 - 1, 2, 0, BLKIF_RSP_ERROR),
+        (1, 2**64 - 1, 0, BLKIF_RSP_ERROR),
+        (0, 2**40, 0, BLKIF_RSP_ERROR),
+        (0, 1, BLKIF_DISCARD_SECURE, BLKIF_RSP_EOPNOTSUPP),  # B11
+        (0, 1, 2, None),  # nobody knows that flag
+    ],
+)
+def test_discard(abi: Abi, sector: int, count: int, flag: int, status: int | None) -> None:
+    slot = pack_discard(sector, count, id=2**64 - 2, flag=flag, abi=abi)
+    request = parse(slot, abi, DISCARDING)
+    assert request[:2] == (2**64 - 2, BLKIF_OP_DISCARD)
+    if status is None:
+        assert request[2:] == (sector * 512, count * 512, [])
+    else:
+        assert isinstance(request, Refusal) and request.status == status
+    assert isinstance(parse(slot, abi, Offer(SECTORS, readonly=True, discard=True)), Refusal)
+    refused = parse(slot, abi, Offer(SECTORS))
+    assert isinstance(refused, Refusal) and refused.status == BLKIF_RSP_EOPNOTSUPP
+
+
+@ABIS
+@pytest.mark.parametrize(
+    ("operation", "nr_segments", "pages"),
+    [
+        (READ, 1, 1),
+        (WRITE, 512, 1),
+        (READ, 513, 2),
+        (READ, 600, 2),
+        (READ, 0, None),  # C1
+        (READ, 601, None),
+        (WRITE, 65535, None),
+        (BLKIF_OP_INDIRECT, 1, None),  # C2
+        (BLKIF_OP_DISCARD, 1, None),
+        (FLUSH, 1, None),
+        (255, 1, None),
+    ],
+)
+def test_indirect(abi: Abi, operation: int, nr_segments: int, pages: int | None) -> None:
+    slot = pack_indirect(operation, nr_segments, range(100, 108), id=5, sector=9, abi=abi)
+    request = parse(slot, abi, DISCARDING)
+    if pages is None:
+        assert isinstance(request, Refusal)
+        assert request[:3] == (5, operation, BLKIF_RSP_ERROR)
+    else:
+        assert request == Indirect(5, operation, 9, nr_segments, tuple(range(100, 100 + pages)))
+
+
+@pytest.mark.parametrize(
+    ("sector", "segments", "good"),
+    [
+        (0, [WHOLE] * 100, True),
+        (SECTORS - 800, [WHOLE] * 100, True),
+        (SECTORS - 799, [WHOLE] * 100, False),
+        (0, [WHOLE] * 50 + [(8, 0, 8)], False),
+        (2**64 - 1, [WHOLE], False),
+    ],
+)
+def test_the_segments_of_an_indirect_request(sector: int, segments: list[Segment], good: bool) -> None:
+    table = b"".join(SEGMENT.pack(*segment) for segment in segments)
+    indirect = Indirect(5, WRITE, sector, len(segments), (8,))
+    request = parse_indirect(indirect, table, DISCARDING)
+    assert isinstance(request, Request) is good
+    assert request[:2] == (5, WRITE)
+    if isinstance(request, Request):
+        assert request.length == len(segments) * 4096 == sum(s.end - s.start for s in request.segments)
+    assert isinstance(parse_indirect(indirect, table, Offer(SECTORS, readonly=True)), Refusal)
+
+
+@pytest.mark.parametrize(
+    ("sector", "segments", "good"),
+    [
+        (8, [WHOLE], True),
+        (0, [WHOLE] * 3, True),
+        (4, [WHOLE], False),  # B8
+        (0, [(8, 0, 3)], False),
+        (0, [(8, 4, 7), (8, 0, 3)], False),
+    ],
+)
+def test_sectors_of_4096_bytes(sector: int, segments: list[Segment], good: bool) -> None:
+    request = parse(
+        pack_request(READ, sector=sector, segments=segments), X86_64, Offer(800, sector_size=4096)
+    )
+    assert isinstance(request, Request) is good
+    large = Offer(800, sector_size=4096, discard=True)
+    assert isinstance(parse(pack_discard(sector, 8), X86_64, large), Request) is (sector % 8 == 0)
+
+
 @given(slot=st.binary(min_size=112, max_size=112), sectors=st.integers(1, 2**40), readonly=st.booleans())
 def test_whatever_comes_out_is_within_bounds(slot: bytes, sectors: int, readonly: bool) -> None:
     for abi in (X86_64, X86_32):
-        request = parse(slot[: abi.slot_size], abi, sectors=sectors, readonly=readonly)
+        request = parse(slot[: abi.slot_size], abi, Offer(sectors, readonly))
         assert request.id == abi.header.unpack_from(slot)[3]
         assert request.operation == slot[0]
         check(request, sectors, readonly)
@@ -133,7 +235,7 @@ def test_likely_requests(
     operation: int, sector: int, segments: list[Segment], sectors: int, readonly: bool
 ) -> None:
     slot = pack_request(operation, sector=sector, segments=segments)
-    request = parse(slot, X86_64, sectors=sectors, readonly=readonly)
+    request = parse(slot, X86_64, Offer(sectors, readonly))
     check(request, sectors, readonly)
     count = sum(last + 1 - first for _, first, last in segments)
     fine = all(first <= last < 8 for _, first, last in segments) and sector + count <= sectors

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from xenpvd.abi.io_blkif import ABIS, VDISK_READONLY, XEN_IO_PROTO_ABI_X86_32
+from xenpvd.abi.io_blkif import VDISK_READONLY, Abi
 from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
 from xenpvd.backends.blkif.plane import Plane
+from xenpvd.backends.blkif.request import Offer
+from xenpvd.backends.blkif.terms import MAX_QUEUES, MAX_RING_PAGE_ORDER, QueueTerms, Terms
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.backends.device import Frontend, XenbusDevice
 from xenpvd.backends.ops import EvtchnOps, GnttabOps, GrantError, XenstoreOps
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _PHYSICAL_SECTOR_SIZE = 4096
 
+#: 1 MiB in a request, and one page of descriptors; Linux takes 32 of them unless it is told otherwise
+MAX_INDIRECT_SEGMENTS = 256
+
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
@@ -40,12 +45,24 @@ def _log_fault(name: str, fault: BaseException) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Connection:
-    """One connected ring; ``release`` gives back everything it holds, once the plane has ended."""
-
+class _Queue:
     plane: Plane
     ended: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """The connected rings; ``release`` gives back everything they hold, once all planes have ended."""
+
+    queues: list[_Queue]
     release: contextlib.ExitStack
+
+    def stats(self) -> Counter[str]:
+        """Of all rings together."""
+        total: Counter[str] = Counter()
+        for queue in self.queues:
+            total.update(queue.plane.stats())
+        return total
 
 
 class BlockBackend:
@@ -78,6 +95,12 @@ class BlockBackend:
         self._gnttab = gnttab
         self._publish = publish
         self._on_fault = on_fault
+        self._offer = Offer(
+            sectors=image.size // SECTOR_SIZE,
+            readonly=image.readonly,
+            max_indirect=MAX_INDIRECT_SEGMENTS,
+            discard=image.can_discard(),
+        )
         self._connection: _Connection | None = None
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._shown: tuple[str, str] | None = None
@@ -101,10 +124,21 @@ class BlockBackend:
             "mode": "r" if readonly else "w",
             "removable": "0",
             "info": f"{VDISK_READONLY if readonly else 0}",
-            "sectors": f"{self.image.size // SECTOR_SIZE}",
-            "sector-size": f"{SECTOR_SIZE}",
+            "sectors": f"{self._offer.sectors}",
+            "sector-size": f"{self._offer.sector_size}",
             "feature-flush-cache": "1",
+            "feature-max-indirect-segments": f"{self._offer.max_indirect}",
+            "max-ring-page-order": f"{MAX_RING_PAGE_ORDER}",
+            "max-ring-pages": f"{1 << MAX_RING_PAGE_ORDER}",
+            "multi-queue-max-queues": f"{MAX_QUEUES}",
         }
+        if self._offer.discard:
+            backend |= {
+                "feature-discard": "1",
+                "discard-granularity": f"{_PHYSICAL_SECTOR_SIZE}",
+                "discard-alignment": "0",
+                "discard-secure": "0",
+            }
         if self.image.size % _PHYSICAL_SECTOR_SIZE == 0:  # what the host's page cache likes best
             backend["physical-sector-size"] = f"{_PHYSICAL_SECTOR_SIZE}"
         self._publish(
@@ -140,7 +174,7 @@ class BlockBackend:
     def info(self) -> DriveInfo:
         stats = self._past.copy()
         if self._connection is not None:
-            stats.update(self._connection.plane.stats())
+            stats.update(self._connection.stats())
         return DriveInfo(
             vdev=self.disk.vdev,
             devid=self.devid,
@@ -158,52 +192,57 @@ class BlockBackend:
     # ---- the driver's half (device.Driver)
 
     def on_connect(self, frontend: Frontend) -> None:
-        protocol = frontend.text("protocol", XEN_IO_PROTO_ABI_X86_32)  # the default of Linux' backend on x86
-        if (abi := ABIS.get(protocol)) is None:
-            raise GuestFault(f"protocol {protocol[:20]!r} is not known")
-        # max-ring-page-order is not offered, so one page it is; num-ring-pages is the older spelling
-        if frontend.number("ring-page-order", 0) != 0 or frontend.number("num-ring-pages", 1) != 1:
-            raise GuestFault("a ring of several pages was not offered")
-        gref, remote_port = frontend.number("ring-ref"), frontend.number("event-channel")
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-
+        terms = Terms.read(frontend)
+        queues: list[_Queue] = []
         with contextlib.ExitStack() as stack:
+            for index, queue in enumerate(terms.queues):
+                queues.append(self._open_queue(stack, terms.abi, queue, index))
+            for each in queues:
+                each.plane.start()
+            self._connection = _Connection(queues, stack.pop_all())
+
+    def _open_queue(self, stack: contextlib.ExitStack, abi: Abi, queue: QueueTerms, index: int) -> _Queue:
+        """``stack`` gets what gives it back. Raises :class:`GuestFault`."""
+        pages = []
+        for gref in queue.ring_refs:
             try:
                 grant = self._gnttab.map(gref)
             except GrantError as fault:
                 raise GuestFault(f"ring-ref {gref} cannot be mapped: {fault}") from None
             stack.callback(grant.unmap)
-            try:
-                port = self._evtchn.bind_interdomain(remote_port)
-            except XenError as fault:
-                raise GuestFault(f"event-channel {remote_port} cannot be bound: {fault}") from None
-            stack.callback(port.close)
-            plane = Plane(
-                grant.page,
-                port,
-                self._gnttab,
-                self.image,
-                abi=abi,
-                size=self.image.size,
-                readonly=self.image.readonly,
-                on_trouble=partial(_call_soon, loop, self._trouble),
-                on_end=partial(_call_soon, loop, self._plane_ended, ended),
-                name=f"blkif-{self.disk.vdev}",
-            )
-            stack.callback(plane.join)
-            plane.start()
-            self._connection = _Connection(plane, ended, stack.pop_all())
+            pages.append(grant.page)
+        try:
+            port = self._evtchn.bind_interdomain(queue.event_channel)
+        except XenError as fault:
+            raise GuestFault(f"event-channel {queue.event_channel} cannot be bound: {fault}") from None
+        stack.callback(port.close)
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        plane = Plane(
+            pages,
+            port,
+            self._gnttab,
+            self.image,
+            abi=abi,
+            offer=self._offer,
+            on_trouble=partial(_call_soon, loop, self._trouble),
+            on_end=partial(_call_soon, loop, self._plane_ended, ended),
+            name=f"blkif-{self.disk.vdev}-{index}",
+        )
+        stack.callback(plane.join)
+        return _Queue(plane, ended)
 
     async def on_disconnect(self) -> None:
         connection = self._connection
         if connection is None:
             return
-        connection.plane.stop()
-        await connection.ended.wait()
+        for queue in connection.queues:
+            queue.plane.stop()
+        for queue in connection.queues:
+            await queue.ended.wait()
         if self._connection is connection:
             self._connection = None
             connection.release.close()
-            self._past.update(connection.plane.stats())
+            self._past.update(connection.stats())
 
     def on_change(self) -> None:
         device = self._device

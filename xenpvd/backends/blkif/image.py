@@ -8,6 +8,7 @@ error and never zeroes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -22,6 +23,14 @@ SECTOR_SIZE = 512
 # struct flock: l_type, l_whence, l_start, l_len (0: to the end, however far), l_pid (0 for OFD locks)
 _FLOCK = Struct("@hhqqi0q")
 
+# linux/falloc.h, linux/fs.h; Python has no fallocate() with flags
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_BLKDISCARD = 0x1277
+_RANGE = Struct("@QQ")
+_DISCARD_STEP = 1 << 30
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
 
 class Image:
     """An open raw image. ``size`` is bytes, fixed at :meth:`open`.
@@ -35,6 +44,7 @@ class Image:
         self.path = path
         self.size = size
         self.readonly = readonly
+        self._is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
         self._flush_fault: tuple[int | None, str] | None = None
 
     @classmethod
@@ -88,8 +98,7 @@ class Image:
 
     def write(self, views: list[memoryview], offset: int) -> None:
         """Write ``views`` to byte ``offset`` on. A file that has become too short is EIO, and stays so."""
-        found = os.fstat(self._fd)
-        if stat.S_ISREG(found.st_mode) and found.st_size < offset + sum(map(len, views)):
+        if not self._is_block and os.fstat(self._fd).st_size < offset + sum(map(len, views)):
             raise OSError(errno.EIO, "the image has become shorter")
         while views:
             done = self._pwritev(views, offset)
@@ -112,13 +121,33 @@ class Image:
             self._flush_fault = fault.errno, f"{fault.strerror}, at an earlier flush; writes may be lost"
             raise
 
+    def discard(self, offset: int, length: int) -> None:
+        """Let go of the storage of these bytes; they read as zeroes, or as before, from now on.
+
+        A large one is done in steps, as a device may take its time for each.
+        """
+        for start in range(offset, offset + length, _DISCARD_STEP):
+            self._discard(start, min(_DISCARD_STEP, offset + length - start))
+
+    def can_discard(self) -> bool:
+        """Asked by discarding what is beyond the end, which is nothing."""
+        if self.readonly:
+            return False
+        if self._is_block:
+            return _discard_max(self._fd) > 0
+        try:
+            self._discard(self.size, 4096)
+        except OSError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close it and give up the lock. Idempotent."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    # The three system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
+    # The system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
 
     def _preadv(self, views: list[memoryview], offset: int) -> int:
         return os.preadv(self._fd, views, offset)
@@ -128,6 +157,23 @@ class Image:
 
     def _fdatasync(self) -> None:
         os.fdatasync(self._fd)
+
+    def _discard(self, offset: int, length: int) -> None:
+        if self._is_block:
+            fcntl.ioctl(self._fd, _BLKDISCARD, _RANGE.pack(offset, length))
+        elif _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def _discard_max(fd: int) -> int:
+    """Bytes that one discard may have, 0 if the device has none; of a partition, its disk's."""
+    device = os.fstat(fd).st_rdev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for queue in (place / "queue", place / ".." / "queue"):
+        with contextlib.suppress(OSError, ValueError):
+            return int((queue / "discard_max_bytes").read_text())
+    return 0
 
 
 def _rest(views: list[memoryview], done: int) -> list[memoryview]:

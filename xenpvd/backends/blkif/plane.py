@@ -1,4 +1,4 @@
-"""The data plane of one disk in plain Python: ring ↔ image in a thread of its own, without asyncio.
+"""The data plane of one ring in plain Python: ring ↔ image in a thread of its own, without asyncio.
 
 The door is narrow, so that a compiled plane fits it: pages, fds and numbers in; start, stop, join, stats.
 Requests are carried out one after the other, straight into and out of the granted pages, and answered in
@@ -12,19 +12,22 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from xenpvd.abi.io_blkif import (
+    BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
+    SEGMENT,
+    SEGMENTS_PER_PAGE,
     Abi,
 )
 from xenpvd.abi.page import SharedPage
-from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
-from xenpvd.backends.blkif.request import Refusal, Request, parse
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.blkif.request import Indirect, Offer, Refusal, Request, parse, parse_indirect
 from xenpvd.backends.ops import EvtchnPort, GnttabOps, Grant, GrantError
 from xenpvd.backends.ring import BackRing
 from xenpvd.errors import GuestFault
@@ -40,6 +43,7 @@ TROUBLE_PAUSE = 1.0
 class Plane:
     """Serves one ring until :meth:`stop` or until the guest breaks the ring.
 
+    ``offer`` may be replaced at any time: requests taken after that are held to the new one.
     ``on_trouble(what)`` is called for requests that failed, seldom enough for a log. ``on_end(fault)`` is the
     thread's last act: None after :meth:`stop`, a :class:`GuestFault` for a ring that cannot be true, anything
     else for a fault of our own. Both are called in the plane's thread and must not raise.
@@ -48,25 +52,23 @@ class Plane:
 
     def __init__(
         self,
-        page: SharedPage,
+        pages: Sequence[SharedPage],
         port: EvtchnPort,
         gnttab: GnttabOps,
         image: Image,
         *,
         abi: Abi,
-        size: int,
-        readonly: bool,
+        offer: Offer,
         on_trouble: Callable[[str], None],
         on_end: Callable[[BaseException | None], None],
         name: str = "blkif",
     ) -> None:
-        self._ring = BackRing(page, abi.slot_size)
+        self.offer = offer
+        self._ring = BackRing(pages, abi.slot_size)
         self._port = port
         self._gnttab = gnttab
         self._image = image
         self._abi = abi
-        self._sectors = size // SECTOR_SIZE
-        self._readonly = readonly
         self._on_trouble = on_trouble
         self._on_end = on_end
         self._stopping = False
@@ -75,7 +77,7 @@ class Plane:
         self._troubles = 0
         self._told_at = -TROUBLE_PAUSE
         self._read_bytes = self._write_bytes = 0
-        self._reads = self._writes = self._flushes = self._errors = 0
+        self._reads = self._writes = self._flushes = self._discards = self._errors = 0
         self._notified = self._suppressed = 0
 
     def start(self) -> None:
@@ -106,6 +108,7 @@ class Plane:
             "writes": self._writes,
             "write_bytes": self._write_bytes,
             "flushes": self._flushes,
+            "discards": self._discards,
             "errors": self._errors,
             "in_flight": self._ring.in_flight,
             "notifications": self._notified,
@@ -150,13 +153,16 @@ class Plane:
 
     def _answer(self, slot: bytes) -> bytes:
         """Carry out one request; every request has exactly one response, whatever becomes of it."""
-        request = parse(slot, self._abi, sectors=self._sectors, readonly=self._readonly)
-        if isinstance(request, Refusal):
-            self._trouble(f"refused: {request.why}")
-            return self._abi.response.pack(request.id, request.operation, request.status)
-        status = BLKIF_RSP_OKAY
+        offer, status = self.offer, BLKIF_RSP_OKAY
+        request = parse(slot, self._abi, offer)
         try:
-            self._carry_out(request)
+            if isinstance(request, Indirect):
+                request = parse_indirect(request, self._table(request), offer)
+            if isinstance(request, Refusal):
+                self._trouble(f"refused: {request.why}")
+                status = request.status
+            else:
+                self._carry_out(request)
         except GrantError as fault:
             self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
             status = BLKIF_RSP_ERROR
@@ -166,10 +172,27 @@ class Plane:
             status = BLKIF_RSP_ERROR
         return self._abi.response.pack(request.id, request.operation, status)
 
+    def _table(self, request: Indirect) -> bytes:
+        """A private copy of the segments; more than these bytes of the pages is not looked at."""
+        table = b""
+        left = request.nr_segments
+        for gref in request.grefs:
+            grant = self._gnttab.map(gref, readonly=True)
+            try:
+                table += grant.page.read(0, min(left, SEGMENTS_PER_PAGE) * SEGMENT.size)
+            finally:
+                grant.unmap()
+            left -= SEGMENTS_PER_PAGE
+        return table
+
     def _carry_out(self, request: Request) -> None:
         if request.operation == BLKIF_OP_FLUSH_DISKCACHE:
             self._image.flush()
             self._flushes += 1
+            return
+        if request.operation == BLKIF_OP_DISCARD:
+            self._image.discard(request.offset, request.length)
+            self._discards += 1
             return
         reading = request.operation == BLKIF_OP_READ
         grants: dict[int, Grant] = {}
@@ -195,7 +218,7 @@ class Plane:
             self._write_bytes += request.length
 
     def _flush_at_end(self) -> None:
-        if self._writes:
+        if self._writes or self._discards:
             try:
                 self._image.flush()
             except OSError as fault:
@@ -211,4 +234,9 @@ class Plane:
             self._on_trouble(what + more)
 
 
-_VERBS = {BLKIF_OP_READ: "read", BLKIF_OP_WRITE: "write", BLKIF_OP_FLUSH_DISKCACHE: "flush"}
+_VERBS = {
+    BLKIF_OP_READ: "read",
+    BLKIF_OP_WRITE: "write",
+    BLKIF_OP_FLUSH_DISKCACHE: "flush",
+    BLKIF_OP_DISCARD: "discard in",
+}
