@@ -18,10 +18,10 @@ from tests.fakes.disk import Disk
 from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.gnttab import FakeGnttab, FakeGrant
 from xenpvd.abi.io_blkif import (
-    BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER,
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     SEGMENT,
@@ -135,7 +135,8 @@ GOOD = 31
     ("bad", "status"),
     [
         (pack_request(9, id=99), BLKIF_RSP_EOPNOTSUPP),
-        (pack_request(BLKIF_OP_DISCARD, id=99), BLKIF_RSP_EOPNOTSUPP),
+        (pack_request(BLKIF_OP_WRITE_BARRIER, id=99, segments=[(8, 0, 7)]), BLKIF_RSP_EOPNOTSUPP),
+        (pack_discard(0, 0, id=99), BLKIF_RSP_ERROR),
         (pack_request(READ, id=99, nr_segments=0), BLKIF_RSP_ERROR),
         (pack_request(WRITE, id=99, nr_segments=255), BLKIF_RSP_ERROR),
         (pack_request(WRITE, id=99, sector=SECTORS, segments=[(8, 0, 7)]), BLKIF_RSP_ERROR),

@@ -30,7 +30,7 @@ from xenpvd.abi.io_blkif import (
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What a disk is and takes. ``sectors`` are of 512 bytes, whatever ``sector_size`` (bytes) is, to whose
-    multiples requests are held; an indirect request has at most ``max_indirect`` segments (0: none is taken)."""
+    multiples requests are held; an indirect request has ``max_indirect`` segments at most (0: none)."""
 
     sectors: int
     readonly: bool = False
