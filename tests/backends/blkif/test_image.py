@@ -319,3 +319,40 @@ def test_a_failed_flush_stays_failed(awkward: Awkward, path: Path) -> None:
 def test_close_twice(image: Image) -> None:
     image.close()
     image.close()
+
+
+def test_discard_gives_storage_back(path: Path) -> None:
+    path.write_bytes(b"x" * (1 << 20))
+    image = Image.open(path, readonly=False)
+    try:
+        assert image.can_discard()
+        before = path.stat()
+        image.discard(8192, 1 << 19)
+        assert path.stat().st_size == before.st_size
+        assert path.stat().st_blocks <= before.st_blocks - (1 << 19) // 512 + 8
+        assert path.read_bytes() == b"x" * 8192 + bytes(1 << 19) + b"x" * ((1 << 20) - (1 << 19) - 8192)
+    finally:
+        image.close()
+
+
+def test_a_large_discard_goes_in_steps(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[int, int]] = []
+    monkeypatch.setattr(image, "_discard", lambda offset, length: steps.append((offset, length)))
+    image.discard(4096, (2 << 30) + 512)
+    assert steps == [(4096, 1 << 30), (4096 + (1 << 30), 1 << 30), (4096 + (2 << 30), 512)]
+
+
+def test_who_cannot_discard(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Image.open(path, readonly=True)
+    assert not reading.can_discard()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        reading.discard(0, 512)
+    reading.close()
+    image = Image.open(path, readonly=False)
+
+    def refuse(offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    monkeypatch.setattr(image, "_discard", refuse)
+    assert not image.can_discard()
+    image.close()
