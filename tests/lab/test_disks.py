@@ -1,0 +1,73 @@
+"""xen-block with the real blkfront: what it makes of what is offered, and that the data is right."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import guest as assets
+from tests.lab.conftest import Daemon
+
+SIZE = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Daemon]:
+    folder = Path(tempfile.mkdtemp(prefix="xenpvd-test-", dir="/dev/shm"))
+    shutil.copyfile(assets.disk(), folder / "xvda.img")
+    daemon = Daemon(folder, {**assets.definition(folder / "xvda.img"), "vcpus": 2})
+    try:
+        yield daemon.start().at_the_shell()
+    finally:
+        daemon.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def image(web: Daemon) -> Iterator[Path]:
+    """A disk of random bytes that is hot-added as xvdb."""
+    path = web.folder / "xvdb.img"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    web.call("drive.add", vdev="xvdb", target=str(path), timeout=90)
+    yield path
+    web.call("drive.remove", vdev="xvdb", timeout=90)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_blkfront_takes_what_is_offered(web: Daemon, image: Path) -> None:
+    (line,) = web.sh("dmesg | grep 'blkfront: xvdb'").splitlines()
+    assert "flush diskcache: enabled" in line
+    assert "persistent grants: disabled" in line
+    assert "indirect descriptors: enabled" in line
+    assert web.sh("ls /sys/block/xvdb/mq").split() == ["0", "1"]
+    assert int(web.sh("cat /sys/block/xvdb/queue/max_segments")) == 32
+    assert int(web.sh("cat /sys/block/xvdb/queue/discard_max_bytes")) > 0
+    front = "/local/domain/1/device/vbd/51728"
+    assert web.call("xenstore.read", path=f"{front}/multi-queue-num-queues")["text"] == "2"
+
+
+def test_what_the_guest_reads_writes_and_discards(web: Daemon, image: Path) -> None:
+    before = image.read_bytes()
+    assert web.sh("dd if=/dev/xvdb bs=1M iflag=direct 2>/dev/null | sha256sum").split()[0] == sha256(before)
+    web.sh(
+        "dd if=/dev/xvdb of=/dev/xvdb bs=1M count=8 seek=32 iflag=direct oflag=direct conv=fsync 2>/dev/null"
+    )
+    web.sh("dd if=/dev/xvdb of=/dev/xvdb bs=3k count=500 seek=7000 conv=fsync 2>/dev/null")
+    web.sh("blkdiscard -o 1048576 -l 4194304 /dev/xvdb")
+    expected = bytearray(before)
+    expected[32 << 20 : 40 << 20] = before[: 8 << 20]
+    expected[7000 * 3072 : 7500 * 3072] = before[: 500 * 3072]
+    expected[1 << 20 : 5 << 20] = bytes(4 << 20)
+    assert sha256(image.read_bytes()) == sha256(bytes(expected))
+    stats = {drive["vdev"]: drive["stats"] for drive in web.call("drive.list")}["xvdb"]
+    assert stats["discards"] >= 1 and stats["flushes"] >= 1 and stats["errors"] == 0
+    assert stats["read_bytes"] / stats["reads"] > 64 << 10, "indirect requests are larger than 44 KiB"
