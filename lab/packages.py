@@ -28,11 +28,11 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 @dataclass(frozen=True)
 class Asset:
-    """Files of one binary package, kept under their path in it, in the cache's folder ``name``."""
+    """Files of binary packages, kept under their path in them, in the cache's folder ``name``."""
 
     name: str
     suite: str
-    package: str
+    packages: tuple[str, ...]
     keep: tuple[str, ...]
     """fnmatch patterns of the paths to keep, without the leading slash"""
     modules: tuple[str, ...] = ()
@@ -40,8 +40,9 @@ class Asset:
 
     @property
     def stamp(self) -> str:
-        """What else than the package's version decides what is in the folder."""
-        return hashlib.sha256(repr((self.keep, self.modules)).encode()).hexdigest()[:16]
+        """What else than the packages' versions decides what is in the folder."""
+        what = (self.keep, self.modules, *self.packages[1:])
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 KERNEL = ("boot/vmlinuz-*", "boot/config-*")
@@ -49,24 +50,49 @@ GUEST_MODULES = ("xen_blkfront", "xen_wdt")
 HOST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_net", "kvm_amd", "loop", "tun")
 
 GUEST_KERNELS = {
-    "6.1": Asset("guest-kernel-6.1", "bookworm", "linux-image-cloud-amd64", KERNEL, GUEST_MODULES),
-    "6.12": Asset("guest-kernel-6.12", "trixie", "linux-image-cloud-amd64", KERNEL, GUEST_MODULES),
+    "6.1": Asset("guest-kernel-6.1", "bookworm", ("linux-image-cloud-amd64",), KERNEL, GUEST_MODULES),
+    "6.12": Asset("guest-kernel-6.12", "trixie", ("linux-image-cloud-amd64",), KERNEL, GUEST_MODULES),
 }
 #: 4.14 is the last of the archive's that calls by the hypercall page.
 SHIMS = {
     version: Asset(
-        f"xen-shim-{version}", suite, f"xen-utils-{version}", (f"usr/lib/xen-{version}/boot/xen-shim",)
+        f"xen-shim-{version}", suite, (f"xen-utils-{version}",), (f"usr/lib/xen-{version}/boot/xen-shim",)
     )
     for version, suite in (("4.14", "bullseye"), ("4.17", "bookworm"), ("4.20", "trixie"))
 }
-GRUB = Asset("grub-xen", "bookworm", "grub-xen-host", ("usr/lib/grub-xen/*",))
+GRUB = Asset("grub-xen", "bookworm", ("grub-xen-host",), ("usr/lib/grub-xen/*",))
+#: Xen's own xenstore tools and xenstored, with the libraries that these need.
+XEN_TOOLS = Asset(
+    "xen-tools",
+    "bookworm",
+    (
+        "xen-utils-4.17",
+        "xenstore-utils",
+        "libxencall1",
+        "libxendevicemodel1",
+        "libxenevtchn1",
+        "libxenforeignmemory1",
+        "libxengnttab1",
+        "libxenmisc4.17",
+        "libxenstore4",
+        "libxentoolcore1",
+        "libxentoollog1",
+    ),
+    (
+        "usr/lib/xen-4.17/bin/xenstore[-d]*",
+        "usr/bin/xenstore",  # the others are links to it
+        "usr/bin/xenstore-chmod",
+        "usr/bin/xenstore-[!c]*",  # not -control: a wrapper
+        "usr/lib/x86_64-linux-gnu/libxen[!lv]*.so.*",  # not -light, -vchan
+    ),
+)
 #: KVM hosts' kernels: Debian's first with CONFIG_KVM_XEN is 6.12, that of Debian 12 has none.
 LAB_KERNELS = {
-    "xen": Asset("lab-kernel-xen", "trixie", "linux-image-amd64", KERNEL, HOST_MODULES),
-    "plain": Asset("lab-kernel-plain", "bookworm", "linux-image-amd64", KERNEL, HOST_MODULES),
+    "xen": Asset("lab-kernel-xen", "trixie", ("linux-image-amd64",), KERNEL, HOST_MODULES),
+    "plain": Asset("lab-kernel-plain", "bookworm", ("linux-image-amd64",), KERNEL, HOST_MODULES),
 }
 
-GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB)
+GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB, XEN_TOOLS)
 HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "libatomic1")
 LAB_PACKAGES = ("qemu-system-x86",)
 
@@ -241,11 +267,16 @@ class Suite:
                     wanted = any(fnmatch.fnmatchcase(str(path), rule) for rule in keep)
                     if not wanted or ".." in path.parts or path.is_absolute():
                         continue
-                    if (content := tar.extractfile(member)) is not None:
-                        target = into / path
-                        target.parent.mkdir(parents=True, exist_ok=True)
+                    target = into / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if member.issym():
+                        target.symlink_to(member.linkname)
+                    elif member.islnk():
+                        target.hardlink_to(into / member.linkname)
+                    elif (content := tar.extractfile(member)) is not None:
                         with target.open("wb") as file:
                             shutil.copyfileobj(content, file)
+                        target.chmod(member.mode & 0o777)
         deb.unlink()
         if dpkg.returncode:
             raise LabError(
@@ -265,20 +296,24 @@ def fetch(assets: Sequence[Asset], refresh: bool = False) -> None:
                 continue
             suite = suites[item.suite]
             suite.refresh()
-            found = suite.resolve(item.package)
-            if here == f"{found.name} {found.version}":
+            found = [suite.resolve(package) for package in item.packages]
+            version = ", ".join(f"{package.name} {package.version}" for package in found)
+            if here == version:
                 continue
-            what = f"{item.name} {found.version} ({found.size / 1e6:.0f} MB)"
+            size = sum(package.size for package in found)
+            what = f"{item.name} {found[0].version} ({size / 1e6:.0f} MB)"
             with step("get", what), replacing(asset(item.name)) as folder:
                 keep = (*item.keep, *modules.FILES) if item.modules else item.keep
-                suite.unpack(found, keep, folder)
+                for package in found:
+                    suite.unpack(package, keep, folder)
                 if item.modules:
                     modules.take(folder, item.modules)
-                (folder / "version").write_text(f"{found.name} {found.version}\n{item.stamp}\n")
+                (folder / "version").write_text(f"{version}\n{item.stamp}\n")
 
 
 def installed_version(item: Asset) -> str | None:
-    """``package version`` of what the cache holds of it, None if it is not there, or not all that is kept."""
+    """``package version`` of what the cache holds of it (more of them after commas), None if it is not there,
+    or not all that is kept."""
     try:
         version, _, stamp = asset(item.name, "version").read_text().strip().partition("\n")
     except FileNotFoundError:
@@ -292,3 +327,14 @@ def only(item: Asset, pattern: str) -> Path:
     if len(found) != 1:
         raise LabError(f"cannot find {pattern} in {asset(item.name)}. Run make setup.")
     return found[0]
+
+
+def xen_tool(name: str) -> Path:
+    """One of Xen's xenstore tools, or its xenstored. Raises LabError if it is not there."""
+    return only(XEN_TOOLS, f"usr/**/bin/{name}")
+
+
+def xen_environment(socket: Path) -> dict[str, str]:
+    """What Xen's tools need to run from the cache, and to ask the xenstored at ``socket``."""
+    libraries = asset(XEN_TOOLS.name, "usr/lib/x86_64-linux-gnu")
+    return os.environ | {"LD_LIBRARY_PATH": str(libraries), "XENSTORED_PATH": str(socket)}

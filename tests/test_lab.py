@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import tarfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -213,6 +214,53 @@ def test_an_asset_of_which_more_is_kept_by_now_is_fetched_again(cache: Path) -> 
     (folder / "version").write_text(f"linux-image-6.1 6.1.9-1\n{kernel.stamp}\n")
     assert packages.installed_version(kernel) == "linux-image-6.1 6.1.9-1"
     assert packages.installed_version(replace(kernel, modules=(*kernel.modules, "tap"))) is None
+
+
+def test_an_asset_of_several_packages(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = packages.Asset("both", "sid", ("one", "two"), ("usr/*",))
+    monkeypatch.setattr(packages.Suite, "refresh", lambda self: None)
+    monkeypatch.setattr(packages.Suite, "resolve", lambda self, name: packages.Package(name, "1.0", 10))
+    monkeypatch.setattr(packages.Suite, "unpack", lambda self, found, keep, into: (into / found.name).touch())
+    packages.fetch([item])
+    assert {path.name for path in paths.asset("both").iterdir()} == {"one", "two", "version"}
+    assert packages.installed_version(item) == "one 1.0, two 1.0"
+    assert packages.installed_version(replace(item, packages=("one", "two", "three"))) is None
+
+
+def test_of_a_package_the_links_and_programs_stay_such(programs: Path, tmp_path: Path) -> None:
+    folder, archive = tmp_path / "asset", tmp_path / "x.tar"
+    folder.mkdir()
+    with tarfile.open(archive, "w") as tar:
+        for name, kind, link in (
+            ("./usr/bin/tool", tarfile.REGTYPE, ""),
+            ("./usr/bin/tool-ls", tarfile.LNKTYPE, "./usr/bin/tool"),
+            ("./usr/lib/libx.so.1", tarfile.SYMTYPE, "libx.so.1.2"),
+            ("./usr/share/other", tarfile.REGTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.mode = kind, link, 0o755
+            tar.addfile(member)
+    script(programs / "apt-get", "touch x.deb")
+    script(programs / "dpkg-deb", f"cat {archive}")
+    package = packages.Package("x", "1.0", 10)
+    packages.Suite("bookworm").unpack(package, ("usr/bin/tool*", "usr/lib/libx.so.*"), folder)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    assert found == {"usr/bin/tool", "usr/bin/tool-ls", "usr/lib/libx.so.1"}
+    assert os.access(folder / "usr/bin/tool", os.X_OK)
+    assert (folder / "usr/bin/tool-ls").samefile(folder / "usr/bin/tool")
+    assert (folder / "usr/lib/libx.so.1").readlink() == Path("libx.so.1.2")
+
+
+def test_xens_tools_find_their_libraries_and_the_store(cache: Path) -> None:
+    with pytest.raises(LabError, match="Run make setup"):
+        packages.xen_tool("xenstore-ls")
+    for place in ("usr/bin/xenstore-ls", "usr/lib/xen-4.17/bin/xenstored"):
+        paths.asset("xen-tools", place).parent.mkdir(parents=True)
+        paths.asset("xen-tools", place).touch()
+        assert packages.xen_tool(Path(place).name) == paths.asset("xen-tools", place)
+    environment = packages.xen_environment(Path("/s"))
+    assert environment["XENSTORED_PATH"] == "/s"
+    assert environment["LD_LIBRARY_PATH"].startswith(str(cache)) and environment["PATH"]
 
 
 @pytest.mark.parametrize(
