@@ -11,9 +11,9 @@ from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig
 from xenpvd.domain import Domain
-from xenpvd.errors import Exists, NotFound, StateError, TimedOut, XenpvdError
+from xenpvd.errors import BadConfig, Exists, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.tasks import in_thread
-from xenpvd.views import DriveAdded
+from xenpvd.views import DriveAdded, DriveInfo
 
 
 class Drives:
@@ -95,6 +95,50 @@ class Drives:
                 del self.images[vdev]
                 drive.image.close()
         return True
+
+    async def resize(self, domain: Domain | None, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
+        """Make the image ``size`` bytes large, or take the size that it has become, and tell the guest.
+
+        Raises :class:`NotFound`, :class:`ImageError`, and :class:`BadConfig` for a smaller size that was not
+        meant: what is beyond it is lost.
+        """
+        drive = self._there(domain, vdev, "resize")
+        if size is not None and size < drive.image.size and not shrink:
+            raise BadConfig(
+                f"cannot resize {vdev} to {size} bytes: it has {drive.image.size}, and what is beyond would be "
+                "lost. Allow that with shrink, once the guest has given it up."
+            )
+        await drive.resize(size)
+        return drive.info()
+
+    async def flush(self, domain: Domain | None, vdev: str) -> None:
+        """Raises :class:`NotFound`, :class:`ImageError`."""
+        await self._there(domain, vdev, "flush").flush()
+
+    async def swap(self, domain: Domain | None, vdev: str, target: str) -> DriveInfo:
+        """Put another image behind a disk, while the guest waits. Raises :class:`NotFound`,
+        :class:`ImageError`; the old one stays then."""
+        drive = self._there(domain, vdev, "change")
+        assert domain is not None
+        with domain.held(f"change {vdev}"):
+            disk = self.images[vdev][0].model_copy(update={"target": target})
+            image = await _open(disk)
+            if domain.drives.get(vdev) is not drive:
+                image.close()
+                raise NotFound(f"cannot change {vdev}: it was removed meanwhile.", "drive", vdev)
+            old = self.images[vdev][1]
+            self.images[vdev] = (disk, image)
+            drive.disk = disk
+            try:
+                await drive.swap(image)
+            finally:
+                old.close()
+        return drive.info()
+
+    def _there(self, domain: Domain | None, vdev: str, verb: str) -> BlockBackend:
+        if domain is None or vdev not in domain.drives:
+            raise NotFound(f"cannot {verb} {vdev}: there is no such drive. See drive.list.", "drive", vdev)
+        return domain.drives[vdev]
 
     async def _add(self, domain: Domain, disk: DiskConfig) -> tuple[BlockBackend, bool]:
         """The drive, and whether it is new. Adds of one number come one after the other."""

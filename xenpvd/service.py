@@ -149,6 +149,15 @@ class Service:
             self._guest.domain, vdev, force=force, missing_ok=missing_ok, timeout=timeout
         )
 
+    async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
+        return await self._guest.drives.resize(self._guest.domain, vdev, size, shrink)
+
+    async def drive_flush(self, vdev: str) -> None:
+        await self._guest.drives.flush(self._guest.domain, vdev)
+
+    async def drive_swap(self, vdev: str, target: str) -> DriveInfo:
+        return await self._guest.drives.swap(self._guest.domain, vdev, target)
+
     def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk:
         """``stream``: "guest" (hvc0) or "xen" (the shim's own log); ``since`` below 0 counts from the end."""
         histories = {"guest": self._guest.console.history, "xen": self._guest.xen_log}

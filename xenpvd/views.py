@@ -189,7 +189,8 @@ class HypercallStats:
 
 @dataclass(frozen=True, slots=True)
 class DriveInfo:
-    """One disk as both ends see it; states are XenbusState names ("Connected")."""
+    """One disk as both ends see it; states are XenbusState names ("Connected"). ``protocol``, ``rings`` and
+    ``ring_pages`` (of each) are what they have agreed on, once they are connected."""
 
     vdev: str
     devid: int
@@ -201,6 +202,9 @@ class DriveInfo:
     state: str
     frontend_state: str
     error: str | None = None
+    protocol: str | None = None
+    rings: int = 0
+    ring_pages: int = 0
     stats: dict[str, int] = field(default_factory=dict)
 
 

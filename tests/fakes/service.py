@@ -301,6 +301,24 @@ class FakeService:
         self.events.publish("drive.removed", vdev=vdev)
         return True
 
+    async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
+        await self._pass("drive_resize")
+        return self._changed(vdev, size=size or self.drives[vdev].size)
+
+    async def drive_flush(self, vdev: str) -> None:
+        await self._pass("drive_flush")
+        self.done.append("drive_flush")
+
+    async def drive_swap(self, vdev: str, target: str) -> DriveInfo:
+        await self._pass("drive_swap")
+        return self._changed(vdev, target=target)
+
+    def _changed(self, vdev: str, **changes: Any) -> DriveInfo:
+        if vdev not in self.drives:
+            raise NotFound(f"cannot change {vdev}: there is no such drive.", "drive", vdev)
+        self.with_drive(vdev, **changes)
+        return self.drives[vdev]
+
     def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk:
         self._enter("console_read")
         recorded = self.console.recorded if stream == "guest" else self.xen_log

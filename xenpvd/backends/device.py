@@ -174,6 +174,11 @@ class XenbusDevice:
         """The guest broke the protocol: cut it off, tell it why, and close."""
         self._tasks.spawn(self._fail(why), f"{self._label} fault")
 
+    def announce(self, **nodes: str) -> None:
+        """Change nodes of ours while the device lives; the state is written again, for the guest to look."""
+        if not self._closed:
+            self._switch(self.state, **nodes)
+
     async def remove(self, *, force: bool, timeout: float) -> None:
         """Take the device from the guest; afterwards neither end has nodes.
 

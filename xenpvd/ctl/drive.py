@@ -1,4 +1,4 @@
-"""drive add, drive remove, drive list."""
+"""drive add, remove, list, resize, flush and swap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xenpvd.ctl.rundir import RunDir
 
 @click.group(cls=Verbs)
 def drive() -> None:
-    """A guest's disks: add and remove them while it runs."""
+    """A guest's disks: add, change and remove them while it runs."""
 
 
 @drive.command("list")
@@ -81,3 +81,52 @@ def remove(place: RunDir, name: str, vdev: str, force: bool, missing_ok: bool, t
     with place.connect(name) as client:
         done = client.call("drive.remove", params)
     emit(done, f"{vdev} removed" if done["removed"] else f"there was no {vdev}")
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@click.argument("new_size", metavar="[SIZE]", required=False)
+@click.option("--shrink", is_flag=True, help="It may become smaller; what is beyond is lost.")
+@json_option
+@click.pass_obj
+def resize(place: RunDir, name: str, vdev: str, new_size: str | None, shrink: bool) -> None:
+    """Have the guest see VDEV's new size: SIZE (as 20G), or what its image has become."""
+    params = {"vdev": vdev, "size": None if new_size is None else _bytes(new_size), "shrink": shrink}
+    with place.connect(name) as client:
+        told = client.call("drive.resize", params)
+    emit(told, f"{vdev} has {size(told['size'])}")
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@json_option
+@click.pass_obj
+def flush(place: RunDir, name: str, vdev: str) -> None:
+    """Have all that was written to VDEV on stable storage."""
+    with place.connect(name) as client:
+        client.call("drive.flush", {"vdev": vdev})
+    emit({"vdev": vdev}, f"{vdev} is flushed")
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@click.argument("target")
+@json_option
+@click.pass_obj
+def swap(place: RunDir, name: str, vdev: str, target: str) -> None:
+    """Put TARGET, a copy of its image, behind VDEV while the guest goes on."""
+    with place.connect(name) as client:
+        told = client.call("drive.swap", {"vdev": vdev, "target": str(Path(target).absolute())})
+    emit(told, f"{vdev} is {told['target']} now")
+
+
+def _bytes(text: str) -> int:
+    number, unit = text.upper().removesuffix("IB"), 1
+    if number[-1:] in ("K", "M", "G", "T"):
+        number, unit = number[:-1], 1 << 10 * ("KMGT".index(number[-1]) + 1)
+    if not number.isdecimal():
+        raise click.UsageError(f"{text}: a size is wanted, as 20G or in bytes.")
+    return int(number) * unit

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from xenpvd.config import MEMORY_MAX_MIB, MEMORY_MIN_MIB, VCPUS_MAX, DiskConfig, GuestConfig, Vdev
+from xenpvd.config import (
+    MEMORY_MAX_MIB,
+    MEMORY_MIN_MIB,
+    VCPUS_MAX,
+    AbsolutePath,
+    DiskConfig,
+    GuestConfig,
+    Vdev,
+)
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
@@ -133,6 +141,21 @@ class DriveRemoveParams(Params):
     force: bool = Field(False, description="cut it off though the guest still uses it")
     missing_ok: bool = False
     timeout: Timeout = 10.0
+
+
+class DriveParams(Params):
+    vdev: Vdev
+
+
+class DriveResizeParams(DriveParams):
+    size: int | None = Field(
+        None, ge=512, lt=1 << 63, description="bytes; left out: what the image has become"
+    )
+    shrink: bool = Field(False, description="it may become smaller: what is beyond is lost")
+
+
+class DriveSwapParams(DriveParams):
+    target: AbsolutePath
 
 
 class ConsoleReadParams(Params):

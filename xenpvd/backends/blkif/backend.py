@@ -10,21 +10,24 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from xenpvd.abi.io_blkif import VDISK_READONLY, Abi
+from xenpvd.abi.page import SharedPage
 from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
-from xenpvd.backends.blkif.terms import MAX_QUEUES, MAX_RING_PAGE_ORDER, QueueTerms, Terms
+from xenpvd.backends.blkif.rings import Rings
+from xenpvd.backends.blkif.terms import MAX_QUEUES, MAX_RING_PAGE_ORDER, Terms
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.backends.device import Frontend, XenbusDevice
-from xenpvd.backends.ops import EvtchnOps, GnttabOps, GrantError, XenstoreOps
+from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, XenstoreOps
 from xenpvd.config import DiskConfig
-from xenpvd.errors import GuestFault, XenError
+from xenpvd.errors import GuestFault
 from xenpvd.events import Publish
+from xenpvd.tasks import in_thread
 from xenpvd.views import DriveInfo
 
 log = logging.getLogger(__name__)
@@ -40,29 +43,17 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args
         loop.call_soon_threadsafe(call, *args)
 
 
+def _offer(image: Image) -> Offer:
+    return Offer(
+        sectors=image.size // SECTOR_SIZE,
+        readonly=image.readonly,
+        max_indirect=MAX_INDIRECT_SEGMENTS,
+        discard=image.can_discard(),
+    )
+
+
 def _log_fault(name: str, fault: BaseException) -> None:
     log.error("%s failed", name, exc_info=fault)
-
-
-@dataclass(frozen=True, slots=True)
-class _Queue:
-    plane: Plane
-    ended: asyncio.Event
-
-
-@dataclass(frozen=True, slots=True)
-class _Connection:
-    """The connected rings; ``release`` gives back everything they hold, once all planes have ended."""
-
-    queues: list[_Queue]
-    release: contextlib.ExitStack
-
-    def stats(self) -> Counter[str]:
-        """Of all rings together."""
-        total: Counter[str] = Counter()
-        for queue in self.queues:
-            total.update(queue.plane.stats())
-        return total
 
 
 class BlockBackend:
@@ -73,7 +64,7 @@ class BlockBackend:
     Raises :class:`BadConfig` for a vdev that has no number.
 
     Events: ``drive.added`` {vdev, devid, target, access, size}, ``drive.state`` {vdev, backend, frontend},
-    ``drive.error`` {vdev, error}, ``drive.removed`` {vdev, forced}.
+    ``drive.resized`` {vdev, size}, ``drive.error`` {vdev, error}, ``drive.removed`` {vdev, forced}.
     """
 
     def __init__(
@@ -95,13 +86,8 @@ class BlockBackend:
         self._gnttab = gnttab
         self._publish = publish
         self._on_fault = on_fault
-        self._offer = Offer(
-            sectors=image.size // SECTOR_SIZE,
-            readonly=image.readonly,
-            max_indirect=MAX_INDIRECT_SEGMENTS,
-            discard=image.can_discard(),
-        )
-        self._connection: _Connection | None = None
+        self._offer = _offer(image)
+        self._rings: Rings | None = None
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._shown: tuple[str, str] | None = None
         self._error: str | None = None
@@ -164,6 +150,42 @@ class BlockBackend:
         await self._device.remove(force=force, timeout=timeout)
         self._publish("drive.removed", vdev=self.disk.vdev, forced=force)
 
+    async def resize(self, size: int | None) -> None:
+        """The guest sees the image's new size: ``size`` bytes, or what it has become.
+
+        Raises :class:`BadConfig` for a size that cannot be, and ``ImageError``.
+        """
+        unit = _PHYSICAL_SECTOR_SIZE if self.image.size % _PHYSICAL_SECTOR_SIZE == 0 else SECTOR_SIZE
+        if size is not None and size < self.image.size:  # no request may go beyond the new end
+            self._announce(replace(self._offer, sectors=size // SECTOR_SIZE))
+        try:
+            await in_thread(partial(self.image.resize, size, unit))
+        finally:
+            self._announce(_offer(self.image))
+
+    async def flush(self) -> None:
+        """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
+        await in_thread(self.image.flush_now)
+
+    async def swap(self, image: Image) -> None:
+        """Serve another image from now on; what is under way goes to the one before, which is flushed."""
+        self.image = image
+        self._offer = _offer(image)
+        if (rings := self._rings) is not None:
+            try:
+                await rings.renew(partial(self._make_plane, rings.terms.abi))
+            except GuestFault as fault:
+                self._device.fail(f"the ring is broken: {fault}")
+        self._announce(self._offer)
+
+    def _announce(self, offer: Offer) -> None:
+        """Linux looks at ``sectors`` again whenever the state is written, even if it is the same."""
+        self._offer = offer
+        if self._rings is not None:
+            self._rings.set_offer(offer)
+        self._device.announce(sectors=f"{offer.sectors}")
+        self._publish("drive.resized", vdev=self.disk.vdev, size=offer.sectors * SECTOR_SIZE)
+
     async def disconnect(self) -> None:
         """The VM is gone: finish what is under way, flush, and remove the nodes. The image stays open.
 
@@ -173,8 +195,10 @@ class BlockBackend:
 
     def info(self) -> DriveInfo:
         stats = self._past.copy()
-        if self._connection is not None:
-            stats.update(self._connection.stats())
+        terms = None
+        if self._rings is not None:
+            stats.update(self._rings.stats())
+            terms = self._rings.terms
         return DriveInfo(
             vdev=self.disk.vdev,
             devid=self.devid,
@@ -182,10 +206,13 @@ class BlockBackend:
             access="ro" if self.image.readonly else "rw",
             format=self.disk.format,
             size=self.image.size,
-            sector_size=SECTOR_SIZE,
+            sector_size=self._offer.sector_size,
             state=self._device.state.name,
             frontend_state=self._device.frontend_state.name,
             error=self._device.error,
+            protocol=terms.abi.name if terms else None,
+            rings=len(terms.queues) if terms else 0,
+            ring_pages=len(terms.queues[0].ring_refs) if terms else 0,
             stats=dict(stats),
         )
 
@@ -193,31 +220,22 @@ class BlockBackend:
 
     def on_connect(self, frontend: Frontend) -> None:
         terms = Terms.read(frontend)
-        queues: list[_Queue] = []
-        with contextlib.ExitStack() as stack:
-            for index, queue in enumerate(terms.queues):
-                queues.append(self._open_queue(stack, terms.abi, queue, index))
-            for each in queues:
-                each.plane.start()
-            self._connection = _Connection(queues, stack.pop_all())
+        self._rings = Rings(terms, self._evtchn, self._gnttab, partial(self._make_plane, terms.abi))
 
-    def _open_queue(self, stack: contextlib.ExitStack, abi: Abi, queue: QueueTerms, index: int) -> _Queue:
-        """``stack`` gets what gives it back. Raises :class:`GuestFault`."""
-        pages = []
-        for gref in queue.ring_refs:
-            try:
-                grant = self._gnttab.map(gref)
-            except GrantError as fault:
-                raise GuestFault(f"ring-ref {gref} cannot be mapped: {fault}") from None
-            stack.callback(grant.unmap)
-            pages.append(grant.page)
-        try:
-            port = self._evtchn.bind_interdomain(queue.event_channel)
-        except XenError as fault:
-            raise GuestFault(f"event-channel {queue.event_channel} cannot be bound: {fault}") from None
-        stack.callback(port.close)
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        plane = Plane(
+    async def on_disconnect(self) -> None:
+        rings = self._rings
+        if rings is None:
+            return
+        await rings.close()
+        if self._rings is rings:
+            self._rings = None
+            self._past.update(rings.stats())
+
+    def _make_plane(
+        self, abi: Abi, pages: Sequence[SharedPage], port: EvtchnPort, index: int, ended: asyncio.Event
+    ) -> Plane:
+        loop = asyncio.get_running_loop()
+        return Plane(
             pages,
             port,
             self._gnttab,
@@ -228,21 +246,6 @@ class BlockBackend:
             on_end=partial(_call_soon, loop, self._plane_ended, ended),
             name=f"blkif-{self.disk.vdev}-{index}",
         )
-        stack.callback(plane.join)
-        return _Queue(plane, ended)
-
-    async def on_disconnect(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        for queue in connection.queues:
-            queue.plane.stop()
-        for queue in connection.queues:
-            await queue.ended.wait()
-        if self._connection is connection:
-            self._connection = None
-            connection.release.close()
-            self._past.update(connection.stats())
 
     def on_change(self) -> None:
         device = self._device

@@ -33,7 +33,7 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class Image:
-    """An open raw image. ``size`` is bytes, fixed at :meth:`open`.
+    """An open raw image. ``size`` is bytes, as found by :meth:`open` or :meth:`resize`.
 
     ``read``, ``write`` and ``flush`` are for one thread at a time and raise ``OSError``, which is the host's
     answer and becomes an error of that one request.
@@ -141,6 +141,32 @@ class Image:
             return False
         return True
 
+    def flush_now(self) -> None:
+        """:meth:`flush`, by who is no guest. Raises :class:`ImageError`."""
+        try:
+            self.flush()
+        except OSError as fault:
+            why = fault.strerror or str(fault)
+            raise ImageError(f"cannot flush {self.path}: {why}. See the host's log.", self.path) from None
+
+    def resize(self, size: int | None, unit: int) -> None:
+        """Make a file ``size`` bytes large, or take the size that it (or the device) has now; a multiple of
+        ``unit`` it must be. Raises :class:`ImageError`; nothing has changed then."""
+        try:
+            found = os.lseek(self._fd, 0, os.SEEK_END)
+            wanted = found if size is None else size
+            if wanted % unit or not wanted:
+                why = f"{wanted} bytes are no multiple of {unit}"
+                raise _refuse_size(self.path, why, "Choose another size")
+            if wanted != found:
+                if self._is_block or self.readonly:
+                    kind = "a block device" if self._is_block else "read-only"
+                    raise _refuse_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
+                os.ftruncate(self._fd, wanted)
+        except OSError as fault:
+            raise _refuse_size(self.path, *_why(fault, self.readonly)) from None
+        self.size = wanted
+
     def close(self) -> None:
         """Close it and give up the lock. Idempotent."""
         if self._fd >= 0:
@@ -236,6 +262,10 @@ def _why(fault: OSError, readonly: bool) -> tuple[str, str]:
     if fault.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
         return f"it cannot be locked ({why})", "Use a file system that knows locks."
     return why, "Check the path and the host's log."
+
+
+def _refuse_size(path: str, why: str, what: str) -> ImageError:
+    return ImageError(f"cannot resize image {path}: {why}. {what.rstrip('.')}.", path)
 
 
 def _refuse(path: str, why: str, what: str) -> ImageError:

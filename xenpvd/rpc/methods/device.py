@@ -30,6 +30,30 @@ async def drive_remove(call: Call, params: models.DriveRemoveParams) -> results.
     return results.Removed(removed=removed)
 
 
+@method("drive.resize", "operator")
+async def drive_resize(call: Call, params: models.DriveResizeParams) -> DriveInfo:
+    """Have the guest see a disk's new size: the one given, or what its image has become meanwhile.
+
+    An image file is made as large as ``size`` says; a block device has the size that the host gives it.
+    """
+    return await call.service.drive_resize(params.vdev, params.size, params.shrink)
+
+
+@method("drive.flush", "operator")
+async def drive_flush(call: Call, params: models.DriveParams) -> None:
+    """Have everything that the guest has written to a disk on stable storage."""
+    await call.service.drive_flush(params.vdev)
+
+
+@method("drive.swap", "operator")
+async def drive_swap(call: Call, params: models.DriveSwapParams) -> DriveInfo:
+    """Put another image behind a disk while the guest goes on; it waits until what is under way is done.
+
+    For an image that was copied elsewhere: the guest takes what is in it for what it has written itself.
+    """
+    return await call.service.drive_swap(params.vdev, params.target)
+
+
 @method("console.read", "viewer")
 async def console_read(call: Call, params: models.ConsoleReadParams) -> results.ConsoleData:
     """A piece of what a console has printed."""
