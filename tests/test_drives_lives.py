@@ -16,7 +16,7 @@ from xenpvd.backends import device
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig
-from xenpvd.errors import ImageError, StateError, TimedOut
+from xenpvd.errors import BadConfig, ImageError, NotFound, StateError, TimedOut
 from xenpvd.views import DriveAdded, Runstate
 
 ENDS = pytest.mark.parametrize("end", ["reset", "reboot"])
@@ -183,3 +183,32 @@ async def test_another_file_may_come_after_a_remove_that_was_overtaken(
     (tmp_path / "c.img").write_bytes(b"c" * (1 << 20))
     ring = await connect(running, machines, "xvdb")
     assert await asyncio.to_thread(ring.read, 0, 1) == b"c" * 512
+
+
+async def test_resize_swap_and_flush_of_what_is_there(
+    running: House, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    await adding(running, tmp_path / "b.img", wait=False)
+    ring = await connect(running, machines, "xvdb")
+    drives, domain = running.guest.drives, running.guest.domain
+    with pytest.raises(BadConfig, match="what is beyond would be lost"):
+        await drives.resize(domain, "xvdb", 1 << 19, shrink=False)
+    assert (await drives.resize(domain, "xvdb", 1 << 21, shrink=False)).size == 1 << 21
+    assert (await drives.resize(domain, "xvdb", 1 << 20, shrink=True)).size == 1 << 20
+    await drives.flush(domain, "xvdb")
+
+    other = tmp_path / "c.img"
+    other.write_bytes(b"other".ljust(1 << 20, b"\0"))
+    with pytest.raises(ImageError, match=r"none\.img"):
+        await drives.swap(domain, "xvdb", str(tmp_path / "none.img"))
+    assert (await drives.swap(domain, "xvdb", str(other))).target == str(other)
+    assert ring.read(0, 1)[:5] == b"other"
+    assert lock_is_free(tmp_path / "b.img") and not lock_is_free(other)
+    for verb in (drives.resize(domain, "xvdz", None, False), drives.flush(domain, "xvdz")):
+        with pytest.raises(NotFound, match="no such drive"):
+            await verb
+    with pytest.raises(NotFound, match="no such drive"):
+        await drives.swap(domain, "xvdz", str(other))
+
+    await next_life(running, machines, "reset")
+    assert (await connect(running, machines, "xvdb")).read(0, 1)[:5] == b"other"

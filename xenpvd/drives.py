@@ -105,8 +105,8 @@ class Drives:
         drive = self._there(domain, vdev, "resize")
         if size is not None and size < drive.image.size and not shrink:
             raise BadConfig(
-                f"cannot resize {vdev} to {size} bytes: it has {drive.image.size}, and what is beyond would be "
-                "lost. Allow that with shrink, once the guest has given it up."
+                f"cannot resize {vdev} to {size} bytes: it has {drive.image.size}, and what is beyond would "
+                "be lost. Allow that with shrink, once the guest has given it up."
             )
         await drive.resize(size)
         return drive.info()

@@ -48,3 +48,15 @@ def test_what_both_ends_say(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
 def test_a_name_that_xen_does_not_know(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     failed = xenpvctl("drive", "add", "web1", "nvme0n1", "/b", status=2)
     assert "cannot call drive.add: vdev:" in failed.stderr
+
+
+def test_resize_flush_swap(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -> None:
+    xenpvctl("drive", "add", "web1", "xvdb", "/b")
+    for text, said in (("20G", "20.0 GiB"), ("1536MiB", "1.5 GiB"), ("4096", "4.0 KiB"), ("1t", "1.0 TiB")):
+        assert xenpvctl("drive", "resize", "web1", "xvdb", text).stdout == f"xvdb has {said}\n"
+    assert xenpvctl("drive", "resize", "web1", "xvdb").stdout == "xvdb has 1.0 TiB\n"
+    for text in ("many", "1.5G", "-1", "G"):
+        assert "as 20G" in xenpvctl("drive", "resize", "web1", "xvdb", "--", text, status=2).stderr
+    assert xenpvctl("drive", "flush", "web1", "xvdb").stdout == "xvdb is flushed\n"
+    assert xenpvctl("drive", "swap", "web1", "xvdb", "/c").stdout == "xvdb is /c now\n"
+    assert "no such drive" in xenpvctl("drive", "swap", "web1", "xvdz", "/c", status=1).stderr

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 import threading
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig
-from xenpvd.errors import BadConfig, TimedOut, XenpvdError
-from xenpvd.tasks import Tasks
+from xenpvd.errors import BadConfig, ImageError, TimedOut, XenpvdError
+from xenpvd.tasks import Tasks, in_thread
 
 SIZE = 1 << 20
 
@@ -535,3 +537,113 @@ async def test_pages_that_are_in_the_rings_twice(rig: Rig) -> None:  # A15
     front.offer(**{"queues": 2, "queue-0/ring-ref": gref, "queue-1/ring-ref": gref})
     await front.wait_backend(S.Closing)
     assert backend.info().error == "a page is in the rings twice"
+
+
+# ---- while the guest goes on
+
+
+def sectors(rig: Rig, front: Blkfront) -> int:
+    return int(rig.nodes(front.backend)["sectors"])
+
+
+async def test_resize(rig: Rig) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect()
+    looks = rig.client.watch(f"{front.backend}/state")
+    await anext(looks)
+    await backend.resize(2 * SIZE)
+    assert await asyncio.wait_for(anext(looks), 5) == f"{front.backend}/state", "Linux looks again then"
+    looks.close()
+    assert (
+        sectors(rig, front) * 512
+        == backend.info().size
+        == Path(backend.image.path).stat().st_size
+        == 2 * SIZE
+    )
+    ring.write(SIZE // 512, bytes([7]) * 4096)
+    assert ring.read(SIZE // 512, 8) == bytes([7]) * 4096
+
+    await backend.resize(SIZE)
+    _, gref = ring.data_page()
+    beyond = pack_request(BLKIF_OP_READ, sector=SIZE // 512, segments=[(gref, 0, 7)])
+    assert ring.do(beyond)[0][2] == -1
+    assert [event["size"] for event in rig.named("drive.resized")] == [2 * SIZE, SIZE, SIZE]
+
+    os.truncate(backend.image.path, 4 * SIZE)  # by somebody else
+    await backend.resize(None)
+    assert sectors(rig, front) * 512 == 4 * SIZE
+
+
+@pytest.mark.parametrize("size", [SIZE + 1, SIZE + 512, 0])
+async def test_a_size_that_cannot_be_changes_nothing(rig: Rig, size: int) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect()
+    with pytest.raises(ImageError, match="no multiple of 4096"):
+        await backend.resize(size)
+    assert sectors(rig, front) * 512 == SIZE
+    ring.read(SIZE // 512 - 8, 8)
+
+
+async def test_a_read_only_disk_has_the_size_that_it_has(rig: Rig) -> None:
+    backend, front = rig.disk(access="ro")
+    with pytest.raises(ImageError, match="it is read-only"):
+        await backend.resize(2 * SIZE)
+    await backend.resize(None)
+    assert sectors(rig, front) * 512 == SIZE
+
+
+async def test_swap_while_the_guest_writes(rig: Rig) -> None:
+    """Every write is in one of the images, whole, and none is lost."""
+    backend, front = rig.disk()
+    await front.connect(queues=2)
+    old, other = backend.image, rig.image("other")
+
+    async def write(ring: BlkRing, first: int) -> None:
+        for n in range(first, 128, 2):
+            await in_thread(partial(ring.write, 8 * n, bytes([n]) * 4096))
+
+    writers = asyncio.gather(*(write(ring, n) for n, ring in enumerate(front.rings)))
+    await backend.swap(other)
+    await writers
+    old.close()
+    before, after = (Path(image.path).read_bytes() for image in (old, other))
+    for n in range(128):
+        block = slice(4096 * n, 4096 * (n + 1))
+        assert bytes([n]) * 4096 in (before[block], after[block])
+    assert front.rings[1].read(8 * 127, 8) == after[127 * 4096 : 128 * 4096]
+    stats = backend.info().stats
+    assert stats["writes"] == 128 and stats["in_flight"] == 0
+    assert backend.info().target == other.path
+
+
+async def test_swap_of_a_disk_that_nobody_uses_yet(rig: Rig) -> None:
+    backend, front = rig.disk()
+    other = rig.image("other")
+    backend.image.close()
+    await backend.swap(other)
+    ring = await front.connect()
+    assert ring.read(0, 8) == Path(other.path).read_bytes()[:4096]
+
+
+async def test_the_guest_lets_go_during_a_swap(rig: Rig) -> None:
+    backend, front = rig.disk()
+    await front.connect()
+    old, other = backend.image, rig.image("other")
+    front.switch(S.Closed)
+    await asyncio.gather(backend.swap(other), front.wait_backend(S.Closed))
+    old.close()
+    assert not rig.gnttab.mapped
+    front.switch(S.Initialising)
+    assert (await front.connect()).flush() == 0
+
+
+async def test_flush(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, _ = rig.disk()
+    await backend.flush()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(backend.image, "_fdatasync", fail)
+    with pytest.raises(ImageError, match=r"cannot flush .*xvda.img: bad disk"):
+        await backend.flush()

@@ -45,6 +45,10 @@ class Outbox:
         self._dropping = False
 
     @property
+    def empty(self) -> bool:
+        return not (self._queue or self._sending)
+
+    @property
     def outstanding(self) -> int:
         """Replies that are not wholly sent."""
         return self._replies + self._sending_reply
@@ -53,8 +57,8 @@ class Outbox:
     def behind(self) -> bool:
         """So much waits that no more requests are to be taken, until something is read."""
         domain = self._domain
-        return self.outstanding >= domain.quota.outstanding or (
-            domain.memory > domain.quota.memory and bool(self._queue or self._sending)
+        return not self.empty and (
+            self.outstanding >= domain.quota.outstanding or domain.memory > domain.quota.memory
         )
 
     def put(self, message: Message) -> None:

@@ -16,7 +16,7 @@ from typing import cast
 
 from xenpvd.backends.xenstore.outbox import Outbox
 from xenpvd.backends.xenstore.server import Xenstore
-from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser
+from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser, encode
 from xenpvd.sockets import listen
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,10 @@ class Peer(asyncio.Protocol):
                 self._turn.cancel()
 
     def _deliver(self, message: Message) -> None:
-        self._outbox.put(message)
-        self._flush()
+        if self._full or not self._outbox.empty:
+            self._outbox.put(message)
+        elif not self._closed:
+            self._transport.write(encode(message))
 
     def _deaf(self) -> None:
         self.cut("it does not read its events")

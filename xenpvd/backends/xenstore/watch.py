@@ -90,6 +90,8 @@ class Watches:
 
         ``exact``: by watches of this very path only; else also by those above within their depth.
         """
+        if not self._by_path:
+            return []
         readers = tuple(readers)
         heard: list[Watch] = []
         for levels, watched in enumerate(paths.upwards(path)):
