@@ -67,15 +67,20 @@ class XenstoreFrontend:
 
     async def receive(self) -> Reply:
         """The next message, event or reply."""
-        while True:
-            if len(self._in) >= 16:
-                type_, req_id, tx_id, length = struct.unpack_from("<IIII", self._in)
-                if len(self._in) >= 16 + length:
-                    payload, self._in = self._in[16 : 16 + length], self._in[16 + length :]
-                    return Reply(type_, req_id, tx_id, payload)
+        while (reply := self.parsed()) is None:
             if not (data := self.take()):
                 await self.port.guest_wait()
             self._in += data
+        return reply
+
+    def parsed(self) -> Reply | None:
+        """The next message of what has been taken."""
+        if len(self._in) >= 16:
+            type_, req_id, tx_id, length = struct.unpack_from("<IIII", self._in)
+            if len(self._in) >= 16 + length:
+                payload, self._in = self._in[16 : 16 + length], self._in[16 + length :]
+                return Reply(type_, req_id, tx_id, payload)
+        return None
 
     async def event(self) -> tuple[str, str]:
         """The next watch event: path, token."""
