@@ -61,6 +61,13 @@ class DiskConfig(Strict):
     target: AbsolutePath = Field(description="a raw image file or a block device")
     access: Literal["rw", "ro"] = "rw"
     format: Literal["raw"] = "raw"
+    sector_size: Literal[512, 4096] = Field(
+        512, description="bytes of a logical sector; 4096 only for a disk that has been partitioned so"
+    )
+    discard: bool = Field(True, description="offer it, if what the image lies on can do it")
+    persistent: bool = Field(
+        False, description="offer persistent grants: the guest copies all data through a few pages then"
+    )
 
 
 class ConsoleConfig(Strict):

@@ -65,11 +65,16 @@ class Rig:
         return cls.open(path, readonly=access == "ro")
 
     def disk(
-        self, vdev: str = "xvda", access: Any = "rw", image: Image | None = None, abi: Abi = X86_64
+        self,
+        vdev: str = "xvda",
+        access: Any = "rw",
+        image: Image | None = None,
+        abi: Abi = X86_64,
+        **options: Any,
     ) -> tuple[BlockBackend, Blkfront]:
         image = image or self.image(vdev, access)
         backend = BlockBackend(
-            DiskConfig(vdev=vdev, target=image.path, access=access),
+            DiskConfig(vdev=vdev, target=image.path, access=access, **options),
             image,
             domid=1,
             xenstore=self.client,
@@ -146,6 +151,7 @@ async def test_nodes(rig: Rig) -> None:
         "max-ring-page-order": "4",
         "max-ring-pages": "16",
         "multi-queue-max-queues": "4",
+        "feature-persistent": "0",
         "state": "2",
     }
     assert rig.named("drive.added") == [
@@ -647,3 +653,47 @@ async def test_flush(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.image, "_fdatasync", fail)
     with pytest.raises(ImageError, match=r"cannot flush .*xvda.img: bad disk"):
         await backend.flush()
+
+
+# ---- what a definition says of it
+
+
+async def test_sectors_of_4096_bytes(rig: Rig) -> None:
+    backend, front = rig.disk(sector_size=4096)
+    nodes = rig.nodes(front.backend)
+    assert (nodes["sector-size"], nodes["physical-sector-size"], nodes["sectors"]) == ("4096", "4096", "2048")
+    assert backend.info().sector_size == 4096
+    ring = await front.connect()
+    ring.write(8, bytes([7]) * 4096)
+    assert ring.read(8, 8) == bytes([7]) * 4096
+    _, gref = ring.data_page()
+    half = pack_request(BLKIF_OP_READ, sector=4, segments=[(gref, 0, 7)])
+    assert ring.do(half)[0][2] == -1
+
+
+async def test_half_a_sector_is_none(rig: Rig) -> None:
+    (rig.tmp_path / "xvdc.img").write_bytes(bytes(512 * 9))
+    image = rig.image("xvdc")
+    with pytest.raises(BadConfig, match="no multiple of its sector_size, 4096"):
+        rig.disk("xvdc", image=image, sector_size=4096)
+    image.close()
+
+
+async def test_discard_is_not_offered_to_whom_it_is_denied(rig: Rig) -> None:
+    _, front = rig.disk(discard=False)
+    assert "feature-discard" not in rig.nodes(front.backend)
+    ring = await front.connect()
+    assert ring.discard(0, 8) == -2
+
+
+async def test_persistent_grants_are_offered_on_request(rig: Rig) -> None:
+    """Mapping costs us nothing, so nothing is kept: the guest may use the same pages for ever, or not."""
+    _, front = rig.disk(persistent=True)
+    assert rig.nodes(front.backend)["feature-persistent"] == "1"
+    front.write("feature-persistent", 1)
+    ring = await front.connect()
+    page, gref = ring.data_page()
+    for sector in (0, 8, 16):
+        assert ring.do(pack_request(BLKIF_OP_READ, sector=sector, segments=[(gref, 0, 7)]))[0][2] == 0
+        assert bytes(page.view) == Path(rig.disks[0].image.path).read_bytes()[sector * 512 :][:4096]
+        assert rig.gnttab.mapped[gref] == 0

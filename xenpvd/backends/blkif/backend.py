@@ -25,7 +25,7 @@ from xenpvd.backends.blkif.vdev import devid
 from xenpvd.backends.device import Frontend, XenbusDevice
 from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, XenstoreOps
 from xenpvd.config import DiskConfig
-from xenpvd.errors import GuestFault
+from xenpvd.errors import BadConfig, GuestFault
 from xenpvd.events import Publish
 from xenpvd.tasks import in_thread
 from xenpvd.views import DriveInfo
@@ -43,12 +43,13 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args
         loop.call_soon_threadsafe(call, *args)
 
 
-def _offer(image: Image) -> Offer:
+def _offer(disk: DiskConfig, image: Image) -> Offer:
     return Offer(
         sectors=image.size // SECTOR_SIZE,
         readonly=image.readonly,
+        sector_size=disk.sector_size,
         max_indirect=MAX_INDIRECT_SEGMENTS,
-        discard=image.can_discard(),
+        discard=disk.discard and image.can_discard(),
     )
 
 
@@ -61,7 +62,7 @@ class BlockBackend:
 
     ``image`` is open already and may serve the guest's next life too: who opened it closes it.
     ``on_fault(name, exception)`` gets what is our own fault, as :class:`xenpvd.tasks.Tasks` says.
-    Raises :class:`BadConfig` for a vdev that has no number.
+    Raises :class:`BadConfig` for a vdev that has no number, and for an image with half a sector.
 
     Events: ``drive.added`` {vdev, devid, target, access, size}, ``drive.state`` {vdev, backend, frontend},
     ``drive.resized`` {vdev, size}, ``drive.error`` {vdev, error}, ``drive.removed`` {vdev, forced}.
@@ -82,11 +83,14 @@ class BlockBackend:
         self.disk = disk
         self.image = image
         self.devid = devid(disk.vdev)
+        if image.size % disk.sector_size:
+            why = f"its image has {image.size} bytes, no multiple of its sector_size, {disk.sector_size}"
+            raise BadConfig(f"cannot use {disk.vdev}: {why}. Leave sector_size out.", [("sector_size", why)])
         self._evtchn = evtchn
         self._gnttab = gnttab
         self._publish = publish
         self._on_fault = on_fault
-        self._offer = _offer(image)
+        self._offer = _offer(self.disk, image)
         self._rings: Rings | None = None
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._shown: tuple[str, str] | None = None
@@ -117,6 +121,7 @@ class BlockBackend:
             "max-ring-page-order": f"{MAX_RING_PAGE_ORDER}",
             "max-ring-pages": f"{1 << MAX_RING_PAGE_ORDER}",
             "multi-queue-max-queues": f"{MAX_QUEUES}",
+            "feature-persistent": f"{self.disk.persistent:d}",
         }
         if self._offer.discard:
             backend |= {
@@ -161,7 +166,7 @@ class BlockBackend:
         try:
             await in_thread(partial(self.image.resize, size, unit))
         finally:
-            self._announce(_offer(self.image))
+            self._announce(_offer(self.disk, self.image))
 
     async def flush(self) -> None:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
@@ -170,7 +175,7 @@ class BlockBackend:
     async def swap(self, image: Image) -> None:
         """Serve another image from now on; what is under way goes to the one before, which is flushed."""
         self.image = image
-        self._offer = _offer(image)
+        self._offer = _offer(self.disk, image)
         if (rings := self._rings) is not None:
             try:
                 await rings.renew(partial(self._make_plane, rings.terms.abi))
