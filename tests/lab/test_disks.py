@@ -71,3 +71,36 @@ def test_what_the_guest_reads_writes_and_discards(web: Daemon, image: Path) -> N
     stats = {drive["vdev"]: drive["stats"] for drive in web.call("drive.list")}["xvdb"]
     assert stats["discards"] >= 1 and stats["flushes"] >= 1 and stats["errors"] == 0
     assert stats["read_bytes"] / stats["reads"] > 64 << 10, "indirect requests are larger than 44 KiB"
+
+
+def test_the_guest_sees_a_new_size_and_another_image(web: Daemon, image: Path) -> None:
+    sectors = "cat /sys/block/xvdb/size"
+    since = web.call("daemon.ping")["seq"]
+    web.call("drive.resize", vdev="xvdb", size=SIZE * 2)
+    assert int(web.sh(f"until [ $({sectors}) = {SIZE * 2 // 512} ]; do usleep 20000; done; {sectors}"))
+    assert [e["data"] for e in web.call("events.history", names=["drive.resized"]) if e["seq"] > since] == [
+        {"vdev": "xvdb", "size": SIZE * 2}
+    ]
+    web.sh("printf beyond | dd of=/dev/xvdb bs=1M seek=100 conv=fsync 2>/dev/null")
+
+    copy = image.with_name("copy.img")
+    web.call("drive.flush", vdev="xvdb")
+    shutil.copyfile(image, copy)
+    web.call("drive.swap", vdev="xvdb", target=str(copy))
+    web.sh("printf after | dd of=/dev/xvdb bs=1M seek=101 conv=fsync 2>/dev/null")
+    for place, old, new in ((100, b"beyond", b"beyond"), (101, bytes(5), b"after")):
+        assert image.read_bytes()[place << 20 :].startswith(old)
+        assert copy.read_bytes()[place << 20 :].startswith(new)
+    assert web.sh("dd if=/dev/xvdb bs=1M skip=100 count=1 2>/dev/null | head -c 6") == "beyond"
+
+
+def test_persistent_grants_and_large_sectors(web: Daemon) -> None:
+    path = web.folder / "xvdc.img"
+    path.write_bytes(random.Random(2).randbytes(1 << 20))
+    web.call("drive.add", vdev="xvdc", target=str(path), persistent=True, sector_size=4096, timeout=90)
+    assert "persistent grants: enabled" in web.sh("dmesg | grep 'blkfront: xvdc'")
+    assert web.sh("cat /sys/block/xvdc/queue/logical_block_size") == "4096"
+    assert web.sh("cat /dev/xvdc | sha256sum").split()[0] == sha256(path.read_bytes())
+    web.sh("dd if=/dev/zero of=/dev/xvdc bs=4k count=16 conv=fsync 2>/dev/null")
+    assert path.read_bytes()[: 17 * 4096].rstrip(b"\0") != b"" and not any(path.read_bytes()[: 16 * 4096])
+    web.call("drive.remove", vdev="xvdc", timeout=90)
