@@ -32,7 +32,8 @@ async def house(house: House, tmp_path: Path) -> AsyncIterator[House]:
         vdev: image for vdev, (_, image) in images.items()
     }
     for _, image in images.values():
-        image.read([memoryview(bytearray(512))], 0)
+        if image.size:
+            image.read([memoryview(bytearray(512))], 0)
     await house.guest.destroy()
     assert all(lock_is_free(path) for path in tmp_path.glob("*.img"))
 
@@ -201,6 +202,12 @@ async def test_resize_swap_and_flush_of_what_is_there(
     other.write_bytes(b"other".ljust(1 << 20, b"\0"))
     with pytest.raises(ImageError, match=r"none\.img"):
         await drives.swap(domain, "xvdb", str(tmp_path / "none.img"))
+    (tmp_path / "odd.img").write_bytes(bytes(512 * 9))
+    with pytest.raises(BadConfig, match="no multiple of 4096"):
+        await drives.swap(domain, "xvdb", str(tmp_path / "odd.img"))
+    assert lock_is_free(tmp_path / "odd.img")
+    with pytest.raises(BadConfig, match="it is a disk, no cdrom"):
+        await drives.swap(domain, "xvdb", "")
     assert (await drives.swap(domain, "xvdb", str(other))).target == str(other)
     assert ring.read(0, 1)[:5] == b"other"
     assert lock_is_free(tmp_path / "b.img") and not lock_is_free(other)
@@ -212,3 +219,20 @@ async def test_resize_swap_and_flush_of_what_is_there(
 
     await next_life(running, machines, "reset")
     assert (await connect(running, machines, "xvdb")).read(0, 1)[:5] == b"other"
+
+
+async def test_a_cdrom_that_was_emptied_is_empty_in_the_next_life(
+    running: House, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    disc = tmp_path / "disc.img"
+    disc.write_bytes(b"disc".ljust(4096, b"\0"))
+    drives, domain = running.guest.drives, running.guest.running("add")
+    await drives.add(domain, DiskConfig(vdev="xvdc", device="cdrom", target=str(disc)), False, 5)
+    assert (await connect(running, machines, "xvdc")).read(0, 1)[:4] == b"disc"
+    other = Image.open(disc, readonly=True)  # as readers share it
+    other.close()
+    await drives.swap(domain, "xvdc", "")
+    assert lock_is_free(disc)
+    await next_life(running, machines, "reset")
+    assert running.guest.drives.images["xvdc"][1].size == 0
+    assert (await drives.swap(running.guest.domain, "xvdc", str(disc))).size == 4096

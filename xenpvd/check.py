@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
-from xenpvd.config import GuestConfig
+from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.errors import BadConfig, ImageError, XenpvdError
 from xenpvd.vmm import boot, kernel, layout
 from xenpvd.vmm.accel import probe
@@ -69,9 +69,13 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
         attempt(f"disk.{n}.vdev", lambda: devid(disk.vdev))  # noqa: B023 - called at once
         attempt(
             f"disk.{n}.target",
-            lambda: Image.open(disk.target, readonly=disk.access == "ro").close(),  # noqa: B023
+            lambda: _open(disk).close(),  # noqa: B023
         )
     return found
+
+
+def _open(disk: DiskConfig) -> Image:
+    return Image.open(disk.target, readonly=disk.readonly) if disk.target else Image.none()
 
 
 def _shim(config: GuestConfig) -> PvhImage:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from xenpvd.errors import BadConfig, ImageError
@@ -17,12 +17,15 @@ MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
 _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
+_MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
 
 Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
 #: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
 AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
+#: The same, or nothing: an empty tray.
+Medium = Annotated[str, Field(pattern=_MEDIUM, max_length=4096)]
 #: What to do when a life is over: preserve keeps the daemon, and what the guest said, for a look.
 Policy = Literal["destroy", "restart", "preserve"]
 Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
@@ -33,6 +36,7 @@ _WORDS = {
     "missing": "it is missing",
     _NAME: "it takes a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and has 63 at most",
     _PATH: "it must be an absolute path",
+    _MEDIUM: "it must be an absolute path",
     _KERNEL: "it must be an absolute path, or pvgrub",
     _VDEV: "it must be a disk's name, as xvda or xvdb1",
     _XEN_VERSION: "it must be two numbers, as 4.17",
@@ -58,7 +62,8 @@ class DiskConfig(Strict):
     """One xen-block disk."""
 
     vdev: Vdev
-    target: AbsolutePath = Field(description="a raw image file or a block device")
+    device: Literal["disk", "cdrom"] = Field("disk", description="a cdrom is read-only, and may be empty")
+    target: Medium = Field("", validate_default=True, description="a raw image file or a block device")
     access: Literal["rw", "ro"] = "rw"
     format: Literal["raw"] = "raw"
     sector_size: Literal[512, 4096] = Field(
@@ -68,6 +73,17 @@ class DiskConfig(Strict):
     persistent: bool = Field(
         False, description="offer persistent grants: the guest copies all data through a few pages then"
     )
+
+    @field_validator("target")
+    @classmethod
+    def _has_one(cls, target: str, info: ValidationInfo) -> str:
+        if not target and info.data.get("device") == "disk":
+            raise ValueError("a disk has one; only a cdrom can be empty")
+        return target
+
+    @property
+    def readonly(self) -> bool:
+        return self.access == "ro" or self.device == "cdrom"
 
 
 class ConsoleConfig(Strict):

@@ -116,16 +116,25 @@ class Drives:
         await self._there(domain, vdev, "flush").flush()
 
     async def swap(self, domain: Domain | None, vdev: str, target: str) -> DriveInfo:
-        """Put another image behind a disk, while the guest waits. Raises :class:`NotFound`,
-        :class:`ImageError`; the old one stays then."""
+        """Put another image behind a disk, while the guest waits; "" empties a cdrom.
+
+        Raises :class:`NotFound`, :class:`ImageError`, :class:`BadConfig`; the old one stays then.
+        """
         drive = self._there(domain, vdev, "change")
         assert domain is not None
+        if not target and drive.disk.device == "disk":
+            raise BadConfig(f"cannot empty {vdev}: it is a disk, no cdrom. Remove it.")
         with domain.held(f"change {vdev}"):
             disk = self.images[vdev][0].model_copy(update={"target": target})
             image = await _open(disk)
             if domain.drives.get(vdev) is not drive:
                 image.close()
                 raise NotFound(f"cannot change {vdev}: it was removed meanwhile.", "drive", vdev)
+            try:
+                drive.check_size(image)
+            except BadConfig:
+                image.close()
+                raise
             old = self.images[vdev][1]
             self.images[vdev] = (disk, image)
             drive.disk = disk
@@ -183,4 +192,6 @@ class Drives:
 
 async def _open(disk: DiskConfig) -> Image:
     """Open and lock the image; storage that hangs holds up nobody else."""
-    return await in_thread(partial(Image.open, disk.target, readonly=disk.access == "ro"), drop=Image.close)
+    if not disk.target:
+        return Image.none()
+    return await in_thread(partial(Image.open, disk.target, readonly=disk.readonly), drop=Image.close)

@@ -60,3 +60,7 @@ def test_resize_flush_swap(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -
     assert xenpvctl("drive", "flush", "web1", "xvdb").stdout == "xvdb is flushed\n"
     assert xenpvctl("drive", "swap", "web1", "xvdb", "/c").stdout == "xvdb is /c now\n"
     assert "no such drive" in xenpvctl("drive", "swap", "web1", "xvdz", "/c", status=1).stderr
+    assert xenpvctl.json("drive", "add", "web1", "xvdd", "--cdrom")["drive"]["target"] == ""
+    assert xenpvctl("drive", "swap", "web1", "xvdd", "/disc.iso").stdout == "xvdd is /disc.iso now\n"
+    assert xenpvctl("drive", "eject", "web1", "xvdd").stdout == "xvdd is empty\n"
+    assert "only a cdrom can be empty" in xenpvctl("drive", "add", "web1", "xvde", status=2).stderr

@@ -104,3 +104,16 @@ def test_persistent_grants_and_large_sectors(web: Daemon) -> None:
     web.sh("dd if=/dev/zero of=/dev/xvdc bs=4k count=16 conv=fsync 2>/dev/null")
     assert path.read_bytes()[: 17 * 4096].rstrip(b"\0") != b"" and not any(path.read_bytes()[: 16 * 4096])
     web.call("drive.remove", vdev="xvdc", timeout=90)
+
+
+def test_a_disc_goes_in_and_out(web: Daemon) -> None:
+    disc = web.folder / "disc.iso"
+    disc.write_bytes(b"disc one".ljust(2048 * 100, b"\0"))
+    web.call("drive.add", vdev="xvdd", device="cdrom", timeout=90)
+    assert web.sh("cd /sys/block/xvdd; cat size ro removable").split() == ["0", "1", "1"]
+    web.call("drive.swap", vdev="xvdd", target=str(disc))
+    web.sh("until [ $(cat /sys/block/xvdd/size) = 400 ]; do usleep 20000; done")
+    assert web.sh("head -c 8 /dev/xvdd") == "disc one"
+    web.call("drive.swap", vdev="xvdd", target="")
+    web.sh("until [ $(cat /sys/block/xvdd/size) = 0 ]; do usleep 20000; done")
+    web.call("drive.remove", vdev="xvdd", timeout=90)

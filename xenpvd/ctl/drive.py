@@ -1,4 +1,4 @@
-"""drive add, remove, list, resize, flush and swap."""
+"""drive add, remove, list, resize, flush, swap and eject."""
 
 from __future__ import annotations
 
@@ -41,17 +41,28 @@ def list_(place: RunDir, name: str) -> None:
 @drive.command()
 @click.argument("name")
 @click.argument("vdev")
-@click.argument("target")
+@click.argument("target", required=False)
 @click.option("--ro", is_flag=True, help="Read-only.")
+@click.option("--cdrom", is_flag=True, help="A CD-ROM: read-only, and without TARGET empty.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has connected it.")
 @click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
 @json_option
 @click.pass_obj
-def add(place: RunDir, name: str, vdev: str, target: str, ro: bool, no_wait: bool, timeout: float) -> None:
+def add(
+    place: RunDir,
+    name: str,
+    vdev: str,
+    target: str | None,
+    ro: bool,
+    cdrom: bool,
+    no_wait: bool,
+    timeout: float,
+) -> None:
     """Attach TARGET, a raw image file or a block device, as VDEV (xvdb)."""
     params = {
         "vdev": vdev,
-        "target": str(Path(target).absolute()),
+        "target": _absolute(target),
+        "device": "cdrom" if cdrom else "disk",
         "access": "ro" if ro else "rw",
         "wait": not no_wait,
         "timeout": timeout,
@@ -117,10 +128,28 @@ def flush(place: RunDir, name: str, vdev: str) -> None:
 @json_option
 @click.pass_obj
 def swap(place: RunDir, name: str, vdev: str, target: str) -> None:
-    """Put TARGET, a copy of its image, behind VDEV while the guest goes on."""
+    """Put TARGET, a copy of its image, behind VDEV while the guest goes on; or another disc into a CD-ROM."""
+    _swap(place, name, vdev, _absolute(target))
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@json_option
+@click.pass_obj
+def eject(place: RunDir, name: str, vdev: str) -> None:
+    """Take out what lies in the CD-ROM VDEV."""
+    _swap(place, name, vdev, "")
+
+
+def _swap(place: RunDir, name: str, vdev: str, target: str) -> None:
     with place.connect(name) as client:
-        told = client.call("drive.swap", {"vdev": vdev, "target": str(Path(target).absolute())})
-    emit(told, f"{vdev} is {told['target']} now")
+        told = client.call("drive.swap", {"vdev": vdev, "target": target})
+    emit(told, f"{vdev} is {told['target']} now" if told["target"] else f"{vdev} is empty")
+
+
+def _absolute(target: str | None) -> str:
+    return str(Path(target).absolute()) if target else ""
 
 
 def _bytes(text: str) -> int:

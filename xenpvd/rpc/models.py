@@ -11,9 +11,9 @@ from xenpvd.config import (
     MEMORY_MAX_MIB,
     MEMORY_MIN_MIB,
     VCPUS_MAX,
-    AbsolutePath,
     DiskConfig,
     GuestConfig,
+    Medium,
     Vdev,
 )
 from xenpvd.views import Phase, Runstate
@@ -155,7 +155,7 @@ class DriveResizeParams(DriveParams):
 
 
 class DriveSwapParams(DriveParams):
-    target: AbsolutePath
+    target: Medium = Field(description="another image; nothing, to empty a cdrom")
 
 
 class ConsoleReadParams(Params):

@@ -697,3 +697,37 @@ async def test_persistent_grants_are_offered_on_request(rig: Rig) -> None:
         assert ring.do(pack_request(BLKIF_OP_READ, sector=sector, segments=[(gref, 0, 7)]))[0][2] == 0
         assert bytes(page.view) == Path(rig.disks[0].image.path).read_bytes()[sector * 512 :][:4096]
         assert rig.gnttab.mapped[gref] == 0
+
+
+async def test_a_cdrom_is_empty_then_full_then_empty(rig: Rig) -> None:
+    backend, front = rig.disk(image=Image.none(), device="cdrom")
+    nodes = rig.nodes(front.backend)
+    assert (nodes["device-type"], nodes["mode"], nodes["removable"], nodes["info"]) == (
+        "cdrom",
+        "r",
+        "1",
+        "7",
+    )
+    assert nodes["sectors"] == "0" and "feature-discard" not in nodes and "physical-sector-size" not in nodes
+    assert rig.nodes(front.path)["device-type"] == "cdrom"
+    ring = await front.connect()
+    _, gref = ring.data_page()
+    first = pack_request(BLKIF_OP_READ, segments=[(gref, 0, 0)])
+    assert ring.do(first)[0][2] == -1 and ring.flush() == 0
+
+    (rig.tmp_path / "disc.img").write_bytes(b"disc".ljust(2048 * 3, b"\0"))
+    disc = rig.image("disc", "ro")
+    await backend.swap(disc)
+    assert sectors(rig, front) == 12 and ring.read(0, 1)[:4] == b"disc"
+    await backend.swap(Image.none())
+    disc.close()
+    assert sectors(rig, front) == 0 and ring.do(first)[0][2] == -1
+
+
+async def test_an_image_of_another_shape_cannot_be_put_behind_a_disk(rig: Rig) -> None:
+    backend, _ = rig.disk()
+    (rig.tmp_path / "odd.img").write_bytes(bytes(512 * 9))
+    odd = rig.image("odd")
+    with pytest.raises(BadConfig, match="no multiple of 4096"):
+        backend.check_size(odd)
+    odd.close()

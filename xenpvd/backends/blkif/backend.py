@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from xenpvd.abi.io_blkif import VDISK_READONLY, Abi
+from xenpvd.abi.io_blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Abi
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
 from xenpvd.backends.blkif.plane import Plane
@@ -91,6 +91,10 @@ class BlockBackend:
         self._publish = publish
         self._on_fault = on_fault
         self._offer = _offer(self.disk, image)
+        #: every size that it may have is a multiple of this: the guest may have been told so
+        self._unit = SECTOR_SIZE
+        if disk.device == "disk" and image.size % _PHYSICAL_SECTOR_SIZE == 0:
+            self._unit = _PHYSICAL_SECTOR_SIZE
         self._rings: Rings | None = None
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._shown: tuple[str, str] | None = None
@@ -107,13 +111,13 @@ class BlockBackend:
 
     def start(self) -> None:
         """Publish the disk to the guest, at once and whole, and serve it from now on."""
-        readonly = self.image.readonly
+        readonly, cdrom = self.image.readonly, self.disk.device == "cdrom"
         backend = {
             "dev": self.disk.vdev,
-            "device-type": "disk",
+            "device-type": self.disk.device,
             "mode": "r" if readonly else "w",
-            "removable": "0",
-            "info": f"{VDISK_READONLY if readonly else 0}",
+            "removable": f"{cdrom:d}",
+            "info": f"{VDISK_READONLY * readonly | (VDISK_CDROM | VDISK_REMOVABLE) * cdrom}",
             "sectors": f"{self._offer.sectors}",
             "sector-size": f"{self._offer.sector_size}",
             "feature-flush-cache": "1",
@@ -130,7 +134,7 @@ class BlockBackend:
                 "discard-alignment": "0",
                 "discard-secure": "0",
             }
-        if self.image.size % _PHYSICAL_SECTOR_SIZE == 0:  # what the host's page cache likes best
+        if self._unit == _PHYSICAL_SECTOR_SIZE:  # what the host's page cache likes best
             backend["physical-sector-size"] = f"{_PHYSICAL_SECTOR_SIZE}"
         self._publish(
             "drive.added",
@@ -140,7 +144,7 @@ class BlockBackend:
             access="ro" if readonly else "rw",
             size=self.image.size,
         )
-        self._device.start({"virtual-device": f"{self.devid}", "device-type": "disk"}, backend)
+        self._device.start({"virtual-device": f"{self.devid}", "device-type": self.disk.device}, backend)
 
     async def wait_connected(self, timeout: float) -> None:
         """Wait until the guest has taken the disk up. Raises :class:`TimedOut`, :class:`XenpvdError`."""
@@ -160,17 +164,22 @@ class BlockBackend:
 
         Raises :class:`BadConfig` for a size that cannot be, and ``ImageError``.
         """
-        unit = _PHYSICAL_SECTOR_SIZE if self.image.size % _PHYSICAL_SECTOR_SIZE == 0 else SECTOR_SIZE
         if size is not None and size < self.image.size:  # no request may go beyond the new end
             self._announce(replace(self._offer, sectors=size // SECTOR_SIZE))
         try:
-            await in_thread(partial(self.image.resize, size, unit))
+            await in_thread(partial(self.image.resize, size, self._unit))
         finally:
             self._announce(_offer(self.disk, self.image))
 
     async def flush(self) -> None:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
         await in_thread(self.image.flush_now)
+
+    def check_size(self, image: Image) -> None:
+        """Can it be put behind this disk? Raises :class:`BadConfig`."""
+        if image.size % self._unit:
+            why = f"it has {image.size} bytes, no multiple of {self._unit}"
+            raise BadConfig(f"cannot put {image.path} behind {self.disk.vdev}: {why}. Copy its image.")
 
     async def swap(self, image: Image) -> None:
         """Serve another image from now on; what is under way goes to the one before, which is flushed."""

@@ -44,8 +44,13 @@ class Image:
         self.path = path
         self.size = size
         self.readonly = readonly
-        self._is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self._is_block = fd >= 0 and stat.S_ISBLK(os.fstat(fd).st_mode)
         self._flush_fault: tuple[int | None, str] | None = None
+
+    @classmethod
+    def none(cls) -> Image:
+        """An empty tray: no byte can be read from it."""
+        return cls(-1, "", 0, readonly=True)
 
     @classmethod
     def open(cls, path: str | Path, *, readonly: bool) -> Image:
@@ -113,6 +118,8 @@ class Image:
         A flush that failed stays failed until the image is opened anew: the kernel reports lost pages once
         and then forgets, so that a later fdatasync would succeed without them.
         """
+        if self._fd < 0:
+            return
         if self._flush_fault is not None:
             raise OSError(*self._flush_fault)
         try:

@@ -49,7 +49,8 @@ async def drive_flush(call: Call, params: models.DriveParams) -> None:
 async def drive_swap(call: Call, params: models.DriveSwapParams) -> DriveInfo:
     """Put another image behind a disk while the guest goes on; it waits until what is under way is done.
 
-    For an image that was copied elsewhere: the guest takes what is in it for what it has written itself.
+    For an image that was copied elsewhere: the guest takes what is in it for what it has written itself. And
+    for a cdrom: the guest sees the size of what lies in it.
     """
     return await call.service.drive_swap(params.vdev, params.target)
 
