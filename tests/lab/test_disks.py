@@ -117,3 +117,16 @@ def test_a_disc_goes_in_and_out(web: Daemon) -> None:
     web.call("drive.swap", vdev="xvdd", target="")
     web.sh("until [ $(cat /sys/block/xvdd/size) = 0 ]; do usleep 20000; done")
     web.call("drive.remove", vdev="xvdd", timeout=90)
+
+
+def test_twenty_disks(web: Daemon) -> None:
+    names = [f"xvd{letter}" for letter in "efghijklmnopqrstuvwx"]
+    for name in names:
+        (web.folder / f"{name}.img").write_bytes(name.encode().ljust(1 << 20, b"\0"))
+        web.call("drive.add", vdev=name, target=str(web.folder / f"{name}.img"), timeout=90)
+    found = web.sh("for d in " + " ".join(names) + "; do head -c 4 /dev/$d; echo; done").split()
+    assert found == names
+    assert {drive["state"] for drive in web.call("drive.list")} == {"Connected"}
+    for name in names:
+        web.call("drive.remove", vdev=name, timeout=90)
+    assert web.call("xenstore.list", path="/local/domain/1/device/vbd") == ["51712"]
