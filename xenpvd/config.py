@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from xenpvd.errors import BadConfig, ImageError
 from xenpvd.paths import NAME, anchor
+from xenpvd.views import NO_LIMITS, DriveLimits
 
 MEMORY_MIN_MIB = 64
 MEMORY_MAX_MIB = 1 << 20
@@ -58,6 +59,19 @@ class ShimConfig(Strict):
     extra: str = Field("", max_length=512, description="more words for its command line, as loglvl=all")
 
 
+class LimitsConfig(Strict):
+    """How much of its storage a disk may use; 0 is no limit."""
+
+    bytes_per_second: int = Field(0, ge=0, le=1 << 40)
+    ops_per_second: int = Field(0, ge=0, le=1 << 30)
+    burst: float = Field(
+        1.0, ge=0, le=3600, allow_inf_nan=False, description="seconds of both that an idle disk saves up"
+    )
+
+    def view(self) -> DriveLimits:
+        return DriveLimits(**self.model_dump()) if self.bytes_per_second or self.ops_per_second else NO_LIMITS
+
+
 class DiskConfig(Strict):
     """One xen-block disk."""
 
@@ -73,6 +87,7 @@ class DiskConfig(Strict):
     persistent: bool = Field(
         False, description="offer persistent grants: the guest copies all data through a few pages then"
     )
+    limits: LimitsConfig = LimitsConfig()
 
     @field_validator("target")
     @classmethod

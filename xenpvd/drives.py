@@ -9,7 +9,7 @@ from functools import partial
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
-from xenpvd.config import DiskConfig
+from xenpvd.config import DiskConfig, LimitsConfig
 from xenpvd.domain import Domain
 from xenpvd.errors import BadConfig, Exists, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.tasks import in_thread
@@ -109,6 +109,15 @@ class Drives:
                 "be lost. Allow that with shrink, once the guest has given it up."
             )
         await drive.resize(size)
+        return drive.info()
+
+    def set_limits(self, domain: Domain | None, vdev: str, limits: LimitsConfig) -> DriveInfo:
+        """They hold for the guest's next lives, too. Raises :class:`NotFound`."""
+        drive = self._there(domain, vdev, "limit")
+        disk, image = self.images[vdev]
+        drive.disk = disk.model_copy(update={"limits": limits})
+        self.images[vdev] = (drive.disk, image)
+        drive.set_limits(limits.view())
         return drive.info()
 
     async def flush(self, domain: Domain | None, vdev: str) -> None:

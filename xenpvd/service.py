@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from xenpvd import check
-from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.errors import BadConfig, Busy, NotFound, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
@@ -151,6 +151,9 @@ class Service:
 
     async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
         return await self._guest.drives.resize(self._guest.domain, vdev, size, shrink)
+
+    def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo:
+        return self._guest.drives.set_limits(self._guest.domain, vdev, limits)
 
     async def drive_flush(self, vdev: str) -> None:
         await self._guest.drives.flush(self._guest.domain, vdev)

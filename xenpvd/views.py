@@ -188,6 +188,18 @@ class HypercallStats:
 
 
 @dataclass(frozen=True, slots=True)
+class DriveLimits:
+    """0 is no limit. ``burst``: seconds of these rates that an idle disk may save up."""
+
+    bytes_per_second: int = 0
+    ops_per_second: int = 0
+    burst: float = 1.0
+
+
+NO_LIMITS = DriveLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class DriveInfo:
     """One disk as both ends see it; states are XenbusState names ("Connected"). ``protocol``, ``rings`` and
     ``ring_pages`` (of each) are what they have agreed on, once they are connected."""
@@ -205,6 +217,7 @@ class DriveInfo:
     protocol: str | None = None
     rings: int = 0
     ring_pages: int = 0
+    limits: DriveLimits = NO_LIMITS
     stats: dict[str, int] = field(default_factory=dict)
 
 

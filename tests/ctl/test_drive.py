@@ -57,6 +57,11 @@ def test_resize_flush_swap(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -
     assert xenpvctl("drive", "resize", "web1", "xvdb").stdout == "xvdb has 1.0 TiB\n"
     for text in ("many", "1.5G", "-1", "G"):
         assert "as 20G" in xenpvctl("drive", "resize", "web1", "xvdb", "--", text, status=2).stderr
+    limits = ("--bytes", "10M", "--ops", "200")
+    assert (
+        xenpvctl("drive", "limit", "web1", "xvdb", *limits).stdout == "xvdb has 10.0 MiB/s, 200 requests/s\n"
+    )
+    assert xenpvctl("drive", "limit", "web1", "xvdb").stdout == "xvdb has no limits\n"
     assert xenpvctl("drive", "flush", "web1", "xvdb").stdout == "xvdb is flushed\n"
     assert xenpvctl("drive", "swap", "web1", "xvdb", "/c").stdout == "xvdb is /c now\n"
     assert "no such drive" in xenpvctl("drive", "swap", "web1", "xvdz", "/c", status=1).stderr

@@ -13,6 +13,7 @@ from xenpvd.abi.io_blkif import SECTOR_SIZE, X86_64, Abi
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
+from xenpvd.backends.blkif.throttle import Throttle
 
 
 class FaultyImage(Image):
@@ -56,6 +57,7 @@ class Disk:
         self.gnttab = FakeGnttab()
         self.ring = BlkRing(self.gnttab, abi, start)
         self.ring.port = self.port = FakeEvtchnPort()
+        self.throttle = Throttle()
         self.troubles: list[str] = []
         self.ends: queue.Queue[BaseException | None] = queue.Queue()
         self.plane = Plane(
@@ -70,6 +72,7 @@ class Disk:
                 max_indirect=256,
                 discard=True,
             ),
+            throttle=self.throttle,
             on_trouble=self.troubles.append,
             on_end=self.ends.put,
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.fakes.console import FakeConsole, FakeViewer
 from xenpvd.backends.xenstore.server import Xenstore
-from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.errors import Busy, Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
 from xenpvd.rpc.models import API
@@ -304,6 +304,9 @@ class FakeService:
     async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
         await self._pass("drive_resize")
         return self._changed(vdev, size=size or self.drives[vdev].size)
+
+    def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo:
+        return self._changed(vdev, limits=limits.view())
 
     async def drive_flush(self, vdev: str) -> None:
         await self._pass("drive_flush")

@@ -92,6 +92,7 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "drive.add": {"vdev": "xvdb", "target": "/b"},
         "drive.list": {},
         "drive.resize": {"vdev": "xvdb", "size": 1 << 21},
+        "drive.set_limits": {"vdev": "xvdb", "ops_per_second": 100},
         "drive.flush": {"vdev": "xvdb"},
         "drive.swap": {"vdev": "xvdb", "target": "/c"},
         "drive.remove": {"vdev": "xvdb"},

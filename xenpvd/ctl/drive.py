@@ -1,4 +1,4 @@
-"""drive add, remove, list, resize, flush, swap and eject."""
+"""drive add, remove, list, resize, limit, flush, swap and eject."""
 
 from __future__ import annotations
 
@@ -107,6 +107,25 @@ def resize(place: RunDir, name: str, vdev: str, new_size: str | None, shrink: bo
     with place.connect(name) as client:
         told = client.call("drive.resize", params)
     emit(told, f"{vdev} has {size(told['size'])}")
+
+
+@drive.command()
+@click.argument("name")
+@click.argument("vdev")
+@click.option("--bytes", "rate", default="0", metavar="SIZE", help="In a second, as 10M; 0: no limit.")
+@click.option("--ops", default=0, help="Requests in a second; 0: no limit.")
+@click.option("--burst", default=1.0, show_default=True, help="Seconds of both that are saved up when idle.")
+@json_option
+@click.pass_obj
+def limit(place: RunDir, name: str, vdev: str, rate: str, ops: int, burst: float) -> None:
+    """Limit what VDEV may use of its storage; with no options it is unlimited again."""
+    params = {"vdev": vdev, "bytes_per_second": _bytes(rate), "ops_per_second": ops, "burst": burst}
+    with place.connect(name) as client:
+        told = client.call("drive.set_limits", params)
+    limits = told["limits"]
+    words = [f"{size(limits['bytes_per_second'])}/s"] if limits["bytes_per_second"] else []
+    words += [f"{limits['ops_per_second']} requests/s"] if limits["ops_per_second"] else []
+    emit(told, f"{vdev} has {', '.join(words) or 'no limits'}")
 
 
 @drive.command()

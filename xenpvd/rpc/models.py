@@ -13,6 +13,7 @@ from xenpvd.config import (
     VCPUS_MAX,
     DiskConfig,
     GuestConfig,
+    LimitsConfig,
     Medium,
     Vdev,
 )
@@ -152,6 +153,13 @@ class DriveResizeParams(DriveParams):
         None, ge=512, lt=1 << 63, description="bytes; left out: what the image has become"
     )
     shrink: bool = Field(False, description="it may become smaller: what is beyond is lost")
+
+
+class DriveLimitsParams(LimitsConfig, DriveParams):
+    model_config = ConfigDict(strict=True)
+
+    def limits(self) -> LimitsConfig:
+        return LimitsConfig.model_validate(self.model_dump(include=set(LimitsConfig.model_fields)))
 
 
 class DriveSwapParams(DriveParams):

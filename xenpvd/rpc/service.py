@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.events import EventLog
 from xenpvd.views import (
     ConsoleChunk,
@@ -140,6 +140,7 @@ class Service(Protocol):
         """True if a drive was removed, False if there was none and ``missing_ok``."""
 
     async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo: ...
+    def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo: ...
     async def drive_flush(self, vdev: str) -> None: ...
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo: ...
 

@@ -33,7 +33,9 @@ from xenpvd.abi.io_ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.plane import TROUBLE_PAUSE, Plane
 from xenpvd.backends.blkif.request import Offer
+from xenpvd.backends.blkif.throttle import Throttle
 from xenpvd.errors import GuestFault
+from xenpvd.views import NO_LIMITS, DriveLimits
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
 SECTORS = 2048
@@ -286,6 +288,7 @@ def test_a_ring_that_is_broken_from_the_start(path: Path) -> None:
             image,
             abi=X86_64,
             offer=Offer(1),
+            throttle=Throttle(),
             on_trouble=print,
             on_end=print,
         )
@@ -519,6 +522,33 @@ def test_an_offer_that_changes(disk: Disk) -> None:
     _, gref = ring.data_page()
     assert ring.do(pack_request(READ, sector=8, segments=[(gref, 0, 7)]))[0][2] == BLKIF_RSP_ERROR
     assert ring.read(0, 8)
+
+
+def test_a_limited_disk_lets_through_what_its_limits_say(disk: Disk) -> None:
+    disk.throttle.set(DriveLimits(ops_per_second=100, burst=0))
+    ring = disk.start()
+    _, gref = ring.data_page()
+    begin = time.monotonic()
+    slots = [pack_request(READ, id=n, sector=8 * n, segments=[(gref, 0, 7)]) for n in range(16)]
+    assert ring.do(*slots) == [(n, READ, 0) for n in range(16)]
+    assert time.monotonic() - begin >= 0.15
+    assert disk.plane.stats()["throttled"] == 15
+
+
+def test_a_limit_that_is_lifted_and_a_plane_that_stops_wait_for_nobody(disk: Disk) -> None:
+    disk.throttle.set(DriveLimits(bytes_per_second=1, burst=0))
+    ring = disk.start()
+    _, gref = ring.data_page()
+    slots = [pack_request(READ, id=n, segments=[(gref, 0, 7)]) for n in range(2)]
+    ring.submit(*slots)
+    assert ring.wait(1) == [(0, READ, 0)], "it is answered before the other waits"
+    disk.throttle.set(NO_LIMITS)
+    assert ring.wait(1) == [(1, READ, 0)]
+    disk.throttle.set(DriveLimits(bytes_per_second=1, burst=0))
+    ring.submit(*slots)
+    assert ring.wait(1) == [(0, READ, 0)]
+    assert disk.end() is None
+    assert ring.wait(1) == [(1, READ, 0)]
 
 
 def refuse(call: str, number: int) -> Callable[[str], None]:

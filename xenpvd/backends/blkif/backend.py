@@ -21,6 +21,7 @@ from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.rings import Rings
 from xenpvd.backends.blkif.terms import MAX_QUEUES, MAX_RING_PAGE_ORDER, Terms
+from xenpvd.backends.blkif.throttle import Throttle
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.backends.device import Frontend, XenbusDevice
 from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, XenstoreOps
@@ -28,7 +29,7 @@ from xenpvd.config import DiskConfig
 from xenpvd.errors import BadConfig, GuestFault
 from xenpvd.events import Publish
 from xenpvd.tasks import in_thread
-from xenpvd.views import DriveInfo
+from xenpvd.views import DriveInfo, DriveLimits
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class BlockBackend:
         self._publish = publish
         self._on_fault = on_fault
         self._offer = _offer(self.disk, image)
+        self._throttle = Throttle(disk.limits.view())
         #: every size that it may have is a multiple of this: the guest may have been told so
         self._unit = SECTOR_SIZE
         if disk.device == "disk" and image.size % _PHYSICAL_SECTOR_SIZE == 0:
@@ -175,6 +177,10 @@ class BlockBackend:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
         await in_thread(self.image.flush_now)
 
+    def set_limits(self, limits: DriveLimits) -> None:
+        """From now on, also for what waits already."""
+        self._throttle.set(limits)
+
     def check_size(self, image: Image) -> None:
         """Can it be put behind this disk? Raises :class:`BadConfig`."""
         if image.size % self._unit:
@@ -226,6 +232,7 @@ class BlockBackend:
             error=self._device.error,
             protocol=terms.abi.name if terms else None,
             rings=len(terms.queues) if terms else 0,
+            limits=self._throttle.limits,
             ring_pages=len(terms.queues[0].ring_refs) if terms else 0,
             stats=dict(stats),
         )
@@ -256,6 +263,7 @@ class BlockBackend:
             self.image,
             abi=abi,
             offer=self._offer,
+            throttle=self._throttle,
             on_trouble=partial(_call_soon, loop, self._trouble),
             on_end=partial(_call_soon, loop, self._plane_ended, ended),
             name=f"blkif-{self.disk.vdev}-{index}",

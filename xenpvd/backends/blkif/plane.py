@@ -28,6 +28,7 @@ from xenpvd.abi.io_blkif import (
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.request import Indirect, Offer, Refusal, Request, parse, parse_indirect
+from xenpvd.backends.blkif.throttle import Throttle
 from xenpvd.backends.ops import EvtchnPort, GnttabOps, Grant, GrantError
 from xenpvd.backends.ring import BackRing
 from xenpvd.errors import GuestFault
@@ -38,6 +39,9 @@ GROUP = 8
 
 #: Seconds in which at most one trouble is told; a guest can make as many as it likes.
 TROUBLE_PAUSE = 1.0
+
+#: Seconds after which who waits by a disk's limits looks whether they are others now.
+LIMITS_PAUSE = 0.1
 
 
 class Plane:
@@ -59,6 +63,7 @@ class Plane:
         *,
         abi: Abi,
         offer: Offer,
+        throttle: Throttle,
         on_trouble: Callable[[str], None],
         on_end: Callable[[BaseException | None], None],
         name: str = "blkif",
@@ -69,6 +74,7 @@ class Plane:
         self._gnttab = gnttab
         self._image = image
         self._abi = abi
+        self._throttle = throttle
         self._on_trouble = on_trouble
         self._on_end = on_end
         self._stopping = False
@@ -78,7 +84,7 @@ class Plane:
         self._told_at = -TROUBLE_PAUSE
         self._read_bytes = self._write_bytes = 0
         self._reads = self._writes = self._flushes = self._discards = self._errors = 0
-        self._notified = self._suppressed = 0
+        self._notified = self._suppressed = self._throttled = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -110,6 +116,7 @@ class Plane:
             "flushes": self._flushes,
             "discards": self._discards,
             "errors": self._errors,
+            "throttled": self._throttled,
             "in_flight": self._ring.in_flight,
             "notifications": self._notified,
             "notifications_suppressed": self._suppressed,
@@ -145,11 +152,14 @@ class Plane:
                 continue
             for slot in slots:
                 ring.produce(self._answer(slot))
-            if ring.push():
-                self._notified += 1
-                self._port.notify()
-            else:
-                self._suppressed += 1
+            self._push()
+
+    def _push(self) -> None:
+        if self._ring.push():
+            self._notified += 1
+            self._port.notify()
+        else:
+            self._suppressed += 1
 
     def _answer(self, slot: bytes) -> bytes:
         """Carry out one request; every request has exactly one response, whatever becomes of it."""
@@ -162,6 +172,7 @@ class Plane:
                 self._trouble(f"refused: {request.why}")
                 status = request.status
             else:
+                self._wait_for_its_turn(request.length)
                 self._carry_out(request)
         except GrantError as fault:
             self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
@@ -184,6 +195,22 @@ class Plane:
                 grant.unmap()
             left -= SEGMENTS_PER_PAGE
         return table
+
+    def _wait_for_its_turn(self, length: int) -> None:
+        """As the disk's limits have it, which may change meanwhile; who stops does not wait."""
+        throttle = self._throttle
+        limits = throttle.limits
+        wait = throttle.take(time.monotonic(), length)
+        if wait <= 0:
+            return
+        self._push()  # what is done is not held up
+        self._throttled += 1
+        poll = select.poll()
+        poll.register(self._stop_fd, select.POLLIN)
+        until = time.monotonic() + wait
+        while (left := until - time.monotonic()) > 0 and throttle.limits is limits:
+            if poll.poll(min(left, LIMITS_PAUSE) * 1000):
+                return
 
     def _carry_out(self, request: Request) -> None:
         if request.operation == BLKIF_OP_FLUSH_DISKCACHE:

@@ -39,6 +39,12 @@ async def drive_resize(call: Call, params: models.DriveResizeParams) -> DriveInf
     return await call.service.drive_resize(params.vdev, params.size, params.shrink)
 
 
+@method("drive.set_limits", "operator")
+async def drive_set_limits(call: Call, params: models.DriveLimitsParams) -> DriveInfo:
+    """Limit what a disk may use of its storage, from now on; what is left out is no limit."""
+    return call.service.drive_set_limits(params.vdev, params.limits())
+
+
 @method("drive.flush", "operator")
 async def drive_flush(call: Call, params: models.DriveParams) -> None:
     """Have everything that the guest has written to a disk on stable storage."""
