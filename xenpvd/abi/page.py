@@ -6,10 +6,21 @@ byte by byte and zeroes first, so an index goes through ``store32`` only (one al
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+class GrantMemory(NamedTuple):
+    """Where a guest's memory is in this process, for a plane that maps grants by itself.
+
+    ``regions`` of RAM are (first gfn, pages, address, address of a bit for each page that was given back);
+    ``grant_frames`` is the address of 64 addresses of grant table frames (u64, 0: none), which may change.
+    """
+
+    regions: tuple[tuple[int, int, int, int], ...]
+    grant_frames: int
 
 
 class SharedPage(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from xenpvd.abi.page import SharedPage
+from xenpvd.abi.page import GrantMemory, SharedPage
 from xenpvd.errors import GrantError as GrantError
 
 
@@ -24,6 +24,10 @@ class EvtchnPort(Protocol):
     @property
     def kick_fd(self) -> int:
         """A non-blocking eventfd, readable once the guest has sent; reading it takes all sends so far."""
+
+    @property
+    def irq_fd(self) -> int | None:
+        """An eventfd that does what :meth:`notify` does; None where events go another way."""
 
     def notify(self) -> None:
         """Raise the guest's port. From any thread; never blocks; harmless once the port is closed."""
@@ -57,6 +61,9 @@ class GnttabOps(Protocol):
         Raises ``GrantError`` (``status`` is GNTST_*) for a bad reference, a page granted to somebody else,
         a read-only grant asked for writing, or a frame that is not the guest's RAM.
         """
+
+    def memory(self) -> GrantMemory:
+        """What is said there holds until the guest's end."""
 
 
 class ForeignmemOps(Protocol):

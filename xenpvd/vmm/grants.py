@@ -6,12 +6,14 @@ through here, too.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 
 from xenpvd.abi.grant_table import GTF_reading, GTF_readonly, GTF_writing
+from xenpvd.abi.page import PAGE_SHIFT, PAGE_SIZE, GrantMemory
 from xenpvd.views import GrantInfo
 from xenpvd.vmm.memory import GuestMemory, Page
-from xenpvd.vmm.xen.gnttab import GrantTable
+from xenpvd.vmm.xen.gnttab import MAX_FRAMES, GrantTable
 
 #: entries that are told of at most
 LISTING_MAX = 4096
@@ -40,6 +42,11 @@ class Grants:
         self._table = GrantTable(memory)
         self._memory = memory
         self._lock = threading.Lock()
+        self._addresses = (ctypes.c_uint64 * MAX_FRAMES)()
+
+    def memory(self) -> GrantMemory:
+        """They mark entries by themselves: what they use has no ``maps`` in :meth:`listing`."""
+        return GrantMemory(self._memory.ram_regions(), ctypes.addressof(self._addresses))
 
     def map(self, gref: int, *, readonly: bool = False) -> Grant:
         with self._lock:
@@ -95,3 +102,4 @@ class Grants:
     def set_frame(self, idx: int, gfn: int) -> None:
         with self._lock:
             self._table.set_frame(idx, gfn)
+            self._addresses[idx] = self._memory.address(gfn << PAGE_SHIFT, PAGE_SIZE)

@@ -139,6 +139,19 @@ class GuestMemory:
             return page, gpa - page.gpa
         raise XenError(EFAULT, f"no guest memory at {gpa:#x}+{length:#x}")
 
+    def ram_regions(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(first gfn, pages, address, address of the bits of those given back) of each."""
+        return tuple(
+            (
+                region.gpa >> PAGE_SHIFT,
+                region.size >> PAGE_SHIFT,
+                region.address,
+                ctypes.addressof(ctypes.c_char.from_buffer(self._gone[region.gpa])),
+            )
+            for region in self.regions
+            if region.ram
+        )
+
     def view(self, gpa: int, length: int) -> memoryview:
         """The bytes themselves; the guest may change them at any time."""
         region, offset = self._find(gpa, length)

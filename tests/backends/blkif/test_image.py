@@ -101,7 +101,7 @@ def test_open_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int, wo
 
 
 def test_fd_is_not_inherited(image: Image) -> None:
-    assert not os.get_inheritable(image._fd)
+    assert not os.get_inheritable(image.fd)
 
 
 # ---- sharing

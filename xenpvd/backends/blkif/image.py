@@ -40,12 +40,14 @@ class Image:
     """
 
     def __init__(self, fd: int, path: str, size: int, *, readonly: bool) -> None:
-        self._fd = fd
         self.path = path
         self.size = size
         self.readonly = readonly
-        self._is_block = fd >= 0 and stat.S_ISBLK(os.fstat(fd).st_mode)
-        self._flush_fault: tuple[int | None, str] | None = None
+        #: for a plane that does the system calls itself, with :attr:`flush_errno`
+        self.fd = fd
+        self.is_block = fd >= 0 and stat.S_ISBLK(os.fstat(fd).st_mode)
+        #: of the first flush that has failed; 0: none has
+        self.flush_errno = ctypes.c_int32(0)
 
     @classmethod
     def none(cls) -> Image:
@@ -103,7 +105,7 @@ class Image:
 
     def write(self, views: list[memoryview], offset: int) -> None:
         """Write ``views`` to byte ``offset`` on. A file that has become too short is EIO, and stays so."""
-        if not self._is_block and os.fstat(self._fd).st_size < offset + sum(map(len, views)):
+        if not self.is_block and os.fstat(self.fd).st_size < offset + sum(map(len, views)):
             raise OSError(errno.EIO, "the image has become shorter")
         while views:
             done = self._pwritev(views, offset)
@@ -118,14 +120,14 @@ class Image:
         A flush that failed stays failed until the image is opened anew: the kernel reports lost pages once
         and then forgets, so that a later fdatasync would succeed without them.
         """
-        if self._fd < 0:
+        if self.fd < 0:
             return
-        if self._flush_fault is not None:
-            raise OSError(*self._flush_fault)
+        if number := self.flush_errno.value:
+            raise OSError(number, f"{os.strerror(number)}, at an earlier flush; writes may be lost")
         try:
             self._fdatasync()
         except OSError as fault:
-            self._flush_fault = fault.errno, f"{fault.strerror}, at an earlier flush; writes may be lost"
+            self.flush_errno.value = fault.errno or errno.EIO
             raise
 
     def discard(self, offset: int, length: int) -> None:
@@ -140,8 +142,8 @@ class Image:
         """Asked by discarding what is beyond the end, which is nothing."""
         if self.readonly:
             return False
-        if self._is_block:
-            return _discard_max(self._fd) > 0
+        if self.is_block:
+            return _discard_max(self.fd) > 0
         try:
             self._discard(self.size, 4096)
         except OSError:
@@ -160,41 +162,41 @@ class Image:
         """Make a file ``size`` bytes large, or take the size that it (or the device) has now; a multiple of
         ``unit`` it must be. Raises :class:`ImageError`; nothing has changed then."""
         try:
-            found = os.lseek(self._fd, 0, os.SEEK_END)
+            found = os.lseek(self.fd, 0, os.SEEK_END)
             wanted = found if size is None else size
             if wanted % unit or not wanted:
                 why = f"{wanted} bytes are no multiple of {unit}"
                 raise _refuse_size(self.path, why, "Choose another size")
             if wanted != found:
-                if self._is_block or self.readonly:
-                    kind = "a block device" if self._is_block else "read-only"
+                if self.is_block or self.readonly:
+                    kind = "a block device" if self.is_block else "read-only"
                     raise _refuse_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
-                os.ftruncate(self._fd, wanted)
+                os.ftruncate(self.fd, wanted)
         except OSError as fault:
             raise _refuse_size(self.path, *_why(fault, self.readonly)) from None
         self.size = wanted
 
     def close(self) -> None:
         """Close it and give up the lock. Idempotent."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
             os.close(fd)
 
     # The system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
 
     def _preadv(self, views: list[memoryview], offset: int) -> int:
-        return os.preadv(self._fd, views, offset)
+        return os.preadv(self.fd, views, offset)
 
     def _pwritev(self, views: list[memoryview], offset: int) -> int:
-        return os.pwritev(self._fd, views, offset)
+        return os.pwritev(self.fd, views, offset)
 
     def _fdatasync(self) -> None:
-        os.fdatasync(self._fd)
+        os.fdatasync(self.fd)
 
     def _discard(self, offset: int, length: int) -> None:
-        if self._is_block:
-            fcntl.ioctl(self._fd, _BLKDISCARD, _RANGE.pack(offset, length))
-        elif _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+        if self.is_block:
+            fcntl.ioctl(self.fd, _BLKDISCARD, _RANGE.pack(offset, length))
+        elif _libc.fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

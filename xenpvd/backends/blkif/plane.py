@@ -178,7 +178,7 @@ class Plane:
             self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
             status = BLKIF_RSP_ERROR
         except OSError as fault:
-            verb = _VERBS[request.operation]
+            verb = VERBS[request.operation]
             self._trouble(f"cannot {verb} {self._image.path}: {fault.strerror or fault}")
             status = BLKIF_RSP_ERROR
         return self._abi.response.pack(request.id, request.operation, status)
@@ -261,7 +261,7 @@ class Plane:
             self._on_trouble(what + more)
 
 
-_VERBS = {
+VERBS = {
     BLKIF_OP_READ: "read",
     BLKIF_OP_WRITE: "write",
     BLKIF_OP_FLUSH_DISKCACHE: "flush",
