@@ -93,7 +93,7 @@ LAB_KERNELS = {
 }
 
 GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB, XEN_TOOLS)
-HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "libatomic1")
+HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "gcc", "libatomic1", "libc6-dev")
 LAB_PACKAGES = ("qemu-system-x86",)
 
 

@@ -37,6 +37,11 @@ def venv() -> None:
     stamp.write_text(version)
 
 
+def native() -> None:
+    """Compile the fast data plane, if its source is another one now."""
+    _run("compile native.c", str(PYTHON), "-m", "xenpvd.backends.blkif.build")
+
+
 def _usable() -> bool:
     """A venv dies when its Python goes, as in an upgrade of the machine."""
     probe = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
@@ -59,6 +64,7 @@ def main() -> int:
         python = () if importlib.util.find_spec("ensurepip") else ("python3-venv",)
         packages.install((*python, *packages.HOST_PACKAGES, *(packages.LAB_PACKAGES if lab else ())))
         venv()
+        native()
         hosts = tuple(packages.LAB_KERNELS.values()) if lab else ()
         packages.fetch((*packages.GUEST_ASSETS, *hosts), args.refresh)
         if subprocess.run([PYTHON, "-m", "lab.guest"], cwd=CHECKOUT).returncode:

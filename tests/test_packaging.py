@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from xenpvd.backends.blkif import build
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,6 +40,9 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"xenpvd"}  # neither lab nor tests
     assert {"xenpvd/py.typed", "xenpvd/schemas/openrpc.json", "xenpvd/daemon.py"} <= set(names)
+    native = [name for name in names if name.startswith("xenpvd/backends/blkif/native-")]
+    assert [f"xenpvd/backends/blkif/{build.library().name}"] == native
+    assert "any.whl" not in wheel.name, "a wheel with a library is this machine's"
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
     assert "xenpvd = xenpvd.__main__:main" in text and "xenpvctl = xenpvd.ctl.cli:main" in text

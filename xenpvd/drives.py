@@ -111,13 +111,13 @@ class Drives:
         await drive.resize(size)
         return drive.info()
 
-    def set_limits(self, domain: Domain | None, vdev: str, limits: LimitsConfig) -> DriveInfo:
+    async def set_limits(self, domain: Domain | None, vdev: str, limits: LimitsConfig) -> DriveInfo:
         """They hold for the guest's next lives, too. Raises :class:`NotFound`."""
         drive = self._there(domain, vdev, "limit")
         disk, image = self.images[vdev]
         drive.disk = disk.model_copy(update={"limits": limits})
         self.images[vdev] = (drive.disk, image)
-        drive.set_limits(limits.view())
+        await drive.set_limits(limits.view())
         return drive.info()
 
     async def flush(self, domain: Domain | None, vdev: str) -> None:

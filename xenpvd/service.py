@@ -152,8 +152,8 @@ class Service:
     async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
         return await self._guest.drives.resize(self._guest.domain, vdev, size, shrink)
 
-    def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo:
-        return self._guest.drives.set_limits(self._guest.domain, vdev, limits)
+    async def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo:
+        return await self._guest.drives.set_limits(self._guest.domain, vdev, limits)
 
     async def drive_flush(self, vdev: str) -> None:
         await self._guest.drives.flush(self._guest.domain, vdev)

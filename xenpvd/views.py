@@ -202,7 +202,8 @@ NO_LIMITS = DriveLimits()
 @dataclass(frozen=True, slots=True)
 class DriveInfo:
     """One disk as both ends see it; states are XenbusState names ("Connected"). ``protocol``, ``rings`` and
-    ``ring_pages`` (of each) are what they have agreed on, once they are connected."""
+    ``ring_pages`` (of each) are what they have agreed on, once they are connected; ``plane`` is what serves
+    them, and why if it is not the fast one."""
 
     vdev: str
     devid: int
@@ -218,6 +219,7 @@ class DriveInfo:
     rings: int = 0
     ring_pages: int = 0
     limits: DriveLimits = NO_LIMITS
+    plane: str | None = None
     stats: dict[str, int] = field(default_factory=dict)
 
 

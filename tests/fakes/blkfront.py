@@ -171,8 +171,9 @@ class BlkRing(FrontRing):
                 os.eventfd_read(self.port.irq_fd)
 
     def do(self, *slots: bytes) -> list[tuple[int, int, int]]:
+        """The responses by their ids: they come in any order."""
         self.submit(*slots)
-        return self.wait(len(slots))
+        return sorted(self.wait(len(slots)))
 
     def read(self, sector: int, count: int) -> bytes:
         """``count`` sectors, in one request; the status must be 0."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.fakes.blkfront import BlkRing
 from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.gnttab import FakeGnttab
 from xenpvd.abi.io_blkif import SECTOR_SIZE, X86_64, Abi
 from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.throttle import Throttle
@@ -38,6 +40,18 @@ class FaultyImage(Image):
         super()._discard(offset, length)
 
 
+class _PortWithoutIrq:
+    """The same port; the plane does not see its irq_fd, the guest does."""
+
+    irq_fd = None
+
+    def __init__(self, port: FakeEvtchnPort) -> None:
+        self._port = port
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
+
+
 class Disk:
     """A plane on a file, with the guest's ring. ``troubles`` and ``ends`` collect what the plane tells."""
 
@@ -49,6 +63,8 @@ class Disk:
         start: int = 0,
         readonly: bool = False,
         size: int | None = None,
+        native: bool = False,
+        irq: bool = True,
     ) -> None:
         self.path = path
         image = FaultyImage.open(path, readonly=readonly)
@@ -57,25 +73,26 @@ class Disk:
         self.gnttab = FakeGnttab()
         self.ring = BlkRing(self.gnttab, abi, start)
         self.ring.port = self.port = FakeEvtchnPort()
+        if not irq:  # as where events do not go through the kernel
+            self.port = _PortWithoutIrq(self.port)  # type: ignore[assignment]
         self.throttle = Throttle()
         self.troubles: list[str] = []
         self.ends: queue.Queue[BaseException | None] = queue.Queue()
-        self.plane = Plane(
-            self.ring.pages,
-            self.port,
-            self.gnttab,
-            self.image,
-            abi=abi,
-            offer=Offer(
-                (image.size if size is None else size) // SECTOR_SIZE,
-                readonly,
-                max_indirect=256,
-                discard=True,
-            ),
-            throttle=self.throttle,
-            on_trouble=self.troubles.append,
-            on_end=self.ends.put,
+        offer = Offer(
+            sectors=(image.size if size is None else size) // SECTOR_SIZE,
+            readonly=readonly,
+            max_indirect=256,
+            discard=True,
         )
+        tell: dict[str, Any] = {"on_trouble": self.troubles.append, "on_end": self.ends.put}
+        pages, port = self.ring.pages, self.port
+        self.plane: Plane | NativePlane
+        if native:
+            self.plane = NativePlane(pages, port, self.gnttab.memory(), image, abi=abi, offer=offer, **tell)
+        else:
+            self.plane = Plane(
+                pages, port, self.gnttab, image, abi=abi, offer=offer, throttle=self.throttle, **tell
+            )
 
     def start(self) -> BlkRing:
         self.plane.start()

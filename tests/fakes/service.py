@@ -305,7 +305,7 @@ class FakeService:
         await self._pass("drive_resize")
         return self._changed(vdev, size=size or self.drives[vdev].size)
 
-    def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo:
+    async def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo:
         return self._changed(vdev, limits=limits.view())
 
     async def drive_flush(self, vdev: str) -> None:

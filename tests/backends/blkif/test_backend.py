@@ -23,12 +23,14 @@ from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE, X86_32, X86_64, A
 from xenpvd.abi.io_ring import REQ_PROD
 from xenpvd.abi.io_xenbus import XenbusState as S
 from xenpvd.backends import device
+from xenpvd.backends.blkif import backend as backend_module
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig
-from xenpvd.errors import BadConfig, ImageError, TimedOut, XenpvdError
+from xenpvd.errors import BadConfig, ImageError, TimedOut, Unsupported, XenpvdError
 from xenpvd.tasks import Tasks, in_thread
+from xenpvd.views import NO_LIMITS, DriveLimits
 
 SIZE = 1 << 20
 
@@ -116,6 +118,16 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     assert not rig.gnttab.mapped
     assert all(port.closed for port in rig.evtchn.ports.values())
     assert count_threads() == threads
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No native plane, as without a compiler: a test can step in between the other's calls."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise Unsupported("it is not built", feature="native plane")
+
+    monkeypatch.setattr(backend_module, "NativePlane", refuse)
 
 
 # ---- nodes
@@ -373,6 +385,7 @@ class FailingImage(Image):
         raise OSError(errno.EIO, "Input/output error")
 
 
+@pytest.mark.usefixtures("reference")
 async def test_a_bad_sector_is_an_event(rig: Rig) -> None:
     _, front = rig.disk(image=rig.image("xvda", cls=FailingImage))
     ring = await front.connect()
@@ -384,6 +397,7 @@ async def test_a_bad_sector_is_an_event(rig: Rig) -> None:
     assert event["vdev"] == "xvda" and "Input/output error" in event["error"]
 
 
+@pytest.mark.usefixtures("reference")
 async def test_our_own_fault_closes_the_disk_and_reaches_the_owner(rig: Rig) -> None:
     _, front = rig.disk()
     ring = await front.connect()
@@ -449,6 +463,7 @@ async def test_remove_before_the_guest_looked(rig: Rig) -> None:  # L8
     assert not rig.store.exists(front.path)
 
 
+@pytest.mark.usefixtures("reference")
 async def test_the_vm_goes_and_the_image_stays(rig: Rig) -> None:
     """A reboot: what was written is flushed, the next life has the same image and fresh nodes."""
     flushed = threading.Event()
@@ -474,6 +489,7 @@ async def test_the_vm_goes_and_the_image_stays(rig: Rig) -> None:
     assert ring.read(7, 1) == b"first life......" * 32
 
 
+@pytest.mark.usefixtures("reference")
 async def test_a_disk_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:  # O9
     monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.05)
     asked, go = threading.Event(), threading.Event()
@@ -731,3 +747,27 @@ async def test_an_image_of_another_shape_cannot_be_put_behind_a_disk(rig: Rig) -
     with pytest.raises(BadConfig, match="no multiple of 4096"):
         backend.check_size(odd)
     odd.close()
+
+
+@pytest.mark.usefixtures("reference")
+async def test_where_there_is_no_native_plane_the_other_one_serves(rig: Rig) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect()
+    assert backend.info().plane == "python: it is not built"
+    ring.write(0, bytes([7]) * 4096)
+    assert ring.read(0, 8) == bytes([7]) * 4096
+
+
+async def test_limits_change_the_plane_under_a_guest_that_goes_on(rig: Rig) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect(queues=2)
+    assert str(backend.info().plane).startswith("native, ")
+    for limits, plane in (
+        (DriveLimits(ops_per_second=1000), "python: the disk has limits"),
+        (NO_LIMITS, "native"),
+    ):
+        ring.write(0, bytes([7]) * 4096)
+        await backend.set_limits(limits)
+        assert str(backend.info().plane).startswith(plane) and backend.info().limits == limits
+        assert ring.read(0, 8) == bytes([7]) * 4096
+    assert backend.info().stats["reads"] == 2, "nothing is forgotten"

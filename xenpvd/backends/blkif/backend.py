@@ -13,23 +13,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from xenpvd.abi.io_blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Abi
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
+from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
-from xenpvd.backends.blkif.rings import Rings
+from xenpvd.backends.blkif.rings import AnyPlane, Rings
 from xenpvd.backends.blkif.terms import MAX_QUEUES, MAX_RING_PAGE_ORDER, Terms
 from xenpvd.backends.blkif.throttle import Throttle
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.backends.device import Frontend, XenbusDevice
 from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, XenstoreOps
 from xenpvd.config import DiskConfig
-from xenpvd.errors import BadConfig, GuestFault
+from xenpvd.errors import BadConfig, GuestFault, Unsupported
 from xenpvd.events import Publish
 from xenpvd.tasks import in_thread
-from xenpvd.views import DriveInfo, DriveLimits
+from xenpvd.views import NO_LIMITS, DriveInfo, DriveLimits
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class BlockBackend:
         self._on_fault = on_fault
         self._offer = _offer(self.disk, image)
         self._throttle = Throttle(disk.limits.view())
+        self._engine = ""
         #: every size that it may have is a multiple of this: the guest may have been told so
         self._unit = SECTOR_SIZE
         if disk.device == "disk" and image.size % _PHYSICAL_SECTOR_SIZE == 0:
@@ -177,9 +180,12 @@ class BlockBackend:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
         await in_thread(self.image.flush_now)
 
-    def set_limits(self, limits: DriveLimits) -> None:
+    async def set_limits(self, limits: DriveLimits) -> None:
         """From now on, also for what waits already."""
+        before = self._throttle.limits
         self._throttle.set(limits)
+        if (before is NO_LIMITS) is not (limits is NO_LIMITS):  # what is limited needs no fast plane
+            await self._renew()
 
     def check_size(self, image: Image) -> None:
         """Can it be put behind this disk? Raises :class:`BadConfig`."""
@@ -191,12 +197,15 @@ class BlockBackend:
         """Serve another image from now on; what is under way goes to the one before, which is flushed."""
         self.image = image
         self._offer = _offer(self.disk, image)
+        await self._renew()
+        self._announce(self._offer)
+
+    async def _renew(self) -> None:
         if (rings := self._rings) is not None:
             try:
                 await rings.renew(partial(self._make_plane, rings.terms.abi))
             except GuestFault as fault:
                 self._device.fail(f"the ring is broken: {fault}")
-        self._announce(self._offer)
 
     def _announce(self, offer: Offer) -> None:
         """Linux looks at ``sectors`` again whenever the state is written, even if it is the same."""
@@ -233,6 +242,7 @@ class BlockBackend:
             protocol=terms.abi.name if terms else None,
             rings=len(terms.queues) if terms else 0,
             limits=self._throttle.limits,
+            plane=self._engine if terms else None,
             ring_pages=len(terms.queues[0].ring_refs) if terms else 0,
             stats=dict(stats),
         )
@@ -254,8 +264,22 @@ class BlockBackend:
 
     def _make_plane(
         self, abi: Abi, pages: Sequence[SharedPage], port: EvtchnPort, index: int, ended: asyncio.Event
-    ) -> Plane:
+    ) -> AnyPlane:
         loop = asyncio.get_running_loop()
+        tell: dict[str, Any] = {
+            "on_trouble": partial(_call_soon, loop, self._trouble),
+            "on_end": partial(_call_soon, loop, self._plane_ended, ended),
+            "name": f"blkif-{self.disk.vdev}-{index}",
+        }
+        try:
+            if self._throttle.limits is not NO_LIMITS:
+                raise Unsupported("the disk has limits", feature="native plane")
+            memory = self._gnttab.memory()
+            native = NativePlane(pages, port, memory, self.image, abi=abi, offer=self._offer, **tell)
+            self._engine = native.engine
+            return native
+        except Unsupported as why:
+            self._engine = f"python: {why}"
         return Plane(
             pages,
             port,
@@ -264,9 +288,7 @@ class BlockBackend:
             abi=abi,
             offer=self._offer,
             throttle=self._throttle,
-            on_trouble=partial(_call_soon, loop, self._trouble),
-            on_end=partial(_call_soon, loop, self._plane_ended, ended),
-            name=f"blkif-{self.disk.vdev}-{index}",
+            **tell,
         )
 
     def on_change(self) -> None:

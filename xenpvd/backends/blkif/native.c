@@ -791,6 +791,15 @@ static void finish(struct run *r)
     }
 }
 
+int uring_works(void)
+{
+    struct uring u;
+    bool works = uring_open(&u, 8);
+    if (works)
+        uring_close(&u);
+    return works;
+}
+
 size_t plane_size(void)
 {
     return sizeof(struct plane);

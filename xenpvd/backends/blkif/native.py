@@ -99,6 +99,12 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+@cache
+def has_uring() -> bool:
+    """Whether this process may use io_uring."""
+    return bool(library().uring_works())
+
+
 class NativePlane:
     """As ``plane.Plane``, but for ``throttle``: what is limited needs no fast plane. ``memory`` is where the
     guest's RAM and grants are; the callbacks come from the plane's thread. Raises :class:`GuestFault` if the
@@ -143,7 +149,7 @@ class NativePlane:
         plane.notify, plane.trouble = self._keep[3:]
         plane.trouble_pause = int(TROUBLE_PAUSE * 1e9)
         plane.spin_max = int(SPIN * 1e9) if (os.cpu_count() or 1) >= SPIN_CPUS else 0
-        plane.want_uring = uring
+        plane.want_uring = uring and has_uring()
         self.offer = offer
         plane.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -161,7 +167,8 @@ class NativePlane:
 
     @property
     def engine(self) -> str:
-        return "native, io_uring" if self._plane.uses_uring else "native, preadv"
+        """What it does its I/O with; io_uring may be forbidden here (sysctl kernel.io_uring_disabled)."""
+        return "native, io_uring" if self._plane.want_uring else "native, preadv: no io_uring here"
 
     def start(self) -> None:
         self._thread.start()

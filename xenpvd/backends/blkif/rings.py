@@ -9,21 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from xenpvd.abi.page import SharedPage
+from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.terms import QueueTerms, Terms
 from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, GrantError
 from xenpvd.errors import GuestFault, XenError
 
+AnyPlane = Plane | NativePlane
+
 #: Makes a plane for the pages and port of the ring of that index; it tells of its end by the event.
-MakePlane = Callable[[Sequence[SharedPage], EvtchnPort, int, asyncio.Event], Plane]
+MakePlane = Callable[[Sequence[SharedPage], EvtchnPort, int, asyncio.Event], AnyPlane]
 
 
 @dataclass(slots=True)
 class _Ring:
     pages: list[SharedPage]
     port: EvtchnPort
-    plane: Plane
+    plane: AnyPlane
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 

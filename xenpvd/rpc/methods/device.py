@@ -42,7 +42,7 @@ async def drive_resize(call: Call, params: models.DriveResizeParams) -> DriveInf
 @method("drive.set_limits", "operator")
 async def drive_set_limits(call: Call, params: models.DriveLimitsParams) -> DriveInfo:
     """Limit what a disk may use of its storage, from now on; what is left out is no limit."""
-    return call.service.drive_set_limits(params.vdev, params.limits())
+    return await call.service.drive_set_limits(params.vdev, params.limits())
 
 
 @method("drive.flush", "operator")

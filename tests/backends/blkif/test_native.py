@@ -1,0 +1,205 @@
+"""The native plane beside the plain-Python one: whatever is on the ring, both answer and do the same."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.blkfront import pack_discard, pack_indirect, pack_request
+from tests.fakes.disk import Disk
+from tests.fakes.page import FakePage
+from xenpvd.abi.io_blkif import SEGMENT, X86_32, X86_64, Abi
+from xenpvd.abi.io_ring import REQ_PROD
+from xenpvd.backends.blkif import build, native
+from xenpvd.backends.blkif.request import Offer
+from xenpvd.errors import Unsupported
+
+SECTORS = 64
+PAGES = 6
+ABIS = st.sampled_from([X86_64, X86_32])
+#: the data pages' references, what grants nothing, and what cannot be
+GREFS = st.one_of(st.integers(0, PAGES - 1), st.integers(0, PAGES - 1), st.sampled_from([-1, -2]))
+SEGMENTS = st.lists(st.tuples(GREFS, st.integers(0, 8), st.integers(0, 8)), max_size=11)
+NUMBERS = st.one_of(st.integers(0, SECTORS + 2), st.sampled_from([2**32, 2**55, 2**63, 2**64 - 1]))
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("plain"), st.sampled_from([0, 1, 1, 2, 3, 4, 7, 255]), NUMBERS, SEGMENTS),
+        st.tuples(st.just("indirect"), st.sampled_from([0, 1, 1, 3, 6]), NUMBERS, SEGMENTS),
+        st.tuples(st.just("discard"), st.sampled_from([0, 0, 1, 2]), NUMBERS, NUMBERS),
+        st.tuples(st.just("raw"), st.just(0), st.just(0), st.binary(min_size=112, max_size=112)),
+    ),
+    max_size=12,
+)
+
+
+class Twin:
+    """One plane on one image, with its guest's pages."""
+
+    def __init__(self, folder: Path, native: bool, abi: Abi, readonly: bool, sector_size: int) -> None:
+        path = folder / f"{native}.img"
+        path.write_bytes(random.Random(1).randbytes(SECTORS * 512))
+        self.disk = Disk(path, abi=abi, readonly=readonly, native=native)
+        self.disk.plane.offer = Offer(SECTORS, readonly, sector_size, max_indirect=32, discard=True)
+        self.abi = abi
+        self.ring = self.disk.start()
+        self.pages = [self.ring.data_page(readonly=n == 0) for n in range(PAGES)]
+        for n, (page, _) in enumerate(self.pages):
+            page.write(0, random.Random(n).randbytes(4096))
+        self.table, self.table_gref = self.ring.data_page(readonly=True)
+        self.canary = FakePage()
+        self.canary.write(0, b"canary" * 600)
+
+    def gref(self, which: int) -> int:
+        return {-1: 4000, -2: 2**32 - 1}.get(which) or self.pages[which][1]
+
+    def step(self, kind: str, operation: int, sector: int, what: object) -> tuple[int, int, int]:
+        if kind == "raw":
+            slot = bytes(what)[: self.abi.slot_size]  # type: ignore[call-overload]
+        elif kind == "discard":
+            slot = pack_discard(sector, int(what), flag=operation, id=9, abi=self.abi)  # type: ignore[call-overload]
+        else:
+            segments = [(self.gref(which), first, last) for which, first, last in what]  # type: ignore[attr-defined]
+            if kind == "plain":
+                slot = pack_request(operation, id=9, sector=sector, segments=segments, abi=self.abi)
+            else:
+                for n, segment in enumerate(segments):
+                    SEGMENT.pack_into(self.table.view, n * 8, *segment)
+                tables = [self.table_gref]
+                slot = pack_indirect(operation, len(segments), tables, id=9, sector=sector, abi=self.abi)
+        (answer,) = self.ring.do(slot)
+        return answer
+
+    def seen(self) -> tuple[bytes, list[bytes], bytes]:
+        return (
+            self.disk.contents(),
+            [bytes(page.view) for page, _ in self.pages],
+            bytes(self.canary.view),
+        )
+
+    def end(self) -> dict[str, int]:
+        assert self.disk.end() is None
+        stats = self.disk.plane.stats()
+        self.disk.close()
+        return {name: stats[name] for name in ("reads", "read_bytes", "writes", "write_bytes", "flushes")}
+
+
+@given(steps=STEPS, abi=ABIS, readonly=st.booleans(), sector_size=st.sampled_from([512, 512, 4096]))
+@settings(max_examples=150, deadline=None)
+def test_both_planes_are_one(
+    steps: list[tuple[str, int, int, object]], abi: Abi, readonly: bool, sector_size: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        twins = [Twin(Path(folder), native, abi, readonly, sector_size) for native in (False, True)]
+        try:
+            for step in steps:
+                one, other = (twin.step(*step) for twin in twins)
+                assert one == other, step
+                one_sees, other_sees = (twin.seen() for twin in twins)
+                assert one_sees == other_sees, step
+        finally:
+            one_did, other_did = (twin.end() for twin in twins)
+        assert one_did == other_did
+
+
+@pytest.mark.timeout(120)
+def test_a_guest_that_flips_a_table_of_segments_all_the_time(tmp_path: Path) -> None:
+    """B14, C4: whatever is read, it is one of the two, whole, and nothing else is touched."""
+    twin = Twin(tmp_path, True, X86_64, False, 512)
+    good, evil = (twin.pages[n][1] for n in (1, 2))
+    image = twin.disk.contents()
+    over = threading.Event()
+
+    def flip() -> None:
+        choices = [SEGMENT.pack(good, 0, 7), SEGMENT.pack(evil, 0, 7), SEGMENT.pack(2**32 - 1, 255, 255)]
+        n = 0
+        while not over.is_set():
+            twin.table.view[0:8] = choices[n % 3]
+            n += 1
+
+    flipper = threading.Thread(target=flip)
+    flipper.start()
+    try:
+        slot = pack_indirect(0, 1, [twin.table_gref], id=1)
+        for _ in range(3000):
+            for n in (1, 2):
+                twin.pages[n][0].write(0, bytes(4096))
+            ((_, _, status),) = twin.ring.do(slot)
+            read = [bytes(twin.pages[n][0].view) for n in (1, 2)]
+            if status == 0:
+                assert sorted(read) == sorted([image[:4096], bytes(4096)])
+            else:
+                assert read == [bytes(4096), bytes(4096)]
+    finally:
+        over.set()
+        flipper.join()
+    assert bytes(twin.canary.view[:3600]) == b"canary" * 600
+    twin.end()
+
+
+def test_without_io_uring_it_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "has_uring", lambda: False)
+    twin = Twin(tmp_path, True, X86_64, False, 512)
+    assert twin.disk.plane.engine == "native, preadv: no io_uring here"  # type: ignore[union-attr]
+    twin.ring.write(0, b"x" * 8192)
+    assert twin.ring.read(0, 16) == b"x" * 8192
+    assert twin.ring.flush() == twin.ring.discard(0, 8) == 0
+    assert twin.disk.contents()[:8192] == bytes(4096) + b"x" * 4096
+    twin.end()
+
+
+def test_a_guest_is_notified_where_there_is_no_irq_fd(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 16))
+    disk = Disk(path, native=True, irq=False)
+    ring = disk.start()
+    ring.write(0, b"x" * 512)
+    assert disk.port.notified >= 1
+    assert disk.end() is None
+    disk.close()
+
+
+def test_a_full_disk_is_an_error_and_a_trouble(tmp_path: Path) -> None:
+    """O: /dev/full has no room, whoever asks."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 16))
+    disk = Disk(path, native=True)
+    ring = disk.start()
+    with Path("/dev/full").open("r+b", buffering=0) as full:
+        disk.plane._plane.is_block = 1  # type: ignore[union-attr]  # its size is not asked for then
+        disk.plane._plane.image_fd = full.fileno()  # type: ignore[union-attr]
+        page, gref = ring.data_page(readonly=True)
+        assert ring.do(pack_request(1, id=5, segments=[(gref, 0, 7)])) == [(5, 1, -1)]
+        assert "cannot write" in disk.troubles[0] and "No space left" in disk.troubles[0]
+        disk.plane._plane.image_fd = disk.image.fd  # type: ignore[union-attr]
+    disk.plane.stop()
+    assert disk.ended() is None
+    disk.close()
+    assert page is not None
+
+
+def test_a_ring_that_is_full_of_rubbish(tmp_path: Path) -> None:  # A9
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 16))
+    disk = Disk(path, native=True)
+    ring = disk.start()
+    ring.page.view[:] = b"\xff" * 4096
+    ring.page.store32(REQ_PROD, 0xFFFF_FFFF)
+    ring.kick()
+    assert "cannot be true" in str(disk.ended())
+    disk.close()
+
+
+def test_a_library_that_is_not_built_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library.cache_clear()
+    monkeypatch.setattr(build, "library", lambda: tmp_path / "none.so")
+    try:
+        with pytest.raises(Unsupported, match=r"blkif\.build"):
+            native.library()
+    finally:
+        native.library.cache_clear()
