@@ -35,7 +35,7 @@ enum { GNTST_bad_gntref = -3, GNTST_permission_denied = -8, GNTST_bad_page = -9,
 enum { GRANT_FRAMES = 64, GRANTS_PER_FRAME = 512, GRANT_TRIES = 5 };
 
 /* Requests taken in one go: the guest works on the first while we work on the next. */
-enum { GROUP = 8 };
+enum { GROUP = 16 };
 #define DISCARD_STEP (1ull << 30)
 #define NS 1000000000ull
 
@@ -273,6 +273,9 @@ static bool uring_open(struct uring *u, uint32_t entries)
 
 /* ---- the ring with the guest */
 
+/* What was copied from the guest is looked at in the copy only: the compiler must not read it again (XSA-155). */
+#define copied() __asm__ volatile("" ::: "memory")
+
 /* Copy between a slot and private memory; it may begin in one page and end in the next. */
 static void slot_copy(struct run *r, uint32_t index, uint8_t *data, uint32_t length, bool out)
 {
@@ -291,6 +294,7 @@ static void slot_copy(struct run *r, uint32_t index, uint8_t *data, uint32_t len
         else
             memcpy(data + straight, pages[at / PAGE + 1], length - straight);
     }
+    copied();
 }
 
 /* How many requests wait; -1 if that cannot be true. */
@@ -590,6 +594,7 @@ static void take_indirect(struct run *r, const uint8_t *slot)
         return;
     }
     memcpy(table, page, nr * 8u);
+    copied();
     release(p, gref);
     transfer(r, id, operation, sector, table, nr);
 }
@@ -692,7 +697,7 @@ static void sleep_until_kicked(struct run *r)
 {
     struct plane *p = r->p;
     bump(&p->stats.wakeups, 1);
-    if (p->uses_uring) {
+    if (r->in_flight) { /* whichever comes first, a kick or a completion; without io_uring nothing is in flight */
         arm(r, p->kick_fd, KICK, &r->kick_armed);
         if (!load(&p->stopping))
             arm(r, p->stop_fd, STOP, &r->stop_armed);
