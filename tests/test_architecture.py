@@ -66,6 +66,7 @@ TESTED_ELSEWHERE = {
     "service": "tests/test_daemon.py: the verbs over the real socket",
     "views": "values only",
     "backends.ops": "Protocols only",
+    "backends.blkif.hook": "tests/test_packaging.py: the wheel is made by it",
     "backends.xenstore.node_ops": "tests/backends/xenstore/test_call.py: requests come in by the one door",
     "backends.xenstore.request": "tests/backends/xenstore/test_call.py: what every handler is given",
     "rpc.service": "Protocols only",

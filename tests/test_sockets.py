@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from xenpvd.errors import HostError
-from xenpvd.sockets import listen
+from xenpvd.sockets import Credentials, credentials, listen
 
 
 def test_it_listens_as_soon_as_it_is_there_and_replaces_an_old_one(tmp_path: Path) -> None:
@@ -30,3 +32,18 @@ def test_a_place_that_cannot_be(tmp_path: Path, name: str, why: int) -> None:
     with pytest.raises(HostError, match="cannot listen at") as caught:
         listen(tmp_path / name)
     assert caught.value.data["errno"] == why
+
+
+async def test_who_is_at_the_other_end(tmp_path: Path) -> None:
+    found: asyncio.Future[Credentials] = asyncio.get_running_loop().create_future()
+
+    class Peer(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            found.set_result(credentials(transport))
+            transport.close()
+
+    server = await asyncio.get_running_loop().create_unix_server(Peer, sock=listen(tmp_path / "a.sock"))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "a.sock"))
+        assert await found == (os.getpid(), os.getuid())
+    server.close()

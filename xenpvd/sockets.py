@@ -1,11 +1,14 @@
-"""Unix sockets that appear whole: whoever finds one can connect to it."""
+"""Unix sockets that appear whole: whoever finds one can connect to it. And who it was."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
+import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from xenpvd.errors import HostError
 
@@ -32,3 +35,17 @@ def listen(path: Path, mode: int = 0o660) -> socket.socket:
         raise HostError(why, fault.errno or 0, str(path)) from None
     sock.setblocking(False)
     return sock
+
+
+class Credentials(NamedTuple):
+    """Who is at the other end, as of its connect()."""
+
+    pid: int
+    uid: int
+
+
+def credentials(transport: asyncio.BaseTransport) -> Credentials:
+    """Of a unix socket's peer (SO_PEERCRED)."""
+    raw = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _ = struct.unpack("iii", raw)
+    return Credentials(pid, uid)

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import logging
 import select
-import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
@@ -22,6 +20,7 @@ from xenpvd.rpc.errors import CODES, parse_fault, protocol_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, Framer, MessageTooLong, parse
 from xenpvd.rpc.registry import Call, Note
 from xenpvd.rpc.service import ConsoleViewer, Service
+from xenpvd.sockets import credentials
 from xenpvd.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,8 @@ class Connection:
         self._gone = asyncio.Event()  # the peer has closed both directions
         self._feeds: dict[str, Callable[[], None]] = {}  # how to end each
         self._viewer: ConsoleViewer | None = None
-        self.who = _peer(writer)
+        peer = credentials(writer.transport)
+        self.who = f"uid {peer.uid}, pid {peer.pid}"
 
     # ---- the life of it
 
@@ -278,12 +278,6 @@ class Hangup:
         if not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
-
-
-def _peer(writer: asyncio.StreamWriter) -> str:
-    credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, uid, _ = struct.unpack("iii", credentials)
-    return f"uid {uid}, pid {pid}"
 
 
 def _without_newline(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Compiles native.c: at installation (a build hook of hatchling), and by ``python -m`` this.
+"""Compiles native.c: at installation (by hook.py), and by ``python -m`` this.
 
 The library's name has the source's hash in it, so that one of another source is never taken for it. Where
 there is no C compiler everything works without it, only slower.
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "native.c"
@@ -43,26 +42,6 @@ def build(flags: list[str] = FLAGS) -> Path:
         if old != target:
             old.unlink()
     return target
-
-
-try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # at run time: only an installation has it
-    pass
-else:
-
-    class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
-        """Named in pyproject.toml."""
-
-        def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            try:
-                made = build()
-            except RuntimeError as fault:
-                self.app.display_warning(f"xen-block's fast data plane is not built: {fault}")
-                return
-            build_data["artifacts"].append(f"/{made.relative_to(self.root)}")
-            build_data["pure_python"] = False
-            build_data["infer_tag"] = True
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from pathlib import Path
 from time import monotonic
 from typing import cast
@@ -17,7 +15,7 @@ from typing import cast
 from xenpvd.backends.xenstore.outbox import Outbox
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message, Parser, encode
-from xenpvd.sockets import listen
+from xenpvd.sockets import credentials, listen
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         store, domid = self._server.store, self._server.domid
-        self._session = store.open(domid, _peer(self._transport), self._deliver)
+        self._session = store.open(domid, f"pid {credentials(self._transport).pid}", self._deliver)
         self._outbox = Outbox(self._session.domain, monotonic, self._deaf)
         self._server.peers.add(self)
         if len(self._server.peers) > CLIENTS_MAX:
@@ -157,8 +155,3 @@ class Peer(asyncio.Protocol):
                 return False
             self._session.call(message)
         return True
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    credentials = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return f"pid {struct.unpack('iii', credentials)[0]}"
