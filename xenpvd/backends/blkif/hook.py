@@ -1,4 +1,4 @@
-"""What pyproject.toml names: hatchling compiles native.c by this, for a wheel and for an editable installation.
+"""What pyproject.toml names: hatchling compiles native.c by this, for wheels and editable installations.
 
 The package cannot be imported then, as what it needs is not there yet.
 """
