@@ -46,7 +46,7 @@ def test_event_channels_as_qemu_names_them(web: Daemon) -> None:
 
 def test_grants_are_those_of_the_disk(web: Daemon) -> None:
     grants = web.call("grant.list")
-    ref = int(web.call("xenstore.read", path="/local/domain/1/device/vbd/51712/ring-ref")["text"])
+    ref = int(web.call("xenstore.read", path="/local/domain/1/device/vbd/51712/queue-0/ring-ref")["text"])
     (ring,) = [grant for grant in grants if grant["gref"] == ref]
     assert ring["domid"] == 0 and ring["maps"] == 1 and ring["reading"] and ring["writing"]
 
