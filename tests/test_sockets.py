@@ -16,9 +16,8 @@ from xenpvd.sockets import Credentials, credentials, listen
 
 def test_it_listens_as_soon_as_it_is_there_and_replaces_an_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    for name in (path, path.with_suffix(".new")):
-        with socket.socket(socket.AF_UNIX) as stale:
-            stale.bind(str(name))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
     with listen(path, 0o600), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         assert path.stat().st_mode & 0o777 == 0o600
@@ -47,3 +46,25 @@ async def test_who_is_at_the_other_end(tmp_path: Path) -> None:
         client.connect(str(tmp_path / "a.sock"))
         assert await found == (os.getpid(), os.getuid())
     server.close()
+
+
+def test_nothing_but_a_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "file.new").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "folder", "link"):
+        with pytest.raises(HostError, match="there is something else of that name"):
+            listen(tmp_path / name)
+    with listen(tmp_path / "served"):
+        with pytest.raises(HostError, match="somebody serves there"):
+            listen(tmp_path / "served")
+    listen(tmp_path / "served").close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "file",
+        "file.new",
+        "folder",
+        "link",
+        "served",
+    ]
+    assert (tmp_path / "file").read_text() == (tmp_path / "file.new").read_text() == "precious"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import secrets
 import socket
+import stat
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -17,24 +19,38 @@ BACKLOG = 64
 
 def listen(path: Path, mode: int = 0o660) -> socket.socket:
     """A unix stream socket bound by another name, given its ``mode``, listening, and only then renamed to
-    ``path``, where an old one is replaced. Raises :class:`HostError`."""
-    new = path.with_suffix(".new")  # no longer than path: sun_path has 107 bytes
-    if len(os.fsencode(path)) > 107:
-        why = f"cannot listen at {path}: a socket's path has at most 107 bytes. Choose a shorter --run-dir."
+    ``path``. A socket there that nobody serves any more is replaced; nothing else is. Raises
+    :class:`HostError`."""
+    new = path.parent / f".{secrets.token_hex(4)}"
+    if max(len(os.fsencode(path)), len(os.fsencode(new))) > 107:
+        why = f"cannot listen at {path}: a socket's path has at most 107 bytes. Choose a shorter one."
         raise HostError(why, errno.ENAMETOOLONG, str(path))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        new.unlink(missing_ok=True)
+        _check_free(path)
         sock.bind(str(new))
         new.chmod(mode)
         sock.listen(BACKLOG)
         new.rename(path)
     except OSError as fault:
         sock.close()
-        why = f"cannot listen at {path}: {fault.strerror}. Check the directory."
+        new.unlink(missing_ok=True)
+        why = f"cannot listen at {path}: {fault.strerror}. Check the directory, or choose another name."
         raise HostError(why, fault.errno or 0, str(path)) from None
     sock.setblocking(False)
     return sock
+
+
+def _check_free(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "there is something else of that name")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(str(path)) in (0, errno.EAGAIN):
+            raise OSError(errno.EADDRINUSE, "somebody serves there")
 
 
 class Credentials(NamedTuple):

@@ -75,5 +75,6 @@ def test_quota(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     assert lines[0].split() == ["QUOTA", "USED", "LIMIT"]
     assert lines[1].split() == ["nodes", "0", "7"]
     assert xenpvctl.json("xenstore-quota", "web1")[0] == {"name": "nodes", "limit": 7, "used": 0}
-    assert "nodes=2000" in xenpvctl("xenstore-quota", "web1", "nodes", status=2).stderr
+    for text in ("nodes", "=5", "nodes=" + "9" * 5000, "nodes=\N{ARABIC-INDIC DIGIT THREE}", "nodes=-1"):
+        assert "nodes=2000" in xenpvctl("xenstore-quota", "web1", text, status=2).stderr
     assert "watch-events" in xenpvctl("xenstore-quota", "web1", "hats=1", status=1).stderr

@@ -97,9 +97,11 @@ def test_cpus_are_taken_and_given_back(web: Daemon) -> None:
     for _ in range(3):
         done = web.call("vcpu.set_online", count=1, timeout=60)
         assert done["online"] == [0] and done["confirmed"] is not None
-        assert web.sh("nproc") == "1"
+        web.sh("until [ $(nproc) = 1 ]; do usleep 20000; done")
         assert web.call("vcpu.set_online", count=2, timeout=60)["online"] == [0, 1]
-        assert web.sh("nproc") == "2"
+        web.sh(
+            "until [ $(nproc) = 2 ]; do usleep 20000; done"
+        )  # its ports are there a moment before it is online
     with pytest.raises(RpcFault, match="2"):
         web.call("vcpu.set_online", count=3)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import sys
 from itertools import islice
 from typing import Any
@@ -141,6 +142,6 @@ def xenstore_quota(place: RunDir, name: str, limits: tuple[str, ...]) -> None:
 
 def _limit(text: str) -> tuple[str, int]:
     quota, _, limit = text.partition("=")
-    if not limit.isdecimal():
+    if not quota or not re.fullmatch("[0-9]{1,10}", limit):
         raise click.UsageError(f"{text}: QUOTA=LIMIT is wanted, as nodes=2000.")
     return quota, int(limit)

@@ -46,3 +46,16 @@ def test_a_place_that_cannot_be(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=30)
     assert process.returncode == 1 and said.startswith("xenstore: cannot listen at ")
     assert said.count("\n") == 1
+
+
+def test_two_domains_at_one_place_and_one_at_two(tmp_path: Path) -> None:
+    one, two = str(tmp_path / "a"), str(tmp_path / "b")
+    for options in (
+        ("--socket", one, "--domid", "3", one),
+        ("--socket", one, "--domid", "3", two, "--domid", "3", str(tmp_path / "c")),
+        ("--socket", ""),
+    ):
+        with run(*options) as process:
+            _, said = process.communicate(timeout=30)
+        assert process.returncode == 2 and "Error: " in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir())

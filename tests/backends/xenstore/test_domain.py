@@ -110,3 +110,27 @@ def test_a_quota_is_found_by_its_name_on_the_wire():
     for name in ("Nodes", "permissions", "", "of"):
         with pytest.raises(XenError, match="Invalid"):
             domains.get_quota(name)
+
+
+def test_a_commit_looks_at_what_the_nodes_owners_will_pay(store: FakeStore):
+    other = store.account(3)
+    for n in range(5):
+        store.create(f"/theirs/{n}", b"", store.own)
+        store.set_perms(f"/theirs/{n}", permissions.parse([b"n1", b"b3"]), store.own)
+    store.guest.quota.memory = store.guest.memory + 1000
+    transaction = Transaction(store, other)
+    for n in range(5):
+        transaction.write(f"/theirs/{n}", bytes(500), other)
+    with pytest.raises(XenError, match="Cannot allocate"):
+        transaction.commit()
+    transaction.forget()
+    assert store.find("/theirs/0").value == b"" and other.memory == 0
+
+
+def test_a_commit_within_what_is_left_goes_though_its_copies_fill_it(store: FakeStore):
+    store.create("/home/x", bytes(400), store.guest)
+    transaction = Transaction(store, store.guest)
+    transaction.write("/home/x", bytes(450), store.guest)
+    transaction.commit()
+    transaction.forget()
+    assert len(store.find("/home/x").value) == 450

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from xenpvd.abi.io_xs_wire import XS_READ, XS_WATCH_EVENT
 from xenpvd.backends.xenstore.domain import Domain
-from xenpvd.backends.xenstore.outbox import Outbox
+from xenpvd.backends.xenstore.outbox import BYTES_MAX, Outbox
 from xenpvd.backends.xenstore.quota import Quota
 from xenpvd.backends.xenstore.wire import Message, Parser
 
@@ -143,3 +143,25 @@ def test_forgetting_gives_all_back():
     assert (rig.domain.memory, rig.domain.outstanding, rig.outbox.outstanding) == (0, 0, 0)
     rig.outbox.put(event("/a"))
     assert drain(rig.outbox) == [event("/a")]
+
+
+def test_bytes_are_bounded_as_well():
+    """Whoever it is: domain 0 may have 65536 events, but not of 4 KiB each."""
+    rig = Rig(watch_events=1 << 20, memory=1 << 40)
+    long = "x" * 3000
+    for n in range(3000):
+        rig.outbox.put(event(f"/{n}/{long}"))
+    assert rig.drops == 1 and rig.domain.memory <= BYTES_MAX + 4096
+    assert len(drain(rig.outbox)) < 1500
+    assert rig.domain.memory == 0
+    rig.outbox.put(event("/a"))
+    assert drain(rig.outbox) == [event("/a")]
+
+
+def test_who_is_told_of_a_drop_may_end_it_all():
+    rig = Rig(event_timeout=1)
+    rig.outbox = Outbox(rig.domain, lambda: rig.now, lambda: rig.outbox.clear())
+    rig.outbox.put(event("/old"))
+    rig.now = 5.0
+    rig.outbox.put(event("/new"))
+    assert rig.domain.memory == 0 and drain(rig.outbox) == []

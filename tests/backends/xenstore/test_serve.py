@@ -223,6 +223,15 @@ async def test_our_fault_is_told_too(rig: Rig):
     assert rig.page.load32(abi.ERROR) == abi.XENSTORE_ERROR_COMM
 
 
+async def test_after_our_fault_it_can_be_begun_anew(rig: Rig):
+    await rig.guest.send(request(READ, b"boom"))
+    await rig.settle()
+    assert rig.cut
+    rig.server.restart()
+    rig.guest = XenstoreFrontend(rig.page, rig.port)
+    assert await rig.guest.ask(READ, b"data") == b"data"
+
+
 async def test_reconnect_forgets_what_was_under_way(rig: Rig):
     rig.guest.put(request(READ, b"never finished")[:20])
     await rig.port.guest_wait()

@@ -239,3 +239,31 @@ async def test_a_quota_set_while_the_guest_runs_counts_at_once_and_survives_its_
     await host.xenstore.disconnect(1)
     guest = host.boot(1)
     assert await guest.ask(abi.XS_WRITE, b"data/x\0") == "ENOSPC"
+
+
+async def test_a_domain_on_sockets_is_released_and_introduced_anew(host: Host):
+    host.xenstore.introduce(5)
+    answers: list[Message] = []
+    ended: list[int] = []
+    session = host.xenstore.open(5, "pid 1", answers.append, lambda: ended.append(5))
+    session.call(Message(abi.XS_WATCH, 1, 0, b"x\0t\0"))
+    tool = host.xenstore.open(0, "a tool", answers.append)
+    tool.call(Message(abi.XS_RELEASE, 1, 0, b"5\0"))
+    assert ended == [5]
+    session.close()
+    with pytest.raises(ValueError, match="is released"):
+        host.xenstore.open(5, "pid 2", answers.append)
+    tool.call(Message(abi.XS_INTRODUCE, 2, 0, b"5\x001\x001\0"))
+    assert answers[-1].payload == b"OK\0"
+    host.xenstore.open(5, "pid 2", answers.append).close()
+    tool.close()
+
+
+async def test_two_wait_for_one_look(host: Host):
+    guest = host.boot(1)
+    both = asyncio.gather(
+        host.client.looked_at("/local/domain/1/data", 0.01), host.client.looked_at("/local/domain/1/data", 5)
+    )
+    await asyncio.sleep(0.02)  # the first one's time is over then
+    await guest.ask(abi.XS_READ, b"data\0")
+    assert await both == [False, True] and not host.client.looks

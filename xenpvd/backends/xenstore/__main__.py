@@ -32,6 +32,11 @@ MODE = 0o600
 @click.option("--verbose", "-v", is_flag=True, help="Print every request.")
 def main(socket: Path, guests: tuple[tuple[int, Path], ...], verbose: bool) -> None:
     """Serve a xenstore that begins empty until SIGTERM or SIGINT. For Xen's tools: XENSTORED_PATH=PATH."""
+    places = [socket, *(place for _, place in guests)]
+    if len({place.absolute() for place in places}) < len(places) or len(dict(guests)) < len(guests):
+        raise click.UsageError("each domain has one socket, and each socket one domain.")
+    if not all(place.name for place in places):
+        raise click.UsageError("a socket needs a name.")
     logging.basicConfig(level="INFO", format="%(asctime)s %(message)s")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

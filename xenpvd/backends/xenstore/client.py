@@ -143,6 +143,12 @@ class Watch:
         raise StopAsyncIteration
 
 
+class Look(asyncio.Event):
+    """That a guest has asked for a path; ``waiting`` for it are so many."""
+
+    waiting = 0
+
+
 class Client(Transaction):
     """Domain 0, outside of transactions. Fits ``ops.XenstoreOps``.
 
@@ -156,7 +162,7 @@ class Client(Transaction):
         self._send = send
         self._has_guests = has_guests
         #: paths that :meth:`looked_at` waits for; the server sets them
-        self.looks: dict[str, asyncio.Event] = {}
+        self.looks: dict[str, Look] = {}
         self._reply: Message | None = None
         self._watches: dict[str, Watch] = {}
         self._tokens = count()
@@ -181,14 +187,17 @@ class Client(Transaction):
         now. False after ``timeout`` seconds, and at once if no guest is connected."""
         if not self._has_guests():
             return False
-        look = self.looks.setdefault(path, asyncio.Event())
+        look = self.looks.setdefault(path, Look())
+        look.waiting += 1
         try:
             async with asyncio.timeout(timeout):
                 await look.wait()
         except TimeoutError:
             return False
         finally:
-            self.looks.pop(path, None)
+            look.waiting -= 1
+            if not look.waiting:
+                del self.looks[path]
         return True
 
     def watch(self, path: str) -> Watch:

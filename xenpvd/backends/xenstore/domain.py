@@ -35,9 +35,9 @@ class Domain:
     def privileged(self) -> bool:
         return self.domid == 0
 
-    def check_memory(self, more: int) -> None:
-        """Raises ``XenError`` ENOMEM."""
-        if more > 0 and self.memory + more > self.quota.memory:
+    def check_memory(self, more: int, less: int = 0) -> None:
+        """Can it have ``more``, once it has given back ``less``? Raises ``XenError`` ENOMEM."""
+        if more > 0 and self.memory - less + more > self.quota.memory:
             raise XenError(ENOMEM, f"more than {self.quota.memory} bytes")
 
 

@@ -39,7 +39,7 @@ def _check_known(request: Request, domid: int) -> None:
 
 
 def do_introduce(request: Request) -> bytes:
-    raw, _, port, *_ = (*request.arguments(3, 4),)
+    raw, _gfn, port, *_ = request.arguments(3, 4)
     domid = _domid(raw)
     number(port, "port", 4095)
     state = request.state

@@ -10,6 +10,9 @@ from xenpvd.abi.io_xs_wire import XS_WATCH_EVENT, XSD_SOCKMSG
 from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.wire import Message, encode
 
+#: Bytes that wait for one reader, whoever it is, before its events are dropped
+BYTES_MAX = 4 << 20
+
 
 class _Waiting(NamedTuple):
     message: Message
@@ -28,8 +31,9 @@ class Outbox:
     """First in, first out. An event equal to one that waits is merged with it, except for ``@name``s.
 
     Events are dropped beyond the quota, or when they have waited for too long by ``clock`` (seconds) and
-    another one comes; ``on_drop`` is called for the first since the reader last took something. Replies are
-    never dropped: whoever handles requests must stop while the reader is :attr:`behind`.
+    another one comes; ``on_drop`` is called for the first since the reader last took something, and may
+    :meth:`clear` it. Replies are never dropped: whoever handles requests must stop while the reader is
+    :attr:`behind`.
     """
 
     def __init__(self, domain: Domain, clock: Callable[[], float], on_drop: Callable[[], None]) -> None:
@@ -42,6 +46,7 @@ class Outbox:
         self._sending = memoryview(b"")
         self._sending_reply = False
         self._replies = 0
+        self._bytes = 0  # of all that waits
         self._dropping = False
 
     @property
@@ -66,23 +71,34 @@ class Outbox:
         if not waiting.is_event:
             self._replies += 1
             self._domain.outstanding += 1
-        elif message.payload in self._events:
+            self._append(waiting)
             return
-        else:
-            self._expire(waiting.since - self._domain.quota.event_timeout)
-            if len(self._queue) - self._replies >= self._domain.quota.watch_events:
-                self._drop()
-                return
+        if message.payload in self._events:
+            return
+        quota = self._domain.quota
+        dropped = self._expire(waiting.since - quota.event_timeout)
+        full = len(self._queue) - self._replies >= quota.watch_events or self._bytes >= BYTES_MAX
+        if not full:
             if not message.payload.startswith(b"@"):
                 self._events.add(message.payload)
+            self._append(waiting)
+        if (full or dropped) and not self._dropping:
+            self._dropping = True
+            self._on_drop()  # last, as it may end with :meth:`clear`
+
+    def _append(self, waiting: _Waiting) -> None:
         self._queue.append(waiting)
-        self._domain.memory += waiting.size
+        self._charge(waiting.size)
+
+    def _charge(self, size: int) -> None:
+        self._bytes += size
+        self._domain.memory += size
 
     def head(self) -> memoryview:
         """The bytes to send next, empty if there are none."""
         if not self._sending and self._queue:
             waiting = self._queue.popleft()
-            self._domain.memory -= waiting.size
+            self._charge(-waiting.size)
             self._sending = memoryview(encode(waiting.message))
             self._sending_reply = not waiting.is_event
             if self._sending_reply:
@@ -101,7 +117,7 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget everything: the reader has gone, or begins anew."""
-        self._domain.memory -= sum(waiting.size for waiting in self._queue)
+        self._charge(-self._bytes)
         self._domain.outstanding -= self.outstanding
         self._queue.clear()
         self._events.clear()
@@ -109,18 +125,13 @@ class Outbox:
         self._sending_reply = self._dropping = False
         self._replies = 0
 
-    def _expire(self, before: float) -> None:
-        """Drop the events that wait since before that time."""
+    def _expire(self, before: float) -> bool:
+        """Drop the events that wait since before that time; were there any?"""
         oldest = next((waiting for waiting in self._queue if waiting.is_event), None)
         if oldest is None or oldest.since >= before:
-            return
+            return False
         kept = deque(waiting for waiting in self._queue if not waiting.is_event or waiting.since >= before)
-        self._domain.memory += sum(waiting.size for waiting in kept) - sum(w.size for w in self._queue)
+        self._charge(sum(waiting.size for waiting in kept) - self._bytes)
         self._queue = kept
         self._events = {w.message.payload for w in kept if w.is_event and w.message.payload[:1] != b"@"}
-        self._drop()
-
-    def _drop(self) -> None:
-        if not self._dropping:
-            self._dropping = True
-            self._on_drop()
+        return True

@@ -68,6 +68,8 @@ class RingServer:
     def restart(self) -> None:
         """Both streams begin anew, whatever the guest thinks of it."""
         self.halt()
+        self._kicks.close()  # it may be closed, by a fault of ours
+        self._kicks = PortKicks(self._port)
         self._reconnect()
         self._cut = False
         self._serving = self._tasks.spawn(self._serve(), self._name)

@@ -57,6 +57,8 @@ class Xenstore:
         self._state = State(self, time.time)
         self._servers: dict[int, tuple[Connection, RingServer]] = {}
         self._outlets: dict[Connection, Callable[[Message], None]] = {}
+        #: domains that have no ring, and how to end each of their sessions
+        self._ringless: dict[int, dict[Connection, Callable[[], None]]] = {}
         #: the daemon's own connection, as domain 0; fits ``ops.XenstoreOps``
         self.client = self.client_of("xenpvd")
 
@@ -111,6 +113,9 @@ class Xenstore:
     # -- as :class:`xenpvd.backends.xenstore.request.Rings`
 
     def reset(self, domid: int) -> bool:
+        if domid in self._ringless:
+            self._state.introduced[domid] = None
+            return True
         if domid not in self._servers:
             return False
         connection, server = self._servers[domid]
@@ -121,22 +126,36 @@ class Xenstore:
     def release(self, domid: int) -> None:
         if domid in self._servers:
             self._servers[domid][1].halt()
+        for end in tuple(self._ringless.get(domid, {}).values()):
+            end()
 
     def print(self, text: str) -> None:
         log.info("%s", text)
 
     # -- for those who have no ring
 
-    def open(self, domid: int, name: str, deliver: Callable[[Message], None]) -> Session:
-        """A connection of ``domid``'s that is no ring: ``deliver`` gets its replies and events."""
+    def open(
+        self,
+        domid: int,
+        name: str,
+        deliver: Callable[[Message], None],
+        end: Callable[[], None] = lambda: None,
+    ) -> Session:
+        """A connection of ``domid``'s that is no ring: ``deliver`` gets its replies and events, ``end`` is
+        called when the domain is released. Raises ``ValueError`` if it is released already."""
+        if domid not in self._state.introduced:
+            raise ValueError(f"domain {domid} is released")
         domain = self._state.domains.of(domid)
         connection = Connection(domain, name, implicit_path=domid != 0)
         self._outlets[connection] = deliver
+        if domid in self._ringless:
+            self._ringless[domid][connection] = end
         return Session(domain, partial(self._call, connection), partial(self._close, connection))
 
     def _close(self, connection: Connection) -> None:
         self._state.reset(connection)
         self._outlets.pop(connection, None)
+        self._ringless.get(connection.domain.domid, {}).pop(connection, None)
 
     def introduce(self, domid: int) -> None:
         """Let a domain exist that has no ring. Its home is its own, as a toolstack would make it."""
@@ -144,6 +163,7 @@ class Xenstore:
         self.client.mkdir(home)
         self.client.set_perms(home, [f"n{domid}"])
         self._state.introduced[domid] = None
+        self._ringless[domid] = {}
         self._route(self._state.special(paths.INTRODUCE_DOMAIN, domid))
 
     async def disconnect(self, domid: int) -> None:

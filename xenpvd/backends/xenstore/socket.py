@@ -31,14 +31,14 @@ class XenstoreSocket:
         self.store = store
         self.domid = domid
         self.peers: set[Peer] = set()
-        self._path = path
+        self.path = path
         self._mode = mode
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
         """Listen; an old socket is replaced. Raises :class:`HostError`."""
         loop = asyncio.get_running_loop()
-        sock = listen(self._path, self._mode)
+        sock = listen(self.path, self._mode)
         self._server = await loop.create_unix_server(lambda: Peer(self), sock=sock)
 
     async def stop(self) -> None:
@@ -46,7 +46,7 @@ class XenstoreSocket:
         if self._server is not None:
             self._server.close()
             self._server = None
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             for peer in tuple(self.peers):
                 peer.cut("the store ends")
 
@@ -65,7 +65,14 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         store, domid = self._server.store, self._server.domid
-        self._session = store.open(domid, f"pid {credentials(self._transport).pid}", self._deliver)
+        self._who = f"pid {credentials(self._transport).pid}"
+        try:
+            self._session = store.open(domid, self._who, self._deliver, self._released)
+        except ValueError as why:
+            log.info("%s: %s was refused: %s", self._server.path.name, self._who, why)
+            self._closed = True
+            self._transport.abort()
+            return
         self._outbox = Outbox(self._session.domain, monotonic, self._deaf)
         self._server.peers.add(self)
         if len(self._server.peers) > CLIENTS_MAX:
@@ -95,7 +102,7 @@ class Peer(asyncio.Protocol):
     def cut(self, why: str) -> None:
         """End the conversation at once."""
         if not self._closed:
-            log.info("xenstored.sock: a client was cut off: %s", why)
+            log.info("%s: %s was cut off: %s", self._server.path.name, self._who, why)
             self._end()
             self._transport.abort()
 
@@ -114,6 +121,9 @@ class Peer(asyncio.Protocol):
         elif not self._closed:
             self._transport.write(encode(message))
 
+    def _released(self) -> None:
+        self.cut("its domain was released")
+
     def _deaf(self) -> None:
         self.cut("it does not read its events")
 
@@ -130,7 +140,7 @@ class Peer(asyncio.Protocol):
         except ConnectionFault as fault:
             self.cut(str(fault))
         except Exception:
-            log.exception("a request on xenstored.sock failed")
+            log.exception("a request of %s failed", self._who)
             self.cut("internal error")
         if self._closed:
             return

@@ -213,6 +213,9 @@ class Store(View):
         """All of them, for looking at; nothing may change meanwhile."""
         return iter(self._nodes.items())
 
+    def account(self, domid: int) -> Domain:
+        return self._domains.of(domid)
+
     def owned(self, domid: int) -> int:
         return self._domains.of(domid).nodes
 
@@ -241,7 +244,7 @@ class Store(View):
         del self._nodes[path]
 
     def _payer(self, owner: int) -> Domain:
-        return self._domains.of(owner)
+        return self.account(owner)
 
     def _charge(self, owner: int, nodes: int, memory: int) -> None:
         domain = self._domains.of(owner)

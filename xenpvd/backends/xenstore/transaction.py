@@ -47,6 +47,8 @@ class Transaction(View):
         self._accessed: dict[str, _Access] = {}
         self._owned: Counter[int] = Counter()
         self._memory = 0
+        #: what each owner will pay more, or less
+        self._owed: Counter[int] = Counter()
         self._failed = False
 
     def find(self, path: str) -> Node | None:
@@ -88,7 +90,7 @@ class Transaction(View):
         """Make it all real at once, and return what watches have to hear of, in the order of first touch.
 
         Raises ``XenError`` and changes nothing: EAGAIN (conflict), ENOMEM (an operation in it has failed for
-        want of quota), ENOSPC (meanwhile there is no quota left for its new nodes).
+        want of quota), ENOSPC and ENOMEM (there is no quota left for its nodes, its own or their owner's).
         """
         if self._failed:
             raise XenError(ENOMEM, "an operation of the transaction has failed")
@@ -98,6 +100,10 @@ class Transaction(View):
                 raise XenError(EAGAIN, path)
         creator = self._creator
         creator.quota.check_nodes(creator.nodes, self._owned[creator.domid])
+        if not creator.privileged:
+            for owner, more in self._owed.items():
+                copies = self._memory if owner == creator.domid else 0  # they go now
+                self._store.account(owner).check_memory(more, less=copies)
         for path, access in self._accessed.items():
             if access.modified:
                 self._store.put(path, access.node)
@@ -154,6 +160,7 @@ class Transaction(View):
 
     def _charge(self, owner: int, nodes: int, memory: int) -> None:
         self._owned[owner] += nodes
+        self._owed[owner] += memory
         self._pay(memory)
 
     def _pay(self, size: int) -> None:
