@@ -80,6 +80,7 @@ class Image:
             if stat.S_ISBLK(found.st_mode) and not readonly:
                 fd = _claim(fd, path)
             _lock(fd, path, readonly)
+            os.set_blocking(fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
             size = os.lseek(fd, 0, os.SEEK_END)
             if size == 0:
                 raise _refuse(path, "it is empty", f"Give it a size: truncate -s 1G {path}")
