@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from tests.backends.xenstore.transports import OK, Guest, World
 from xenpvd.abi import io_xs_wire as abi
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(params=["ring", "socket"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    world = World(request.param, tmp_path)
-    yield world
-    await world.assert_survived()
-    await world.end()
 
 
 async def begin(guest: Guest) -> int:

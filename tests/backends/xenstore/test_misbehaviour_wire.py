@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from xenpvd.backends.xenstore import serve
 from xenpvd.errors import XenstoreFault
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(params=["ring", "socket"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    world = World(request.param, tmp_path)
-    yield world
-    await world.assert_survived()
-    await world.end()
 
 
 async def test_f1_a_header_and_then_silence(world: World) -> None:

@@ -1,0 +1,71 @@
+"""Disks, and nothing left of them."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.disk import Disk
+from tests.fakes.disks import Rig
+from xenpvd.backends.blkif import backend as backend_module
+from xenpvd.errors import Unsupported
+
+SECTORS = 2048
+
+
+def count_threads() -> int:
+    return sum(thread.name != "blocking call" for thread in threading.enumerate())  # those end soon
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    threads = count_threads()
+    rig = Rig(tmp_path)
+    yield rig
+    await rig.close()
+    assert rig.faults == []
+    assert not rig.gnttab.mapped
+    assert all(port.closed for port in rig.evtchn.ports.values())
+    assert count_threads() == threads
+
+
+@pytest.fixture
+def no_native_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No native plane, as without a compiler: a test can step in between the other's calls."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise Unsupported("it is not built", feature="native plane")
+
+    monkeypatch.setattr(backend_module, "NativePlane", refuse)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(0).randbytes(SECTORS * 512))
+    return path
+
+
+@pytest.fixture(params=[False, True], ids=["python", "native"])
+def native(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def disk(path: Path, native: bool) -> Iterator[Disk]:
+    """On either plane."""
+    disk = Disk(path, native=native)
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def reference(path: Path) -> Iterator[Disk]:
+    """On the plain-Python plane, where a test can step in between."""
+    disk = Disk(path)
+    yield disk
+    disk.close()
