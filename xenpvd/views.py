@@ -6,6 +6,8 @@ a name says otherwise; times are Unix seconds, durations seconds.
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -257,11 +259,19 @@ class ConsoleChunk:
 
 @dataclass(frozen=True, slots=True)
 class XenstoreNode:
-    """A node of a tree listing: ``value`` is decoded as UTF-8 with replacement, ``perms`` in wire form."""
+    """A node of a tree listing: ``perms`` in wire form, ``value`` decoded as UTF-8. One that is something
+    else has replacement characters there, and ``base64`` has it whole."""
 
     path: str
     value: str
     perms: tuple[str, ...]
+    base64: str | None = None
+
+    @classmethod
+    def of(cls, path: str, value: bytes, perms: Iterable[str]) -> XenstoreNode:
+        text = value.decode("utf-8", "replace")
+        whole = text.encode() == value
+        return cls(path, text, tuple(perms), None if whole else b64encode(value).decode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,6 @@ class Survivors(World):
         logging.getLogger().addHandler(self._errors)
         self._tool_socket: XenstoreSocket | None = None
         self._tools: list[SocketGuest] = []
-        self._homes: set[int] = set()
 
     async def __aenter__(self) -> Survivors:
         return self
@@ -68,13 +67,6 @@ class Survivors(World):
                 await self.assert_survived()
         finally:
             await self.end()
-
-    async def guest(self, domid: int) -> Guest:
-        guest = await super().guest(domid)
-        if domid not in self._homes:  # the store's own socket guests own theirs; a toolstack's do not
-            self._homes.add(domid)
-            self.own.set_perms(f"/local/domain/{domid}", ["n0", f"r{domid}"])
-        return guest
 
     async def _on_ring(self, domid: int) -> RingGuest:
         guest = RingGuest(FakePage(), FakeEvtchnPort())
@@ -106,9 +98,6 @@ class Survivors(World):
         return self.domain(domid).memory - owned
 
     async def assert_survived(self) -> None:
-        if self.store.exists("/local/domain/2") and not self.store.exists("/local/domain/2/data"):
-            self.own.mkdir("/local/domain/2/data")
-            self.own.set_perms("/local/domain/2/data", ["n2"])
         async with asyncio.timeout(5):
             await super().assert_survived()
             tool = await self.tool()

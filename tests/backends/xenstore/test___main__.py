@@ -33,12 +33,12 @@ def test_domain_0_and_a_guest(tmp_path: Path) -> None:
         lines = iter(process.stderr.readline, "")
         assert f"xenstore serves {path}, {guest}\n" in lines
         assert path.stat().st_mode & 0o777 == guest.stat().st_mode & 0o777 == 0o600
-        assert ask(guest, abi.XS_WRITE, b"x\0from three") == b"OK\0"
-        assert ask(path, abi.XS_READ, b"/local/domain/3/x\0") == b"from three"
+        assert ask(guest, abi.XS_WRITE, b"data/x\0from three") == b"OK\0"
+        assert ask(path, abi.XS_READ, b"/local/domain/3/data/x\0") == b"from three"
         process.send_signal(signal.SIGTERM)
         rest = "".join(lines)
         assert process.wait(30) == 0 and not path.exists() and not guest.exists()
-    assert f"d3 pid {os.getpid()} tx 0: WRITE x from three -> OK" in rest
+    assert f"d3 pid {os.getpid()} tx 0: WRITE data/x from three -> OK" in rest
 
 
 def test_a_place_that_cannot_be(tmp_path: Path) -> None:

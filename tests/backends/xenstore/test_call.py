@@ -40,7 +40,7 @@ class World:
 
     def all(self, who: int, type_: int, payload: bytes = b"", tx_id: int = 0) -> list[tuple[int, int, bytes]]:
         """(to whom, type, payload) of all that follows."""
-        deliveries = call(self.state, self.connections[who], Message(type_, 7, tx_id, payload))
+        deliveries = list(call(self.state, self.connections[who], Message(type_, 7, tx_id, payload)))
         replies = [m for c, m in deliveries if c.domain.domid == who and m.type != WATCH_EVENT]
         assert len(replies) == 1
         assert replies[0][1:3] == (7, tx_id)

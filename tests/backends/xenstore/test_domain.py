@@ -43,9 +43,9 @@ def test_the_accounts_are_those_of_the_tree(store: FakeStore):
         lambda: store.set_perms("/home/a", permissions.parse([b"n1", b"r2", b"r3"]), store.guest),
         lambda: store.set_perms("/home/a/b", permissions.parse([b"n0"]), store.own),
         lambda: store.create("/home/a/b/by-0", b"x", store.own),
-        lambda: store.remove("/home/a/b/c"),
+        lambda: store.remove("/home/a/b/c", store.own),
         lambda: store.put("/home/a/b", Node(b"other", GUESTS, 0)),
-        lambda: store.remove("/home"),
+        lambda: store.remove("/home", store.own),
     )
     for step in steps:
         step()
@@ -134,3 +134,21 @@ def test_a_commit_within_what_is_left_goes_though_its_copies_fill_it(store: Fake
     transaction.commit()
     transaction.forget()
     assert len(store.find("/home/x").value) == 450
+
+
+def test_who_made_anothers_transaction_fail_rests_twice_as_long_and_is_spared_then():
+    domain = Domains().of(1)
+    assert domain.resting(10.0) is None
+    domain.rest(10.0, 0.1)
+    assert domain.resting(10.0) == pytest.approx(0.2)
+    assert domain.resting(10.15) == pytest.approx(0.05)
+    domain.rest(10.3, 0.1)
+    assert domain.resting(10.3) is None, "at most half of the time"
+    domain.rest(10.5, 60.0)
+    assert domain.resting(10.5) == pytest.approx(0.4)
+
+
+def test_domain_0_never_rests():
+    own = Domains().of(0)
+    own.rest(10.0, 0.1)
+    assert own.resting(10.0) is None

@@ -142,7 +142,7 @@ def test_operations(steps: list[tuple[int, int, bytes, int]]) -> None:
                 Message(abi.XS_SET_PERMS, 0, 0, path.encode() + b"\0" + perms % domid),
             )
     for who, type_, payload, tx in steps:
-        deliveries = call(state, connections[who], Message(type_, 9, tx, payload))
+        deliveries = list(call(state, connections[who], Message(type_, 9, tx, payload)))
         (reply,) = [m for _, m in deliveries if m.type != abi.XS_WATCH_EVENT or m.req_id]
         assert reply[1:3] == (9, tx) and len(reply.payload) <= 4096
         if reply.type == abi.XS_ERROR:
@@ -150,5 +150,5 @@ def test_operations(steps: list[tuple[int, int, bytes, int]]) -> None:
             assert reply.payload[:-1].decode() in allowed, (type_, payload)
         else:
             assert reply.type == type_ and type_ in ERRORS
-    check = call(state, connections[0], Message(abi.XS_CONTROL, 1, 0, b"check\0"))
+    check = list(call(state, connections[0], Message(abi.XS_CONTROL, 1, 0, b"check\0")))
     assert check[-1].message.payload == b"OK\0"

@@ -86,12 +86,6 @@ async def test_h1_rights_on_what_is_not_ones_own(world: Survivors, path: str, ma
     assert signs == list(may.replace(" ", ""))
 
 
-def reuse(reason: str) -> pytest.MarkDecorator:
-    """Xen's xenstored does it (XSA-322, -417, -419, -483); here a domain's number is its owner for ever."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
-@reuse("RELEASE does not remove the nodes that the domain owns, as xenstore.txt has it")
 async def test_h5_a_domains_nodes_go_with_it(world: Survivors) -> None:
     """With all below them, whoever owns that; and it is told."""
     guest = await world.guest(1)
@@ -110,7 +104,6 @@ async def test_h5_a_domains_nodes_go_with_it(world: Survivors) -> None:
     assert (world.domain(1).nodes, world.domain(1).memory) == (0, 0)
 
 
-@reuse("the next domain of a number has the rights that were given to the one before")
 @pytest.mark.parametrize("node", ["/bo/n", "/local/domain/2/data/x", "@introduceDomain", "@releaseDomain"])
 async def test_h5_h6_nobody_inherits_the_rights_of_a_domain_that_is_gone(world: Survivors, node: str) -> None:
     owner = "n2" if "/2/" in node else "n0"

@@ -145,7 +145,6 @@ async def watched_with_long_tokens(guest: Guest) -> None:
     guest.events.clear()
 
 
-@pytest.mark.xfail(strict=True, reason="events are not held against the memory quota: 4.4 MB here")
 async def test_i5_i6_events_do_not_lead_over_the_memory_quota(tmp_path: Path) -> None:
     """xenstored drops what would. On a ring; a socket's guest is cut off by then."""
     async with Survivors("ring", tmp_path) as world:

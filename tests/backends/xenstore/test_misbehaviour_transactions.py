@@ -95,7 +95,6 @@ async def test_j3_two_that_fit_alone_and_not_together(world: Survivors) -> None:
     assert world.own.directory(f"{HOME}/data/q") == [] and world.domain(1).nodes == 5
 
 
-@pytest.mark.xfail(strict=True, reason="ENOMEM; nothing is committed either way")
 async def test_j3_the_error_of_a_transaction_with_too_many_nodes(world: Survivors) -> None:
     guest = await world.guest(1)
     world.domain(1).quota.nodes = 3
@@ -258,7 +257,6 @@ async def shared(world: Survivors) -> Survivors:
     return world
 
 
-@pytest.mark.xfail(strict=False, reason="who is quicker commits for ever, and the others never")
 @pytest.mark.parametrize(("rival", "who"), [("writes", "guest"), ("counts", "guest"), ("writes", "tool")])
 async def test_j8_nobody_starves(shared: Survivors, rival: str, who: str) -> None:
     """One counts by long transactions; a guest in a loop of its own does so by short ones, or just writes."""

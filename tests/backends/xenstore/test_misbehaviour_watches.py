@@ -172,7 +172,6 @@ async def test_k8_a_guest_that_writes_its_state_for_ever(world: Survivors) -> No
     backend.close()
 
 
-@pytest.mark.xfail(strict=True, reason="all events of a commit are made before the first one is dropped")
 async def test_i7_k8_events_that_nobody_will_get_take_no_memory(tmp_path: Path) -> None:
     """A fifth of what a guest may do in one request; of these 25,800 events no more than 1024 are kept.
 

@@ -62,7 +62,7 @@ class Clients(RuleBasedStateMachine):
         self, who: int, type_: int, payload: bytes, tx: int = 0
     ) -> tuple[Answer, list[tuple[int, str, str]]]:
         """The answer; and who hears which path by which token, in order."""
-        deliveries = call(self.state, self.clients[who].connection, Message(type_, 5, tx, payload))
+        deliveries = list(call(self.state, self.clients[who].connection, Message(type_, 5, tx, payload)))
         replies = [m for c, m in deliveries if m.type != abi.XS_WATCH_EVENT]
         assert len(replies) == 1 and replies[0][1:3] == (5, tx) and replies[0].type in (type_, abi.XS_ERROR)
         heard = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from xenpvd.abi.io_xs_wire import XS_READ, XS_WATCH_EVENT
+from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.outbox import BYTES_MAX, Outbox
 from xenpvd.backends.xenstore.quota import Quota
@@ -13,8 +14,9 @@ class Rig:
     def __init__(self, **limits: int) -> None:
         self.now = 0.0
         self.drops = 0
-        self.domain = Domain(1, Quota(**limits))
-        self.outbox = Outbox(self.domain, lambda: self.now, self.dropped)
+        self.connection = Connection(Domain(1, Quota(**limits)))
+        self.domain = self.connection.domain
+        self.outbox = Outbox(self.connection, lambda: self.now, self.dropped)
 
     def dropped(self) -> None:
         self.drops += 1
@@ -126,11 +128,24 @@ def test_what_waits_is_paid_for_and_a_reader_in_debt_is_behind():
     rig.outbox.put(reply(1))
     assert rig.domain.memory == 60 + 16 + 5
     assert not rig.outbox.behind
-    rig.outbox.put(event("/a"))
+    rig.outbox.put(reply(2))
     assert rig.outbox.behind
     assert len(drain(rig.outbox)) == 2
     rig.domain.memory = 200
     assert not rig.outbox.behind, "it has read all: what it asks may free memory"
+
+
+def test_an_event_that_has_no_room_makes_deaf_until_something_is_read():
+    """One has room always; a reply counts as well."""
+    rig = Rig(memory=100)
+    rig.domain.memory = 90  # its nodes
+    rig.outbox.put(event("/a"))
+    assert not rig.connection.deaf
+    for path in ("/b", "/c"):
+        rig.outbox.put(event(path))
+    assert rig.connection.deaf and rig.drops == 1
+    assert drain(rig.outbox) == [event("/a")]
+    assert not rig.connection.deaf and rig.domain.memory == 90
 
 
 def test_forgetting_gives_all_back():
@@ -160,7 +175,7 @@ def test_bytes_are_bounded_as_well():
 
 def test_who_is_told_of_a_drop_may_end_it_all():
     rig = Rig(event_timeout=1)
-    rig.outbox = Outbox(rig.domain, lambda: rig.now, lambda: rig.outbox.clear())
+    rig.outbox = Outbox(rig.connection, lambda: rig.now, lambda: rig.outbox.clear())
     rig.outbox.put(event("/old"))
     rig.now = 5.0
     rig.outbox.put(event("/new"))

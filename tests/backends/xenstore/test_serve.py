@@ -11,6 +11,7 @@ from tests.fakes.evtchn import FakeEvtchnPort
 from tests.fakes.page import FakePage
 from tests.fakes.xenstore_frontend import XenstoreFrontend, request
 from xenpvd.abi import io_xs_wire as abi
+from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.outbox import Outbox
 from xenpvd.backends.xenstore.quota import Quota
@@ -27,10 +28,18 @@ class Rig:
         self.page, self.port = FakePage(), FakeEvtchnPort()
         self.handled: list[Message] = []
         self.resets = 0
+        self.rest: float | None = None
         self.cut: list[BaseException] = []
-        outbox = Outbox(Domain(1, Quota()), lambda: 0.0, lambda: None)
+        outbox = Outbox(Connection(Domain(1, Quota())), lambda: 0.0, lambda: None)
         self.server = RingServer(
-            "xenstore-1", self.page, self.port, outbox, self.handle, self.reset, self.on_cut
+            "xenstore-1",
+            self.page,
+            self.port,
+            outbox,
+            self.handle,
+            self.reset,
+            self.on_cut,
+            lambda: self.rest,
         )
         self.guest = XenstoreFrontend(self.page, self.port)
 
@@ -259,3 +268,15 @@ async def test_closing_is_quiet(rig: Rig):
     await rig.server.close()
     assert rig.cut == []
     assert rig.port.notified == 0
+
+
+async def test_who_rests_hears_but_is_not_heard_until_then(rig: Rig):
+    rig.rest = 0.01
+    rig.guest.put(request(READ, b"x"))
+    rig.port.guest_kick()
+    await rig.settle()
+    assert rig.handled == []
+    rig.server.deliver(Message(abi.XS_WATCH_EVENT, 0, 0, b"a\0t\0"))
+    assert (await rig.guest.receive()).type == abi.XS_WATCH_EVENT
+    rig.rest = None
+    assert (await rig.guest.receive()).payload == b"x", "with no other kick"

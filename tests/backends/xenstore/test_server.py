@@ -14,7 +14,7 @@ from tests.fakes.xenstore_frontend import XenstoreFrontend, request
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.wire import Message
-from xenpvd.errors import NotFound
+from xenpvd.errors import XenstoreFault
 
 
 class Host:
@@ -97,16 +97,21 @@ async def test_a_domain_is_connected_once(host: Host):
             host.xenstore.connect(domid, FakePage(), FakeEvtchnPort())
 
 
-async def test_a_reboot_keeps_the_tree_and_drops_the_connection(host: Host):
+async def test_a_reboot_drops_the_connection_and_what_was_the_guests(host: Host):
     guest = host.boot(1)
     await guest.ask(abi.XS_WRITE, b"data/x\0value")
+    host.client.write("/local/domain/1/mine", "kept")
+    host.client.write("/local/domain/1/mine/theirs", "")
+    host.client.set_perms("/local/domain/1/mine/theirs", ["n0", "r2", "b1"])
     await guest.ask(abi.XS_WATCH, b"data\0t\0")
     await guest.event()
     await guest.ask(abi.XS_TRANSACTION_START, b"\0")
     await host.xenstore.disconnect(1)
     guest = host.boot(1)
     assert await guest.ask(abi.XS_READ, b"data/x\0", tx_id=1) == "ENOENT"
-    assert await guest.ask(abi.XS_READ, b"data/x\0") == b"value"
+    assert await guest.ask(abi.XS_READ, b"data/x\0") == "ENOENT"
+    assert host.client.read("/local/domain/1/mine") == b"kept"
+    assert host.client.get_perms("/local/domain/1/mine/theirs") == ["n0", "r2"]
     host.client.write("/local/domain/1/data/x", "other")
     assert await guest.ask(abi.XS_READ, b"data/x\0") == b"other"
     assert guest.events == []
@@ -131,7 +136,7 @@ async def test_a_guests_fault_ends_its_connection_only(host: Host):
     assert await good.ask(abi.XS_READ, b"data\0") == b""
     assert bad.page.load32(abi.RSP_PROD) == before
     await host.xenstore.disconnect(1)
-    assert await host.boot(1).ask(abi.XS_READ, b"data\0") == b"x"
+    assert await host.boot(1).ask(abi.XS_READ, b"data\0") == b""
 
 
 async def test_our_own_fault_is_owned(host: Host, monkeypatch: pytest.MonkeyPatch, caplog):
@@ -157,12 +162,12 @@ def test_tree():
     assert [node.path for node in xenstore.tree("/")] == ["/", "/a", "/a/b", "/a/b/c", "/a/d"]
     assert [node.path for node in xenstore.tree("/a", 1)] == ["/a", "/a/b", "/a/d"]
     (node,) = xenstore.tree("/a/d", 0)
-    assert (node.value, node.perms) == ("text", ("n1", "r2"))
+    assert (node.value, node.base64, node.perms) == ("text", None, ("n1", "r2"))
     (node,) = xenstore.tree("/a/b/c")
-    assert node.value == "\ufffd"
+    assert (node.value, node.base64) == ("\ufffd", "/w==")
     assert xenstore.exists("/a/b")
     assert not xenstore.exists("/b")
-    with pytest.raises(NotFound, match="no such node"):
+    with pytest.raises(XenstoreFault, match=r"cannot list /b in xenstore: .*ENOENT"):
         xenstore.tree("/b", 1)
 
 
@@ -202,6 +207,7 @@ async def test_domain_0_can_release_a_guest_and_introduce_it_anew(host: Host):
     assert await anext(released) == "@releaseDomain"
     guest.put(request(abi.XS_READ, b"data\0"))
     host.client.write("/local/domain/1/data", "unheard")
+    host.client.set_perms("/local/domain/1/data", ["n1"])
     for _ in range(20):
         await asyncio.sleep(0)
     assert guest.take() == b""
@@ -210,8 +216,7 @@ async def test_domain_0_can_release_a_guest_and_introduce_it_anew(host: Host):
     assert await guest.ask(abi.XS_READ, b"data\0") == b"unheard"
     tool.call(Message(abi.XS_RELEASE, 3, 0, b"1\0"))
     await host.xenstore.disconnect(1)
-    guest = host.boot(1)
-    assert await guest.ask(abi.XS_READ, b"data\0") == b"unheard"
+    assert await host.boot(1).ask(abi.XS_READ, b"data\0") == b""
     tool.close()
 
 
@@ -238,7 +243,7 @@ async def test_a_quota_set_while_the_guest_runs_counts_at_once_and_survives_its_
     assert answers == [b"OK\0", b"OK\0", "ENOSPC"]
     await host.xenstore.disconnect(1)
     guest = host.boot(1)
-    assert await guest.ask(abi.XS_WRITE, b"data/x\0") == "ENOSPC"
+    assert [await guest.ask(abi.XS_WRITE, b"data/%d\0" % n) for n in range(3)] == answers
 
 
 async def test_a_domain_on_sockets_is_released_and_introduced_anew(host: Host):

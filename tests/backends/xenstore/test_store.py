@@ -40,7 +40,7 @@ def test_ownership_is_counted(store: FakeStore):
     assert store.owned(1) == 4  # domain 0's creation is the owner's too
     store.set_perms("/home/x", permissions.parse([b"n0"]), store.own)
     assert store.owned(1) == 3
-    store.remove("/home")
+    store.remove("/home", store.own)
     assert (store.owned(1), store.owned(0)) == (0, 5)
 
 
@@ -70,10 +70,32 @@ def test_lookup_tells_no_more_than_it_may(store: FakeStore, path: str, need: int
 def test_removal_is_children_first_in_their_order(store: FakeStore):
     for path in ("/home/a/x", "/home/a/y", "/home/b"):
         store.create(path, b"", store.guest)
-    removed = [path for path, _ in store.remove("/home")]
+    removed = [*reversed(store.remove("/home", store.own))]
     assert removed == ["/home/a/x", "/home/a/y", "/home/a", "/home/b", "/home"]
     assert store.find("/home/a/x") is None
     assert [*get(store, "/").children] == ["closed", "shared"]
+
+
+def test_a_domain_that_is_gone_has_nothing_any_more(store: FakeStore):
+    """Its nodes go with all below them; the root and the special nodes stay, and become domain 0's."""
+    store.create("/home/a/theirs", b"", store.guest)
+    store.set_perms("/home/a/theirs", permissions.parse([b"n0"]), store.own)
+    store.create("/kept", b"", store.own)
+    for path, words in (
+        ("/kept", [b"n2", b"b1", b"r3", b"w1"]),
+        ("/", [b"r1", b"b1"]),
+        ("@releaseDomain", [b"n1"]),
+    ):
+        store.set_perms(path, permissions.parse(words), store.own)
+    before = get(store, "/kept").generation
+    gone = store.release(1, store.own)
+    assert [[*nodes] for nodes in gone] == [["/home", "/home/a", "/home/a/theirs"]]
+    assert permissions.words(get(store, "/kept").perms) == ["n2", "r3"]
+    assert get(store, "/kept").generation != before, "who has looked at it in a transaction shall look again"
+    assert permissions.words(get(store, "/").perms) == ["r0"]
+    assert permissions.words(get(store, "@releaseDomain").perms) == ["n0"]
+    assert (store.account(1).nodes, store.account(1).memory) == (0, 0)
+    assert store.account(0).nodes == store.owned(0)
 
 
 def test_every_change_has_its_own_generation(store: FakeStore):
@@ -86,7 +108,7 @@ def test_every_change_has_its_own_generation(store: FakeStore):
     seen.add(get(store, "/home").generation)
     before = get(store, "/home").generation
     store.write("/home/a", b"1", store.guest)
-    store.remove("/shared")
+    store.remove("/shared", store.own)
     assert get(store, "/home").generation == before
     assert len(seen) == 4
 
@@ -112,7 +134,7 @@ def test_node_size_counts_the_childrens_names(store: FakeStore):
     store.create("/home/a", b"", store.guest)
     with pytest.raises(XenError, match="No space"):
         store.write("/home", bytes(2047), store.guest)
-    store.remove("/home/a")
+    store.remove("/home/a", store.own)
     store.write("/home", bytes(2048), store.guest)
 
 
@@ -120,5 +142,5 @@ def test_a_thousand_levels(store: FakeStore):
     deep = "/home" + "/a" * 1000
     store.create(deep, b"end", store.own)
     assert get(store, deep).value == b"end"
-    assert len(store.remove("/home/a")) == 1000
+    assert len(store.remove("/home/a", store.own)) == 1000
     assert store.owned(1) == 1

@@ -32,6 +32,11 @@ def begin(store: FakeStore) -> Transaction:
     return Transaction(store, store.own)
 
 
+def create_and_remove(store: FakeStore, path: str) -> None:
+    store.create(path, b"", OWN)
+    store.remove(path, OWN)
+
+
 def write(view: View, path: str, value: bytes = b"new") -> None:
     if view.find(path):
         view.write(path, value, OWN)
@@ -44,7 +49,7 @@ CONFLICTS: list[tuple[str, Callable[[View], object], Callable[[View], object], b
     ("read, other written", lambda t: t.find("/a"), lambda s: write(s, "/b"), False),
     ("read, the same written", lambda t: t.find("/a"), lambda s: write(s, "/a"), True),
     ("read, the same value written", lambda t: t.find("/a"), lambda s: write(s, "/a", b"old"), True),
-    ("read, the same removed", lambda t: t.find("/a"), lambda s: s.remove("/a"), True),
+    ("read, the same removed", lambda t: t.find("/a"), lambda s: s.remove("/a", s.own), True),
     (
         "read, its perms changed",
         lambda t: t.find("/a"),
@@ -54,13 +59,18 @@ CONFLICTS: list[tuple[str, Callable[[View], object], Callable[[View], object], b
     ("read, a child created", lambda t: t.find("/d"), lambda s: write(s, "/d/y"), True),
     ("read, a child written", lambda t: t.find("/d"), lambda s: write(s, "/d/x"), False),
     ("missing, created", lambda t: t.find("/n"), lambda s: write(s, "/n"), True),
-    ("missing, created and gone", lambda t: t.find("/n"), lambda s: (write(s, "/n"), s.remove("/n")), False),
+    (
+        "missing, created and gone",
+        lambda t: t.find("/n"),
+        lambda s: (write(s, "/n"), s.remove("/n", s.own)),
+        False,
+    ),
     ("written, other written", lambda t: write(t, "/a"), lambda s: write(s, "/b"), False),
     ("written, the same written", lambda t: write(t, "/a"), lambda s: write(s, "/a"), True),
     ("created, sibling created", lambda t: write(t, "/d/n"), lambda s: write(s, "/d/m"), True),
     ("created, cousin created", lambda t: write(t, "/d/n"), lambda s: write(s, "/m"), False),
-    ("removed, child created", lambda t: t.remove("/d"), lambda s: write(s, "/d/m"), True),
-    ("nothing", lambda t: None, lambda s: s.remove("/d"), False),
+    ("removed, child created", lambda t: t.remove("/d", t._creator), lambda s: write(s, "/d/m"), True),
+    ("nothing", lambda t: None, lambda s: s.remove("/d", s.own), False),
 ]
 
 
@@ -90,7 +100,7 @@ def test_a_write_before_the_first_touch_is_no_conflict(store: FakeStore):
 def test_nothing_shows_until_the_commit(store: FakeStore):
     transaction = begin(store)
     write(transaction, "/n/m", b"1")
-    transaction.remove("/d")
+    transaction.remove("/d", store.own)
     assert transaction.find("/d/x") is None
     assert store.find("/d/x") is not None
     assert store.find("/n") is None
@@ -109,7 +119,7 @@ def test_changes_are_told_in_the_order_of_first_touch(store: FakeStore):
     transaction.note("/b", exact=False)
     write(transaction, "/gone")
     transaction.note("/gone", exact=False)
-    transaction.remove("/gone")
+    transaction.remove("/gone", store.own)
     transaction.note("/gone", exact=True)
     changes = transaction.commit()
     assert [(change.path, change.exact) for change in changes] == [
@@ -124,7 +134,7 @@ def test_created_and_removed_leaves_no_trace(store: FakeStore):
     before = store.owned(0)
     transaction = begin(store)
     write(transaction, "/n/m")
-    transaction.remove("/n")
+    transaction.remove("/n", store.own)
     transaction.commit()
     assert store.find("/n") is None
     assert store.owned(0) == before
@@ -182,16 +192,16 @@ def test_the_node_quota_is_looked_at_again_by_the_commit(store: FakeStore):
 def test_a_torn_view_bears_everything_and_does_not_commit(store: FakeStore):
     transaction = begin(store)
     assert transaction.find("/d") is not None
-    store.remove("/d")
+    store.remove("/d", store.own)
     assert transaction.find("/d/x") is None  # listed, and missing
     write(transaction, "/d/x")
-    transaction.remove("/d")
+    transaction.remove("/d", store.own)
     other = begin(store)
     assert other.find("/n") is None
     write(store, "/n/m")
     assert other.find("/n/m") is not None  # there, without a parent
     write(other, "/n/m")
-    other.remove("/n/m")
+    other.remove("/n/m", store.own)
     for torn in (transaction, other):
         with pytest.raises(XenError, match="temporarily unavailable"):
             torn.commit()
@@ -241,7 +251,7 @@ class Transactions(RuleBasedStateMachine):
     @rule(path=PATHS)
     def remove_outside(self, path):
         if self.store.find(path):
-            self.store.remove(path)
+            self.store.remove(path, self.store.own)
             self.replay("remove", path, b"")
 
     @rule(transaction=consumes(open))
@@ -267,7 +277,7 @@ class Transactions(RuleBasedStateMachine):
         if verb == "write":
             write(view, path, value)
         elif verb == "remove" and node is not None:
-            view.remove(path)
+            view.remove(path, self.store.own)
         operations.append((operation, saw))
 
     def replay(self, verb: str, path: str, value: bytes):
@@ -305,3 +315,14 @@ class Transactions(RuleBasedStateMachine):
 
 TestTransactions = Transactions.TestCase
 TestTransactions.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_a_conflict_names_who_made_it(store: FakeStore):
+    """Unless it was oneself, or the node is gone."""
+    for by, rival in ((store.guest, 1), (store.own, None)):
+        transaction = begin(store)
+        transaction.find("/a")
+        store.write("/a", b"theirs", by)
+        with pytest.raises(XenError):
+            transaction.commit()
+        assert transaction.rival == rival

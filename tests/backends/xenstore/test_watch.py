@@ -6,6 +6,7 @@ from xenpvd.backends.xenstore import perms as permissions
 from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.quota import DOM0, Quota
+from xenpvd.backends.xenstore.store import Change, Node
 from xenpvd.backends.xenstore.watch import Watches
 from xenpvd.errors import XenError
 
@@ -25,6 +26,10 @@ def guest() -> Connection:
 
 def heard(deliveries) -> list[tuple[int, bytes]]:
     return [(connection.domain.domid, message.payload) for connection, message in deliveries]
+
+
+def fire(watches: Watches, path: str, readers, exact: bool = False):
+    return list(watches.fire([Change(path, exact, tuple(readers))]))
 
 
 # watched, depth, changed, exact, does it hear
@@ -49,7 +54,7 @@ MATCHES = [
 @pytest.mark.parametrize(("watched", "depth", "changed", "exact", "hears"), MATCHES)
 def test_matches(watches: Watches, guest: Connection, watched, depth, changed, exact, hears):
     watches.add(guest, watched, b"t", depth, 0)
-    assert heard(watches.fire(changed, [OPEN], exact=exact)) == [(1, changed.encode() + b"\0t\0")] * hears
+    assert heard(fire(watches, changed, [OPEN], exact=exact)) == [(1, changed.encode() + b"\0t\0")] * hears
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_matches(watches: Watches, guest: Connection, watched, depth, changed, e
 )
 def test_only_those_who_may_read_hear(watches: Watches, guest: Connection, readers, hears: bool):
     watches.add(guest, "/a", b"t", None, 0)
-    assert bool(watches.fire("/a", readers)) is hears
+    assert bool(fire(watches, "/a", readers)) is hears
 
 
 def test_order_is_that_of_registration(watches: Watches, guest: Connection):
@@ -67,18 +72,18 @@ def test_order_is_that_of_registration(watches: Watches, guest: Connection):
     watches.add(own, "/", b"2", None, 0)
     watches.add(guest, "/a", b"3", None, 0)
     watches.add(guest, "/a/b", b"4", None, 0)
-    assert [payload[-2:-1] for _, payload in heard(watches.fire("/a/b", [OPEN]))] == [b"1", b"2", b"3", b"4"]
+    assert [payload[-2:-1] for _, payload in heard(fire(watches, "/a/b", [OPEN]))] == [b"1", b"2", b"3", b"4"]
 
 
 def test_a_relative_watch_hears_relative_paths(watches: Watches, guest: Connection):
     watches.add(guest, "/local/domain/1/data", b"t", None, len("/local/domain/1/"))
-    assert heard(watches.fire("/local/domain/1/data/x", [OPEN])) == [(1, b"data/x\0t\0")]
+    assert heard(fire(watches, "/local/domain/1/data/x", [OPEN])) == [(1, b"data/x\0t\0")]
 
 
 def test_an_event_too_long_for_the_wire_is_dropped(watches: Watches, guest: Connection):
     watches.add(guest, "/a", b"t" * 4092, None, 0)
-    assert len(heard(watches.fire("/a", [OPEN]))[0][1]) == 4096
-    assert watches.fire("/a/b", [OPEN]) == []
+    assert len(heard(fire(watches, "/a", [OPEN]))[0][1]) == 4096
+    assert fire(watches, "/a/b", [OPEN]) == []
 
 
 def test_same_path_and_token_is_refused_others_are_not(watches: Watches, guest: Connection):
@@ -96,7 +101,7 @@ def test_quota_and_reset(watches: Watches, guest: Connection):
         watches.add(guest, "/a", b"more", None, 0)
     watches.reset(guest)
     assert guest.domain.watches == 0
-    assert watches.fire("/a", [OPEN]) == []
+    assert fire(watches, "/a", [OPEN]) == []
     watches.reset(guest)
 
 
@@ -106,7 +111,7 @@ def test_remove(watches: Watches, guest: Connection):
         with pytest.raises(XenError, match="No such"):
             watches.remove(guest, path, token)
     watches.remove(guest, "/a", b"t")
-    assert watches.fire("/a", [OPEN]) == []
+    assert fire(watches, "/a", [OPEN]) == []
 
 
 def test_special(watches: Watches):
@@ -119,3 +124,23 @@ def test_special(watches: Watches):
     expected = [(0, b"@x\x000\0"), (0, b"@x/7\x001\0"), (0, b"@x/7\x003\0")]
     assert heard(watches.fire_special("@x", 7, CLOSED)) == expected
     assert heard(watches.fire_special("@x", 7, OPEN)) == [*expected, (1, b"@x\0g\0")]
+
+
+def test_nothing_is_made_for_who_is_deaf(watches: Watches, guest: Connection):
+    other = Connection(Domain(2, Quota()))
+    for connection in (guest, other):
+        watches.add(connection, "/a", b"t", None, 0)
+    changes = watches.fire([Change("/a", False, (OPEN,)), Change("/a/b", False, (OPEN,))])
+    assert next(changes).connection is guest
+    guest.deaf = True
+    assert [delivery.connection for delivery in changes] == [other, other]
+
+
+def test_of_a_removal_only_what_is_watched_is_told(watches: Watches, guest: Connection):
+    """By their own watches those below, children first; by those above, too, only the topmost."""
+    gone = {path: Node(b"", OPEN, 1) for path in ("/a", "/a/c", "/a/b", "/a/b/x")}
+    for path in ("/", "/a/b", "/a"):
+        watches.add(guest, path, b"t", None, 0)
+    told = list(watches.of_removal(gone, CLOSED))
+    assert told == [Change("/a/b", True, (OPEN, OPEN)), Change("/a", False, (OPEN, CLOSED))]
+    assert [payload for _, payload in heard(watches.fire(told))] == [b"/a/b\0t\0", b"/a\0t\0", b"/a\0t\0"]

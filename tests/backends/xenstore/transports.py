@@ -94,13 +94,13 @@ class World:
 
     async def guest(self, domid: int) -> Guest:
         """One more connection of a guest's; on a ring it has one."""
-        if domid in self.rings:
-            return self.rings[domid]
         home = f"/local/domain/{domid}"
         if not self.store.exists(f"{home}/data"):
             for path, perms in ((home, ["n0", f"r{domid}"]), (f"{home}/data", [f"n{domid}"])):
                 self.own.mkdir(path)
                 self.own.set_perms(path, perms)
+        if domid in self.rings:
+            return self.rings[domid]
         guest = await (self._on_ring(domid) if self.kind == "ring" else self._on_socket(domid))
         self.guests.append(guest)
         return guest

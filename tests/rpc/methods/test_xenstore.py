@@ -28,7 +28,12 @@ async def test_answers(peer: Peer, method: str, params: dict[str, Any], expected
 
 async def test_list_tree_and_remove(peer: Peer, service: FakeService) -> None:
     assert await peer.result("xenstore.list", path="/tool") == ["name", "raw"]
-    assert (await peer.result("xenstore.tree"))[2] == {"path": "/tool/name", "value": "web1", "perms": ["n0"]}
+    assert (await peer.result("xenstore.tree"))[2] == {
+        "path": "/tool/name",
+        "value": "web1",
+        "perms": ["n0"],
+        "base64": None,
+    }
     told = await peer.fault("xenstore.read", path="/none")
     assert told["data"] == {"reason": "XENSTORE", "error": "ENOENT", "path": "/none"}
     assert await peer.result("xenstore.remove", path="/tool/raw") is None

@@ -6,7 +6,9 @@ payload of its reply or raises ``XenError``, whose one translation to a name on 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from errno import E2BIG, ENOSYS
+from itertools import chain
 
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore import control, domain_ops, node_ops
@@ -19,9 +21,12 @@ from xenpvd.errors import XenError
 _OPERATIONS = node_ops.OPERATIONS | domain_ops.OPERATIONS | control.OPERATIONS
 
 
-def call(state: State, connection: Connection, message: Message) -> list[Delivery]:
-    """Do what a message asks for. Returns the messages that follow from it in order; among them, to
-    ``connection``, exactly one reply."""
+def call(state: State, connection: Connection, message: Message) -> Iterator[Delivery]:
+    """Do what a message asks for, at once. Gives the messages that follow from it in order; among them, to
+    ``connection``, exactly one reply.
+
+    They are made as they are taken: a commit can make many more events than anybody lets wait for him.
+    """
     request = Request(state, connection, message)
     try:
         type_, payload = message.type, _perform(request)
@@ -33,7 +38,9 @@ def call(state: State, connection: Connection, message: Message) -> list[Deliver
     if state.tracing and state.rings is not None:
         state.rings.print(state.history.last())
     reply = Message(type_, message.req_id, message.tx_id, payload)
-    return [*request.events, Delivery(connection, reply), *request.after]
+    return chain(
+        state.watches.fire(request.changes), request.events, (Delivery(connection, reply),), request.after
+    )
 
 
 def _perform(request: Request) -> bytes:

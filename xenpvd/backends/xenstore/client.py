@@ -38,7 +38,8 @@ _CURES = {
 _ERRNO = {name: number for number, name in abi.XSD_ERRORS.items()}
 
 
-def _fault(type_: int, path: str, error: str) -> XenstoreFault:
+def refusal(type_: int, path: str, error: str) -> XenstoreFault:
+    """What a request of ``type_`` for ``path`` fails with."""
     message = f"cannot {_WHAT[type_].format(path)} in xenstore: {os.strerror(_ERRNO[error])} ({error})."
     return XenstoreFault(f"{message} {_CURES.get(error, '')}".rstrip(), error, path)
 
@@ -58,7 +59,7 @@ class Transaction:
         try:
             raw = value.encode() if isinstance(value, str) else value
         except UnicodeEncodeError:
-            raise _fault(abi.XS_WRITE, path, "EINVAL") from None
+            raise refusal(abi.XS_WRITE, path, "EINVAL") from None
         self._ask(abi.XS_WRITE, path, raw)
 
     def mkdir(self, path: str) -> None:
@@ -96,13 +97,13 @@ class Transaction:
         """Send the string ``first`` (a path, mostly) and ``rest``; returns the reply's payload."""
         raw = first.encode("ascii", "replace")
         if b"\0" in raw:
-            raise _fault(type_, first.replace("\0", "?"), "EINVAL")
+            raise refusal(type_, first.replace("\0", "?"), "EINVAL")
         payload = join(raw) + rest
         if len(payload) > abi.XENSTORE_PAYLOAD_MAX:
-            raise _fault(type_, first, "E2BIG")
+            raise refusal(type_, first, "E2BIG")
         reply = self._call(Message(type_, 0, self._tx_id, payload))
         if reply.type == abi.XS_ERROR:
-            raise _fault(type_, first, strings(reply.payload)[0].decode())
+            raise refusal(type_, first, strings(reply.payload)[0].decode())
         return reply.payload
 
 

@@ -13,12 +13,14 @@ from xenpvd.errors import XenError
 class Connection:
     """A domain's connection and its open transactions. Two connections are never equal."""
 
-    def __init__(self, domain: Domain, name: str = "ring", *, implicit_path: bool = True) -> None:
+    def __init__(self, domain: Domain, name: str = "ring") -> None:
         self.domain = domain
         #: who is at its other end, for people
         self.name = name
-        #: what relative paths begin with; None: they are refused, as xenstored does on its socket
-        self.home = paths.home(domain.domid) if implicit_path else None
+        #: what relative paths begin with
+        self.home = paths.home(domain.domid)
+        #: so much waits for it that no event fits in any more: none is even made
+        self.deaf = False
         self._transactions: dict[int, Transaction] = {}
         self._last_tx_id = 0
 

@@ -9,6 +9,9 @@ from errno import ENOMEM
 from xenpvd.backends.xenstore.quota import DOM0, NO_LIMIT, Quota, field_of
 from xenpvd.errors import XenError
 
+#: Seconds that a domain waits at most for another's transaction
+REST_MAX = 0.4
+
 
 @dataclass(slots=True, eq=False)
 class Domain:
@@ -27,6 +30,9 @@ class Domain:
     outstanding: int = 0
     #: bytes of its nodes and watches, of the copies in its transactions, and of what waits to be read by it
     memory: int = 0
+    #: by ``State.clock``: until when no request of it is taken, and until when that may not happen again
+    rest_until: float = 0.0
+    spared_until: float = 0.0
 
     def __post_init__(self) -> None:
         self.who = (self.domid,)
@@ -34,6 +40,17 @@ class Domain:
     @property
     def privileged(self) -> bool:
         return self.domid == 0
+
+    def rest(self, now: float, seconds: float) -> None:
+        """Its change made a transaction of another domain fail, which had taken ``seconds``: let that one go
+        first now. At most half of the time, so that nobody can be shut out by transactions that fail."""
+        if not self.privileged and now >= self.spared_until:
+            seconds = min(2 * seconds, REST_MAX)
+            self.rest_until, self.spared_until = now + seconds, now + 2 * seconds
+
+    def resting(self, now: float) -> float | None:
+        """Seconds for which no request of it is to be taken; None: it may go on."""
+        return self.rest_until - now if now < self.rest_until else None
 
     def check_memory(self, more: int, less: int = 0) -> None:
         """Can it have ``more``, once it has given back ``less``? Raises ``XenError`` ENOMEM."""

@@ -59,8 +59,7 @@ def do_release(request: Request) -> bytes:
     connection = state.introduced.pop(domid)
     if connection is not None:
         state.reset(connection)
-    state.domains.released(domid)
-    request.events += state.special(paths.RELEASE_DOMAIN, domid)
+    request.events += state.release(domid)
     return OK
 
 

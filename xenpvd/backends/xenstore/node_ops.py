@@ -48,8 +48,7 @@ def do_rm(request: Request) -> bytes:
         return OK
     if path == "/":
         raise XenError(EINVAL, "the root stays")
-    for removed, readers in request.view.remove(path):
-        request.removed(removed, readers, exact=removed != path)
+    request.removed(path, request.view.remove(path, request.domain))
     return OK
 
 
@@ -92,7 +91,7 @@ def do_watch(request: Request) -> bytes:
     limit = number(depth[0], "depth", 0x7FFF_FFFF) if depth else None
     path = request.path(raw, special=True)
     home = request.connection.home
-    prefix = 0 if home is None or raw[:1] in (b"/", b"@") else len(home) + 1
+    prefix = 0 if raw[:1] in (b"/", b"@") else len(home) + 1
     watch = request.state.watches.add(request.connection, path, token, limit, prefix)
     request.after += watch.event(path)
     return OK
@@ -112,21 +111,25 @@ def do_reset_watches(request: Request) -> bytes:
 def do_transaction_start(request: Request) -> bytes:
     if request.transaction is not None:
         raise XenError(EBUSY, "transactions do not nest")
-    return join(str(request.connection.begin(Transaction(request.state.store, request.domain))))
+    state = request.state
+    return join(str(request.connection.begin(Transaction(state.store, request.domain, state.clock()))))
 
 
 def do_transaction_end(request: Request) -> bytes:
     verdict = request.argument()
     if verdict not in (b"T", b"F"):
         raise XenError(EINVAL, "T or F is wanted")
-    if request.transaction is None:
+    transaction, state = request.transaction, request.state
+    if transaction is None:
         raise XenError(ENOENT, "no transaction")
     try:
-        changes = request.transaction.commit() if verdict == b"T" else []
+        if verdict == b"T":
+            request.changes += transaction.commit()
     finally:
         request.connection.end(request.message.tx_id)
-    for change in changes:
-        request.events += request.state.watches.fire(change.path, change.readers, exact=change.exact)
+        if transaction.rival is not None:
+            now = state.clock()
+            state.domains.of(transaction.rival).rest(now, now - transaction.began)
     return OK
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from xenpvd.abi.io_xs_wire import XS_WATCH_EVENT, XSD_SOCKMSG
-from xenpvd.backends.xenstore.domain import Domain
+from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.wire import Message, encode
 
 #: Bytes that wait for one reader, whoever it is, before its events are dropped
@@ -30,14 +30,17 @@ class _Waiting(NamedTuple):
 class Outbox:
     """First in, first out. An event equal to one that waits is merged with it, except for ``@name``s.
 
-    Events are dropped beyond the quota, or when they have waited for too long by ``clock`` (seconds) and
+    Events are dropped beyond the quotas, or when they have waited for too long by ``clock`` (seconds) and
     another one comes; ``on_drop`` is called for the first since the reader last took something, and may
-    :meth:`clear` it. Replies are never dropped: whoever handles requests must stop while the reader is
-    :attr:`behind`.
+    :meth:`clear` it. The connection is deaf from an event that had no room until the reader takes something.
+    Replies are never dropped: whoever handles requests must stop while the reader is :attr:`behind`.
     """
 
-    def __init__(self, domain: Domain, clock: Callable[[], float], on_drop: Callable[[], None]) -> None:
-        self._domain = domain
+    def __init__(
+        self, connection: Connection, clock: Callable[[], float], on_drop: Callable[[], None]
+    ) -> None:
+        self._connection = connection
+        self._domain = connection.domain
         self._clock = clock
         self._on_drop = on_drop
         self._queue: deque[_Waiting] = deque()
@@ -75,9 +78,8 @@ class Outbox:
             return
         if message.payload in self._events:
             return
-        quota = self._domain.quota
-        dropped = self._expire(waiting.since - quota.event_timeout)
-        full = len(self._queue) - self._replies >= quota.watch_events or self._bytes >= BYTES_MAX
+        dropped = self._expire(waiting.since - self._domain.quota.event_timeout)
+        full = self._connection.deaf = not self._has_room(waiting.size)
         if not full:
             if not message.payload.startswith(b"@"):
                 self._events.add(message.payload)
@@ -85,6 +87,15 @@ class Outbox:
         if (full or dropped) and not self._dropping:
             self._dropping = True
             self._on_drop()  # last, as it may end with :meth:`clear`
+
+    def _has_room(self, size: int) -> bool:
+        """For one more event. There always is for one, as a domain that owns too much must get on, too."""
+        domain = self._domain
+        return self.empty or (
+            len(self._queue) - self._replies < domain.quota.watch_events
+            and self._bytes < BYTES_MAX
+            and domain.memory + size <= domain.quota.memory
+        )
 
     def _append(self, waiting: _Waiting) -> None:
         self._queue.append(waiting)
@@ -109,7 +120,7 @@ class Outbox:
 
     def sent(self, length: int) -> None:
         """``length`` bytes of :meth:`head` have gone."""
-        self._dropping = False
+        self._dropping = self._connection.deaf = False
         self._sending = self._sending[length:]
         if not self._sending and self._sending_reply:
             self._sending_reply = False
@@ -122,7 +133,7 @@ class Outbox:
         self._queue.clear()
         self._events.clear()
         self._sending = memoryview(b"")
-        self._sending_reply = self._dropping = False
+        self._sending_reply = self._dropping = self._connection.deaf = False
         self._replies = 0
 
     def _expire(self, before: float) -> bool:

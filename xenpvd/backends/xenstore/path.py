@@ -21,8 +21,8 @@ def home(domid: int) -> str:
     return f"/local/domain/{domid}"
 
 
-def canonical(raw: bytes, base: str | None, path_max: int, *, special: bool = False) -> str:
-    """The absolute path that ``raw`` names for a connection whose home is ``base`` (None: it has none).
+def canonical(raw: bytes, base: str, path_max: int, *, special: bool = False) -> str:
+    """The absolute path that ``raw`` names for a connection whose home is ``base``.
 
     ``path_max`` limits what follows ``/local/domain/<domid>/``; ``special`` allows ``@name``, for
     watches and permissions. Raises ``XenError`` EINVAL.
@@ -34,8 +34,6 @@ def canonical(raw: bytes, base: str | None, path_max: int, *, special: bool = Fa
         if not special:
             raise XenError(EINVAL, "@names are for watches and permissions only")
     elif path[0] != "/":
-        if base is None:
-            raise XenError(EINVAL, "a relative path, from a connection that is no domain's")
         path = f"{base}/{path}"
     if "//" in path or (path[-1] == "/" and path != "/"):
         raise XenError(EINVAL, "no path: a doubled or trailing slash")
@@ -65,3 +63,8 @@ def upwards(path: str) -> Iterator[str]:
     while "/" in path and path != "/":
         path = parent(path)
         yield path
+
+
+def level(path: str) -> int:
+    """How far below the root, or below its ``@name``."""
+    return 0 if path == "/" else path.count("/")

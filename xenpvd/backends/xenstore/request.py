@@ -12,7 +12,7 @@ from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.domain import Domain, Domains
 from xenpvd.backends.xenstore.history import History
 from xenpvd.backends.xenstore.perms import WRITE, Perms
-from xenpvd.backends.xenstore.store import Node, Store, View
+from xenpvd.backends.xenstore.store import Change, Node, Store, View
 from xenpvd.backends.xenstore.transaction import Transaction
 from xenpvd.backends.xenstore.watch import Delivery, Watches
 from xenpvd.backends.xenstore.wire import Message, join, strings
@@ -36,10 +36,17 @@ class Rings(Protocol):
 
 class State:
     """All that a request can see or change. ``introduced`` holds the domids that are connected, each with its
-    connection; those on a socket have none of their own. ``now`` gives the time for the history."""
+    connection; those on a socket have none of their own. ``now`` gives the time for the history, ``clock``
+    seconds that never jump."""
 
-    def __init__(self, rings: Rings | None = None, now: Callable[[], float] = float) -> None:
+    def __init__(
+        self,
+        rings: Rings | None = None,
+        now: Callable[[], float] = float,
+        clock: Callable[[], float] = float,
+    ) -> None:
         self.rings = rings
+        self.clock = clock
         self.domains = Domains()
         self.store = Store(self.domains)
         self.watches = Watches()
@@ -53,6 +60,16 @@ class State:
         self.watches.reset(connection)
         connection.reset_transactions()
 
+    def release(self, domid: int) -> list[Delivery]:
+        """A domain is gone: nothing of it stays for the next one of its number. What watches hear of it."""
+        self.domains.released(domid)
+        changes = [
+            change
+            for gone in self.store.release(domid, self.domains.of(0))
+            for change in self.watches.of_removal(gone, self.store.above(next(iter(gone))))
+        ]
+        return [*self.watches.fire(changes), *self.special(paths.RELEASE_DOMAIN, domid)]
+
     def special(self, name: str, domid: int) -> list[Delivery]:
         """The events of @introduceDomain or @releaseDomain."""
         node = self.store.find(name)
@@ -62,12 +79,14 @@ class State:
 
 @dataclass(slots=True)
 class Request:
-    """One request on its way: ``events`` go out before its reply, ``after`` behind it."""
+    """One request on its way: the events of ``changes`` and ``events`` go out before its reply, ``after``
+    behind it."""
 
     state: State
     connection: Connection
     message: Message
     transaction: Transaction | None = None
+    changes: list[Change] = field(default_factory=list)
     events: list[Delivery] = field(default_factory=list)
     after: list[Delivery] = field(default_factory=list)
 
@@ -120,14 +139,15 @@ class Request:
             return
         node = self.view.find(path)
         assert node is not None
-        self.events += self.state.watches.fire(path, (*old, *self.view.readable(path, node)))
+        self.changes.append(Change(path, False, (*old, *self.view.readable(path, node))))
 
-    def removed(self, path: str, readers: tuple[Perms, ...], *, exact: bool) -> None:
-        """Tell the watches of a node that is gone, now or at the commit."""
-        if self.transaction is not None:
-            self.transaction.note(path, exact)
-        else:
-            self.events += self.state.watches.fire(path, readers, exact=exact)
+    def removed(self, path: str, gone: dict[str, Node]) -> None:
+        """Tell the watches of a node that is gone with all below it, now or at the commit."""
+        if self.transaction is None:
+            self.changes += self.state.watches.of_removal(gone, self.state.store.above(path))
+            return
+        for here in reversed(gone):
+            self.transaction.note(here, exact=here != path)
 
 
 class Op(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from xenpvd.abi.io_xs_wire import XENSTORE_ERROR_COMM
@@ -26,8 +27,8 @@ class RingServer:
 
     ``handle(request)`` must lead to one :meth:`deliver` of its reply; ``reset()`` drops what the connection
     has set up, for a guest that reconnects; ``on_cut(task's name, fault)`` is called when the connection is
-    cut off, with ``ConnectionFault`` if that is the guest's doing: it may then connect anew.
-    What waits for the guest is in ``outbox``.
+    cut off, with ``ConnectionFault`` if that is the guest's doing: it may then connect anew. ``resting()``
+    gives the seconds for which no request is to be taken. What waits for the guest is in ``outbox``.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class RingServer:
         handle: Callable[[Message], None],
         reset: Callable[[], None],
         on_cut: Callable[[str, BaseException], None],
+        resting: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._port = port
         self._handle = handle
         self._reset = reset
         self._on_cut = on_cut
+        self._resting = resting
         self._ring = Ring(page)
         self._parser = Parser()
         self._outbox = outbox
@@ -99,8 +102,10 @@ class RingServer:
         while True:
             if self._pump():
                 await asyncio.sleep(0)
-            else:
-                await self._kicks.wait()
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._resting()):
+                    await self._kicks.wait()
 
     def _pump(self) -> bool:
         """Move what can be moved, for a while; False if nothing is left to do before the next kick."""
@@ -121,7 +126,7 @@ class RingServer:
             self._reconnect()
             return True
         sent = self._send()
-        if self._outbox.behind:
+        if self._outbox.behind or self._resting() is not None:
             return sent
         if (message := self._parser.next()) is not None:
             self._handle(message)

@@ -15,9 +15,8 @@ from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore import perms as permissions
 from xenpvd.backends.xenstore.call import call
-from xenpvd.backends.xenstore.client import Client
+from xenpvd.backends.xenstore.client import Client, refusal
 from xenpvd.backends.xenstore.connection import Connection
-from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.outbox import Outbox
 from xenpvd.backends.xenstore.quota import NAMES, USED
 from xenpvd.backends.xenstore.request import State
@@ -34,9 +33,9 @@ _LOOKS = (XS_DIRECTORY, XS_READ, XS_GET_PERMS)
 
 
 class Session(NamedTuple):
-    """What :meth:`Xenstore.open` gives: whose it is, make a request, and end it all."""
+    """What :meth:`Xenstore.open` gives: what it is, make a request, and end it all."""
 
-    domain: Domain
+    connection: Connection
     call: Callable[[Message], None]
     close: Callable[[], None]
 
@@ -54,7 +53,7 @@ class Xenstore:
     ) -> None:
         self._publish = publish
         self._on_fault = on_fault
-        self._state = State(self, time.time)
+        self._state = State(self, time.time, time.monotonic)
         self._servers: dict[int, tuple[Connection, RingServer]] = {}
         self._outlets: dict[Connection, Callable[[Message], None]] = {}
         #: domains that have no ring, and how to end each of their sessions
@@ -87,7 +86,7 @@ class Xenstore:
             raise ValueError(f"domain {domid} is connected")
         domain = self._state.domains.of(domid)
         connection = Connection(domain)
-        outbox = Outbox(domain, clock, lambda: self._publish("xenstore.lost", domid=domid))
+        outbox = Outbox(connection, clock, lambda: self._publish("xenstore.lost", domid=domid))
 
         def handle(message: Message) -> None:
             if on_request is not None:
@@ -104,6 +103,7 @@ class Xenstore:
             handle=handle,
             reset=lambda: self._state.reset(connection),
             on_cut=lambda name, fault: self._cut(connection, name, fault),
+            resting=lambda: domain.resting(time.monotonic()),
         )
         self._servers[domid] = connection, server
         self._outlets[connection] = server.deliver
@@ -146,28 +146,30 @@ class Xenstore:
         if domid not in self._state.introduced:
             raise ValueError(f"domain {domid} is released")
         domain = self._state.domains.of(domid)
-        connection = Connection(domain, name, implicit_path=domid != 0)
+        connection = Connection(domain, name)
         self._outlets[connection] = deliver
         if domid in self._ringless:
             self._ringless[domid][connection] = end
-        return Session(domain, partial(self._call, connection), partial(self._close, connection))
+        return Session(connection, partial(self._call, connection), partial(self._close, connection))
 
     def _close(self, connection: Connection) -> None:
         self._state.reset(connection)
+        connection.deaf = True  # there may be events for it on their way
         self._outlets.pop(connection, None)
         self._ringless.get(connection.domain.domid, {}).pop(connection, None)
 
     def introduce(self, domid: int) -> None:
-        """Let a domain exist that has no ring. Its home is its own, as a toolstack would make it."""
+        """Let a domain exist that has no ring, with a home as a toolstack makes it: ``data`` is its own."""
         home = paths.home(domid)
-        self.client.mkdir(home)
-        self.client.set_perms(home, [f"n{domid}"])
+        for path, perms in ((home, ["n0", f"r{domid}"]), (f"{home}/data", [f"n{domid}"])):
+            self.client.mkdir(path)
+            self.client.set_perms(path, perms)
         self._state.introduced[domid] = None
         self._ringless[domid] = {}
         self._route(self._state.special(paths.INTRODUCE_DOMAIN, domid))
 
     async def disconnect(self, domid: int) -> None:
-        """Stop serving a domain and drop its watches and transactions, not its nodes (@releaseDomain).
+        """Stop serving a domain, and drop its watches, transactions and nodes (@releaseDomain).
 
         Does nothing if it is not connected.
         """
@@ -178,8 +180,7 @@ class Xenstore:
         self._state.reset(connection)
         del self._outlets[connection]
         if self._state.introduced.pop(domid, None) is not None:  # else it was released before
-            self._state.domains.released(domid)
-            self._route(self._state.special(paths.RELEASE_DOMAIN, domid))
+            self._route(self._state.release(domid))
 
     def quotas(self, domid: int) -> list[XenstoreQuota]:
         """A domain's, and what it has taken of them; 0 is no limit."""
@@ -213,18 +214,17 @@ class Xenstore:
     def tree(self, path: str = "/", depth: int | None = None) -> Iterable[XenstoreNode]:
         """The node and what is below it, parents first, ``depth`` levels further down at most (None: all).
 
-        Raises ``NotFound``.
+        Raises ``XenstoreFault``.
         """
         if not self.exists(path):
-            raise NotFound(f"cannot list {path}: there is no such node. Check the path.", "path", path)
+            raise refusal(XS_DIRECTORY, path, "ENOENT")
         found = []
         stack = [(path, 0)]
         while stack:
             here, level = stack.pop()
             node = self._state.store.find(here)
             assert node is not None
-            text = node.value.decode("utf-8", "replace")
-            found.append(XenstoreNode(here, text, tuple(permissions.words(node.perms))))
+            found.append(XenstoreNode.of(here, node.value, permissions.words(node.perms)))
             if depth is None or level < depth:
                 stack.extend((paths.child(here, leaf), level + 1) for leaf in reversed(node.children))
         return found
@@ -239,7 +239,7 @@ class Xenstore:
     def _call(self, connection: Connection, message: Message) -> None:
         self._route(call(self._state, connection, message))
 
-    def _route(self, deliveries: list[Delivery]) -> None:
+    def _route(self, deliveries: Iterable[Delivery]) -> None:
         for connection, message in deliveries:
             if (deliver := self._outlets.get(connection)) is not None:  # else it has been cut off meanwhile
                 deliver(message)

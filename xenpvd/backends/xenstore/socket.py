@@ -73,7 +73,7 @@ class Peer(asyncio.Protocol):
             self._closed = True
             self._transport.abort()
             return
-        self._outbox = Outbox(self._session.domain, monotonic, self._deaf)
+        self._outbox = Outbox(self._session.connection, monotonic, self._deaf)
         self._server.peers.add(self)
         if len(self._server.peers) > CLIENTS_MAX:
             self.cut(f"{CLIENTS_MAX} clients are connected")
@@ -89,7 +89,8 @@ class Peer(asyncio.Protocol):
     def eof_received(self) -> bool:
         """It has said all: what it asked is answered first."""
         self._eof = True
-        self._work()
+        if self._turn is None:
+            self._work()
         return True
 
     def pause_writing(self) -> None:
@@ -97,7 +98,8 @@ class Peer(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._full = False
-        self._work()
+        if self._turn is None:
+            self._work()
 
     def cut(self, why: str) -> None:
         """End the conversation at once."""
@@ -110,8 +112,8 @@ class Peer(asyncio.Protocol):
         if not self._closed:
             self._closed = True
             self._server.peers.discard(self)
-            self._session.close()
             self._outbox.clear()
+            self._session.close()
             if self._turn is not None:
                 self._turn.cancel()
 
@@ -144,9 +146,10 @@ class Peer(asyncio.Protocol):
             self.cut("internal error")
         if self._closed:
             return
-        if more:
+        rest = self._session.connection.domain.resting(monotonic())
+        if more or rest is not None:
             self._transport.pause_reading()
-            self._turn = asyncio.get_running_loop().call_soon(self._work)
+            self._turn = asyncio.get_running_loop().call_later(rest or 0, self._work)
         elif self._full:
             self._transport.pause_reading()
         elif self._eof:
@@ -158,8 +161,9 @@ class Peer(asyncio.Protocol):
     def _answer(self) -> bool:
         """True if there may be more to do right now. Raises :class:`ConnectionFault`."""
         self._flush()
+        domain = self._session.connection.domain
         for _ in range(BURST):
-            if self._closed or self._outbox.behind:
+            if self._closed or self._outbox.behind or domain.resting(monotonic()) is not None:
                 return False
             if (message := self._parser.next()) is None:
                 return False

@@ -6,9 +6,11 @@ Paths come canonical (``path.canonical``). Everything walks by loops, so depth c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from errno import EACCES, ENOENT
+from typing import NamedTuple
 
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore import perms as permissions
@@ -32,6 +34,8 @@ class Node:
     value: bytes
     perms: Perms
     generation: int
+    #: the domain that made it what it is
+    writer: int = 0
     children: dict[str, None] = field(default_factory=dict)
     names_size: int = 0
 
@@ -41,10 +45,12 @@ class Node:
 
     def memory(self, path: str) -> int:
         """Bytes that its owner pays for it."""
-        return NODE_HEADER + len(path) + PERM_SIZE * len(self.perms) + self.size
+        size = len(self.value) + self.names_size
+        return NODE_HEADER + len(path) + PERM_SIZE * len(self.perms) + size
 
     def copy(self) -> Node:
-        return Node(self.value, self.perms, self.generation, self.children.copy(), self.names_size)
+        children = self.children.copy()
+        return Node(self.value, self.perms, self.generation, self.writer, children, self.names_size)
 
     def add_child(self, leaf: str) -> None:
         if leaf not in self.children:
@@ -55,6 +61,17 @@ class Node:
         if leaf in self.children:
             del self.children[leaf]
             self.names_size -= len(leaf) + 1
+
+
+class Change(NamedTuple):
+    """What watches have to hear of: of this very path (``exact``), or of those above it as well.
+
+    ``readers`` are the perms of which one must give READ to be told of it.
+    """
+
+    path: str
+    exact: bool
+    readers: tuple[Perms, ...]
 
 
 class View(ABC):
@@ -77,14 +94,21 @@ class View(ABC):
     def next_generation(self) -> int: ...
 
     @abstractmethod
-    def _edit(self, path: str) -> Node:
-        """The existing node, to be changed; it has a new generation."""
+    def _touch(self, path: str) -> Node:
+        """The existing node, to be changed."""
+
+    def _edit(self, path: str, by: Domain) -> Node:
+        """The existing node, to be changed; it has a new generation, and ``by`` for its writer."""
+        node = self._touch(path)
+        node.generation, node.writer = self.next_generation(), by.domid
+        return node
 
     @abstractmethod
     def _insert(self, path: str, node: Node) -> None: ...
 
     @abstractmethod
-    def _delete(self, path: str) -> None: ...
+    def _take(self, path: str) -> Node | None:
+        """The node, if there is one, which is not there any more."""
 
     @abstractmethod
     def _payer(self, owner: int) -> Domain:
@@ -115,8 +139,12 @@ class View(ABC):
 
     def readable(self, path: str, node: Node) -> tuple[Perms, Perms]:
         """The perms of which one must give READ to be told of a change of ``node``: its own, its parent's."""
-        above = self.find(paths.parent(path))
-        return node.perms, above.perms if above is not None else permissions.PRIVATE
+        return node.perms, self.above(path)
+
+    def above(self, path: str) -> Perms:
+        """The perms of the parent."""
+        parent = self.find(paths.parent(path))
+        return parent.perms if parent is not None else permissions.PRIVATE
 
     def write(self, path: str, value: bytes, by: Domain) -> None:
         """Change the value of an existing node."""
@@ -125,7 +153,7 @@ class View(ABC):
         owner, more = node.perms[0].domid, len(value) - len(node.value)
         by.quota.check_node_size(len(value) + node.names_size)
         self._check_memory(by, owner, more)
-        self._edit(path).value = value
+        self._edit(path, by).value = value
         self._charge(owner, 0, more)
 
     def create(self, path: str, value: bytes, by: Domain) -> None:
@@ -136,16 +164,16 @@ class View(ABC):
         inherited = permissions.inherited(parent.perms, by.domid)
         owner = inherited[0].domid
         nodes = {
-            new: Node(value if new == path else b"", inherited, self.next_generation())
+            new: Node(value if new == path else b"", inherited, self.next_generation(), by.domid)
             for new in reversed(missing)
         }
-        by.quota.check_nodes(self.owned(by.domid), len(missing))
+        self._check_nodes(by, len(missing))
         by.quota.check_node_size(len(value))
         by.quota.check_node_size(parent.size + len(paths.name(missing[-1])) + 1)
         names = sum(len(paths.name(new)) + 1 for new in missing)
         self._check_memory(by, owner, names + sum(node.memory(new) for new, node in nodes.items()))
         for new, node in nodes.items():
-            parent, leaf = self._edit(paths.parent(new)), paths.name(new)
+            parent, leaf = self._edit(paths.parent(new), by), paths.name(new)
             parent.add_child(leaf)
             self._charge(parent.perms[0].domid, 0, len(leaf) + 1)
             self._insert(new, node)
@@ -156,44 +184,42 @@ class View(ABC):
         assert node is not None
         more = PERM_SIZE * (len(perms) - len(node.perms))
         self._check_memory(by, perms[0].domid, more)
-        node = self._edit(path)
+        node = self._edit(path, by)
         self._charge(node.perms[0].domid, -1, -node.memory(path))
         node.perms = perms
         self._charge(perms[0].domid, 1, node.memory(path))
+
+    def _check_nodes(self, by: Domain, more: int) -> None:
+        by.quota.check_nodes(self.owned(by.domid), more)
 
     def _check_memory(self, by: Domain, owner: int, more: int) -> None:
         if not by.privileged:
             self._payer(owner).check_memory(more)
 
-    def remove(self, path: str) -> list[tuple[str, tuple[Perms, Perms]]]:
-        """Remove a node (not the root) and all below. Returns each path removed, children before parents,
-        with its :meth:`readable` perms of before."""
-        order = []
-        stack = [(path, self._leaves(path))]
+    def remove(self, path: str, by: Domain) -> dict[str, Node]:
+        """Remove a node (not the root) and all below. Returns what is gone, parents before children, the last
+        child first: the other way round it is in the order of removal."""
+        gone: dict[str, Node] = {}
+        nodes, memory = Counter[int](), Counter[int]()
+        stack = [path]
         while stack:
-            here, leaves = stack[-1]
-            if (leaf := next(leaves, None)) is not None:
-                below = paths.child(here, leaf)
-                stack.append((below, self._leaves(below)))
+            here = stack.pop()
+            if (node := self._take(here)) is None:
                 continue
-            if (node := self.find(here)) is not None:
-                order.append((here, self.readable(here, node)))
-            stack.pop()
-        for here, (own, _) in order:
-            node = self.find(here)
-            assert node is not None
-            self._charge(own[0].domid, -1, -node.memory(here))
-            self._delete(here)
+            gone[here] = node
+            if node.children:
+                stack += [f"{here}/{leaf}" for leaf in node.children]
+            owner = node.perms[0].domid
+            nodes[owner] += 1
+            memory[owner] += node.memory(here)
+        for owner, count in nodes.items():
+            self._charge(owner, -count, -memory[owner])
         if self.find(above := paths.parent(path)) is not None:
-            parent, leaf = self._edit(above), paths.name(path)
+            parent, leaf = self._edit(above, by), paths.name(path)
             if leaf in parent.children:
                 self._charge(parent.perms[0].domid, 0, -len(leaf) - 1)
                 parent.drop_child(leaf)
-        return order
-
-    def _leaves(self, path: str) -> Iterator[str]:
-        node = self.find(path)
-        return iter(node.children if node is not None else ())
+        return gone
 
 
 class Store(View):
@@ -232,16 +258,34 @@ class Store(View):
             self._nodes[path] = node
             self._charge(node.perms[0].domid, 1, node.memory(path))
 
-    def _edit(self, path: str) -> Node:
-        node = self._nodes[path]
-        node.generation = self.next_generation()
-        return node
+    def release(self, domid: int, by: Domain) -> list[dict[str, Node]]:
+        """Remove the nodes of a domain that is gone, with all below them, and its rights to others' nodes:
+        the next domain of its number shall not have them. Returns what each :meth:`remove` gave."""
+        had = [
+            (path, node.perms)
+            for path, node in self._nodes.items()
+            if any(perm.domid == domid for perm in node.perms)
+        ]
+        gone = []
+        for path, perms in had:
+            owner, *others = perms
+            stays = path == "/" or path[0] == "@"
+            if owner.domid == domid and not stays:
+                if path in self._nodes:  # else it went with one above it
+                    gone.append(self.remove(path, by))
+            elif path in self._nodes:
+                owner = owner._replace(domid=0) if owner.domid == domid else owner
+                self.set_perms(path, (owner, *(perm for perm in others if perm.domid != domid)), by)
+        return gone
+
+    def _touch(self, path: str) -> Node:
+        return self._nodes[path]
 
     def _insert(self, path: str, node: Node) -> None:
         self._nodes[path] = node
 
-    def _delete(self, path: str) -> None:
-        del self._nodes[path]
+    def _take(self, path: str) -> Node | None:
+        return self._nodes.pop(path, None)
 
     def _payer(self, owner: int) -> Domain:
         return self.account(owner)

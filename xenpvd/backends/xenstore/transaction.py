@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EAGAIN, ENOMEM
-from typing import NamedTuple
+from errno import EAGAIN, ENOMEM, ENOSPC
 
 from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.perms import Perms
-from xenpvd.backends.xenstore.store import NODE_HEADER, Node, Store, View
+from xenpvd.backends.xenstore.store import NODE_HEADER, Change, Node, Store, View
 from xenpvd.errors import XenError
 
 
@@ -30,18 +29,14 @@ class _Access:
     exact: bool | None = None
 
 
-class Change(NamedTuple):
-    """A committed change; ``readers`` are the perms of which one must give READ to be told of it."""
-
-    path: str
-    exact: bool
-    readers: tuple[Perms, ...]
-
-
 class Transaction(View):
-    """Begins now, and may be committed once. Its creator pays for all copies, until :meth:`forget`."""
+    """Begins at ``began`` (seconds), and may be committed once. Its creator pays for all copies, until
+    :meth:`forget`."""
 
-    def __init__(self, store: Store, creator: Domain) -> None:
+    def __init__(self, store: Store, creator: Domain, began: float = 0.0) -> None:
+        self.began = began
+        #: whose change made the commit fail, if it was another's
+        self.rival: int | None = None
         self._store = store
         self._creator = creator
         self._accessed: dict[str, _Access] = {}
@@ -49,7 +44,7 @@ class Transaction(View):
         self._memory = 0
         #: what each owner will pay more, or less
         self._owed: Counter[int] = Counter()
-        self._failed = False
+        self._failed = 0  # what a commit fails with, for what has failed before
 
     def find(self, path: str) -> Node | None:
         return self._access(path).node
@@ -78,7 +73,14 @@ class Transaction(View):
         try:
             yield
         except XenError:
-            self._failed = True
+            self._failed = self._failed or ENOMEM
+            raise
+
+    def _check_nodes(self, by: Domain, more: int) -> None:
+        try:
+            super()._check_nodes(by, more)
+        except XenError:
+            self._failed = self._failed or ENOSPC
             raise
 
     def note(self, path: str, exact: bool) -> None:
@@ -89,14 +91,16 @@ class Transaction(View):
     def commit(self) -> list[Change]:
         """Make it all real at once, and return what watches have to hear of, in the order of first touch.
 
-        Raises ``XenError`` and changes nothing: EAGAIN (conflict), ENOMEM (an operation in it has failed for
-        want of quota), ENOSPC and ENOMEM (there is no quota left for its nodes, its own or their owner's).
+        Raises ``XenError`` and changes nothing: EAGAIN (conflict), ENOSPC and ENOMEM (an operation in it has
+        failed for want of quota, or there is none left for its nodes, its own or their owner's).
         """
         if self._failed:
-            raise XenError(ENOMEM, "an operation of the transaction has failed")
+            raise XenError(self._failed, "an operation of the transaction has failed")
         for path, access in self._accessed.items():
             now = self._store.find(path)
             if (now.generation if now is not None else None) != access.generation:
+                if now is not None and now.writer != self._creator.domid:
+                    self.rival = now.writer
                 raise XenError(EAGAIN, path)
         creator = self._creator
         creator.quota.check_nodes(creator.nodes, self._owned[creator.domid])
@@ -140,20 +144,22 @@ class Transaction(View):
             self._accessed[path] = access
         return access
 
-    def _edit(self, path: str) -> Node:
+    def _touch(self, path: str) -> Node:
         access = self._access(path)
         assert access.node is not None
         access.modified = True
-        access.node.generation = self.next_generation()
         return access.node
 
     def _insert(self, path: str, node: Node) -> None:
         access = self._access(path)
         access.node, access.modified = node, True
 
-    def _delete(self, path: str) -> None:
+    def _take(self, path: str) -> Node | None:
         access = self._access(path)
-        access.node, access.modified = None, True
+        node = access.node
+        if node is not None:
+            access.node, access.modified = None, True
+        return node
 
     def _payer(self, owner: int) -> Domain:
         return self._creator

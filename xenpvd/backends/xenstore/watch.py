@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EEXIST, ENOENT
 from itertools import count
@@ -12,6 +12,7 @@ from xenpvd.abi.io_xs_wire import XENSTORE_PAYLOAD_MAX, XS_WATCH_EVENT
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.perms import READ, Perms, rights
+from xenpvd.backends.xenstore.store import Change, Node
 from xenpvd.backends.xenstore.wire import Message, join
 from xenpvd.errors import XenError
 
@@ -34,6 +35,10 @@ class Watch:
     depth: int | None
     prefix: int
     seq: int
+
+    def reaches(self, path: str) -> bool:
+        """Is ``path``, its own or one below, near enough?"""
+        return self.depth is None or paths.level(path) - paths.level(self.path) <= self.depth
 
     def event(self, path: str) -> list[Delivery]:
         """The event that says ``path``; none if it would be too long for the wire."""
@@ -85,28 +90,49 @@ class Watches:
             self.remove(connection, path, token)
         self._by_connection.pop(connection, None)
 
-    def fire(self, path: str, readers: Iterable[Perms], *, exact: bool = False) -> list[Delivery]:
-        """What a change of ``path`` makes heard, by those who may READ by one of ``readers``.
+    def fire(self, changes: Iterable[Change]) -> Iterator[Delivery]:
+        """What ``changes`` make heard, one after the other, in the order in which the watches were set.
 
-        ``exact``: by watches of this very path only; else also by those above within their depth.
+        Made as it is taken, and nothing for who is deaf.
         """
         if not self._by_path:
-            return []
-        readers = tuple(readers)
+            return
+        above: dict[str, list[Watch]] = {}
+        for path, exact, readers in changes:
+            heard = [*self._by_path.get(path, {}).values()] if exact else self._from_above(path, above)
+            for watch in heard:
+                who = watch.connection
+                if (
+                    not who.deaf
+                    and watch.reaches(path)
+                    and any(rights(perms, who.domain.who) & READ for perms in readers)
+                ):
+                    yield from watch.event(path)
+
+    def of_removal(self, gone: dict[str, Node], above: Perms) -> Iterator[Change]:
+        """The changes that are heard of a removal: ``gone`` is in the order of ``View.remove``, ``above`` are
+        the perms of the parent of the first."""
+        top = next(iter(gone), None)
+        for path, node in reversed(gone.items()):
+            if path == top:
+                yield Change(path, False, (node.perms, above))
+            elif path in self._by_path:
+                yield Change(path, True, (node.perms, gone[paths.parent(path)].perms))
+
+    def _from_above(self, path: str, known: dict[str, list[Watch]]) -> list[Watch]:
+        """The watches of ``path`` and of all above it; ``known`` has those of some paths, and gets more."""
+        new = []
         heard: list[Watch] = []
-        for levels, watched in enumerate(paths.upwards(path)):
-            for watch in self._by_path.get(watched, {}).values():
-                if watch.depth is None or levels <= watch.depth:
-                    heard.append(watch)
-            if exact:
+        for here in paths.upwards(path):
+            if here in known:
+                heard = known[here]
                 break
-        heard.sort(key=lambda watch: watch.seq)
-        return [
-            delivery
-            for watch in heard
-            if any(rights(perms, watch.connection.domain.who) & READ for perms in readers)
-            for delivery in watch.event(path)
-        ]
+            new.append(here)
+        for here in reversed(new):
+            if here in self._by_path:
+                heard = sorted([*heard, *self._by_path[here].values()], key=lambda watch: watch.seq)
+            known[here] = heard
+        return heard
 
     def fire_special(self, name: str, domid: int, perms: Perms) -> list[Delivery]:
         """``name`` (@introduceDomain, @releaseDomain) happened to ``domid``; watches with a depth, or of
