@@ -26,27 +26,6 @@ async def no_event(guest: Guest) -> bool:
     return not guest.events
 
 
-@pytest.mark.parametrize(
-    ("inside", "outside", "outcome"),
-    [
-        ((abi.XS_READ, b"data/x\0"), b"data/x", "EAGAIN"),
-        ((abi.XS_READ, b"data/x\0"), b"data/y", OK),
-        ((abi.XS_DIRECTORY, b"data\0"), b"data/new", "EAGAIN"),
-        ((abi.XS_READ, b"data/new\0"), b"data/new", "EAGAIN"),
-        ((abi.XS_WRITE, b"data/x\0mine"), b"data/y", OK),
-    ],
-)
-async def test_j1_conflicts(world: World, inside: tuple[int, bytes], outside: bytes, outcome: object) -> None:
-    guest = await world.guest(1)
-    for node in (b"data/x\0old", b"data/y\0old"):
-        await guest.ask(abi.XS_WRITE, node)
-    tx = await begin(guest)
-    await guest.ask(*inside, tx)
-    world.own.write(f"/local/domain/1/{outside.decode()}", "meanwhile")
-    assert await end(guest, tx) == outcome
-    assert await end(guest, tx) == "ENOENT", "it is over either way"
-
-
 async def test_j2_created_and_deleted_in_one(world: World) -> None:
     guest = await world.guest(1)
     before = world.domain(1).nodes, world.domain(1).memory
@@ -96,24 +75,6 @@ async def test_j7_what_was_not_committed_is_never_seen(world: World) -> None:
     assert not world.store.exists("/local/domain/1/data/x")
 
 
-async def test_j8_of_two_that_conflict_one_gets_on(world: World) -> None:
-    one, two = await world.guest(1), await world.guest(2)
-    world.own.mkdir("/both")
-    world.own.set_perms("/both", ["b0"])
-    world.own.write("/both/n", "0")
-    done = [0, 0]
-    for _ in range(50):
-        started = [await begin(one), await begin(two)]
-        for guest, tx in zip((one, two), started, strict=True):
-            value = await guest.ask(abi.XS_READ, b"/both/n\0", tx)
-            assert isinstance(value, bytes)
-            await guest.ask(abi.XS_WRITE, b"/both/n\0%d" % (int(value) + 1), tx)
-        answers = [await end(one, started[0]), await end(two, started[1])]
-        assert answers == [OK, "EAGAIN"]
-        done[0] += 1
-    assert world.own.read("/both/n") == b"50"
-
-
 async def test_k1_k10_the_first_event_says_the_path_as_it_was_asked_for(world: World) -> None:
     guest = await world.guest(1)
     for path, token in ((b"data", b"t"), (b"/local/domain/1/data", b"u"), (b"none/at/all", b"t")):
@@ -137,17 +98,6 @@ async def test_k2_what_one_may_not_read_is_not_heard_of(world: World) -> None:
     assert await guest.event() == ("/secret/a", "t"), "and lost"
     world.own.remove("/secret/a")
     assert await no_event(guest)
-
-
-async def test_k3_an_event_too_long_for_the_wire(world: World) -> None:
-    guest = await world.guest(1)
-    token = b"t" * 4080
-    assert await guest.ask(abi.XS_WATCH, b"data\0" + token + b"\0") == OK
-    assert (await guest.event())[0] == "data"
-    await guest.ask(abi.XS_WRITE, b"data/" + b"x" * 100 + b"\0")
-    assert await no_event(guest)
-    await guest.ask(abi.XS_WRITE, b"data\0x")
-    assert (await guest.event())[0] == "data"
 
 
 async def test_k4_k5_the_same_twice_and_one_that_is_none(world: World) -> None:
@@ -189,34 +139,6 @@ async def test_k7_a_transactions_events_come_with_its_end(world: World) -> None:
         if heard:
             assert await guest.event() == ("data/x", "t")
         assert await no_event(guest)
-
-
-async def test_k8_the_same_event_again_and_again_is_one(world: World) -> None:
-    deaf, writer = await world.guest(1), await world.guest(2)
-    world.own.mkdir("/both")
-    world.own.set_perms("/both", ["b0"])
-    for n in range(100):
-        await deaf.ask(abi.XS_WATCH, b"/both\0%d\0" % n)
-    deaf.events.clear()
-    before = world.domain(1).memory
-    for n in range(2000):
-        await writer.ask(abi.XS_WRITE, b"/both/state\0%d" % n)
-    if world.kind == "ring":  # what a socket takes is the kernel's affair
-        assert world.domain(1).memory - before < 100 * 64
-    await world.assert_survived()
-    seen = [await deaf.event() for _ in range(100)]
-    assert {path for path, _ in seen} <= {"/both", "/both/state"}
-
-
-async def test_k9_a_watch_that_is_gone_is_silent(world: World) -> None:
-    guest = await world.guest(1)
-    await guest.ask(abi.XS_WATCH, b"data\0t\0")
-    await guest.event()
-    world.own.write("/local/domain/1/data/x", "1")
-    assert await guest.ask(abi.XS_UNWATCH, b"data\0t\0") == OK
-    guest.events.clear()
-    world.own.write("/local/domain/1/data/x", "2")
-    assert await no_event(guest)
 
 
 async def test_k11_domains_that_come_and_go_are_domain_0s_affair(world: World) -> None:

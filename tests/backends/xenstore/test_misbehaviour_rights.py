@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.backends.xenstore.transports import OK, World, message
+from tests.backends.xenstore.transports import OK, World
 from xenpvd.abi import io_xs_wire as abi
 
 pytestmark = pytest.mark.timeout(60)
@@ -141,22 +139,6 @@ async def test_i3_transactions_to_the_limit_and_left_open(world: World) -> None:
     assert answers[-2:] == ["ENOSPC"] * 2 and world.domain(1).transactions == 11
 
 
-async def test_i4_a_transaction_that_touches_too_much(world: World) -> None:
-    guest = await world.guest(1)
-    world.domain(1).quota.transaction_nodes = 10
-    started = await guest.ask(abi.XS_TRANSACTION_START, b"\0")
-    assert isinstance(started, bytes)
-    tx = int(started[:-1])
-    answers = [await guest.ask(abi.XS_WRITE, b"data/%d\0x" % n, tx) for n in range(12)]
-    assert "ENOSPC" in answers
-    memory = world.domain(1).memory
-    for n in range(100):
-        assert await guest.ask(abi.XS_WRITE, b"data/y%d\0x" % n, tx) == "ENOSPC"
-    assert world.domain(1).memory <= memory + 100, "nothing is recorded any more"
-    assert await guest.ask(abi.XS_TRANSACTION_END, b"T\0", tx) == "ENOMEM"
-    assert world.own.directory("/local/domain/1/data") == []
-
-
 async def test_i5_all_the_memory_that_there_is(world: World) -> None:
     """The largest nodes, in as many transactions as it may have: at its limit it can still end them."""
     guest = await world.guest(1)
@@ -181,63 +163,3 @@ async def test_i5_all_the_memory_that_there_is(world: World) -> None:
     for tx in open_:
         assert await guest.ask(abi.XS_TRANSACTION_END, b"F\0", tx) == OK
     assert await guest.ask(abi.XS_WRITE, b"data/0/0\0" + value) == OK
-
-
-async def test_i6_events_for_a_guest_that_does_not_read(world: World) -> None:
-    """Who makes them is neither held up nor charged, and the reader's memory is bounded."""
-    deaf, writer = await world.guest(1), await world.guest(2)
-    world.own.mkdir("/both")
-    world.own.set_perms("/both", ["b0"])
-    await deaf.ask(abi.XS_WATCH, b"/both\0" + b"t" * 1000 + b"\0")
-    charged = world.domain(2).memory
-    for n in range(3000):
-        assert await writer.ask(abi.XS_WRITE, b"/both/x\0%d" % n) == OK
-        if n < 900:
-            assert await writer.ask(abi.XS_WRITE, b"/both/%d\0" % n) == OK
-            assert await writer.ask(abi.XS_RM, b"/both/%d\0" % n) == OK
-    assert world.domain(2).memory - charged < 1000
-    assert world.domain(1).memory < 3 << 20
-    assert await writer.ask(abi.XS_READ, b"/both/x\0") == b"2999"
-
-
-async def test_i7_a_hostile_guest_does_not_make_the_store_grow(world: World) -> None:
-    """I1 to I3 again and again; what is large after the warm-up stays as large."""
-    guest = await world.guest(1)
-
-    async def lap() -> None:
-        for n in range(60):
-            await guest.ask(abi.XS_WRITE, b"data/%d\0" % n + bytes(1500))
-            await guest.ask(abi.XS_WATCH, b"data/%d\0%d\0" % (n, n))
-            if n % 10 == 0:
-                await guest.ask(abi.XS_TRANSACTION_START, b"\0")
-        await guest.ask(abi.XS_RESET_WATCHES)
-        for n in range(60):
-            await guest.ask(abi.XS_RM, b"data/%d\0" % n)
-
-    await lap()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(20):
-        await lap()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10, "KiB"
-
-
-async def test_g6_a_large_tree_is_removed_while_others_wait_for_a_moment_only(world: World) -> None:
-    for n in range(20_000):
-        world.own.write(f"/tree/{n % 100}/{n}", "x")
-    guest = await world.guest(1)
-    begin = time.thread_time()
-    world.own.remove("/tree")
-    assert time.thread_time() - begin < 1.0
-    assert await guest.ask(abi.XS_READ, b"data\0") == b""
-
-
-async def test_i8_domain_0s_tools_are_bounded_too(tmp_path: Path) -> None:
-    """F9 as domain 0: 20 replies wait, whoever does not read them."""
-    world = World("socket", tmp_path)
-    guest = await world.guest(1)
-    world.domain(1).quota.outstanding = 20
-    await guest.send(b"".join(message(abi.XS_READ, b"data\0", req_id=n) for n in range(50)))
-    for n in range(50):
-        assert (await guest.receive())[1] == n
-    await world.assert_survived()
-    await world.end()

@@ -146,14 +146,6 @@ async def test_f12_indexes_that_cannot_be(tmp_path: Path, index: int, value: int
     await world.end()
 
 
-async def test_f13_a_reply_that_is_never_read_costs_its_bytes_only(world: World) -> None:
-    guest = await world.guest(1)
-    before = world.domain(1).memory
-    await guest.send(message(abi.XS_READ, b"data\0"))
-    await world.settle()
-    assert world.domain(1).memory - before <= 16
-
-
 async def test_f14_a_page_that_changes_while_it_is_read(tmp_path: Path) -> None:
     """What is parsed is one copy; a socket's bytes are ours already."""
     world = World("ring", tmp_path)
@@ -268,19 +260,6 @@ async def test_g3_the_longest_paths(world: World) -> None:
     assert await guest.ask(abi.XS_MKDIR, longest + b"\0") == OK
     assert await guest.ask(abi.XS_READ, b"/local/domain/1/" + longest + b"\0") == b""
     assert await guest.ask(abi.XS_RM, longest + b"\0") == OK
-
-
-async def test_g5_a_path_a_thousand_levels_deep(world: World) -> None:
-    """Python's recursion limit is 1000."""
-    guest = await world.guest(1)
-    deep = b"data" + b"/a" * 900
-    world.domain(1).quota.nodes = 2000
-    before = world.domain(1).nodes
-    assert await guest.ask(abi.XS_MKDIR, deep + b"\0") == OK
-    assert await guest.ask(abi.XS_DIRECTORY, deep[:-2] + b"\0") == b"a\0"
-    assert len(list(world.store.tree("/local/domain/1/data"))) == 901
-    assert await guest.ask(abi.XS_RM, b"data/a\0") == OK
-    assert world.domain(1).nodes == before
 
 
 async def test_g7_values(world: World) -> None:
