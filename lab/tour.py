@@ -97,12 +97,12 @@ class Tour:
 
     def last_words(self) -> None:
         """What the guest and the shim printed last, and what to do."""
-        for stream in ("guest", "xen"):
+        for console in ("0", "xen"):
             try:
-                text = self.ctl("log", NAME, "--stream", stream)
+                text = self.ctl("log", NAME, "--console", console)
             except StepFailed:
                 continue
-            print(f"--- the last lines of the {stream} log:\n" + "\n".join(text.splitlines()[-15:]))
+            print(f"--- the last lines of console {console}:\n" + "\n".join(text.splitlines()[-15:]))
         log = self._folder / "run" / NAME / "xenpvd.log"
         if log.exists():
             print("--- the daemon's log:\n" + "\n".join(log.read_text().splitlines()[-15:]))

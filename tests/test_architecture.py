@@ -12,8 +12,8 @@ PACKAGE = HOUSE / "xenpvd"
 LINES_MAX = 500
 
 #: what guest.py is made of
-INSIDE = ("domain", "drives", "check", "requests", "balloon", "progress", "backoff")
-LEAVES = ("errors", "events", "tasks", "config", "views", "paths", "sockets")
+INSIDE = ("domain", "drives", "consoles", "check", "requests", "balloon", "progress", "backoff")
+LEAVES = ("errors", "events", "tasks", "config", "views", "paths", "sockets", "patterns")
 
 #: what a module may import of ours, by patterns; the first row that fits counts
 MAY_IMPORT = [
@@ -28,8 +28,8 @@ MAY_IMPORT = [
     ("ctl.boot", ("ctl.*", "__init__", "check", "config", "errors", "paths")),  # "check" needs no daemon
     ("ctl.*", ("ctl.*", "__init__", "errors", "paths")),
     # the only ones that combine vmm and backends; the street is not their affair
-    *((name, ("vmm.*", "backends.*", *INSIDE, *LEAVES)) for name in ("guest", *INSIDE[:5])),
-    *((name, LEAVES) for name in INSIDE[5:]),
+    *((name, ("vmm.*", "backends.*", *INSIDE, *LEAVES)) for name in ("guest", *INSIDE[:6])),
+    *((name, LEAVES) for name in INSIDE[6:]),
     # guest and street meet here
     ("service", ("guest", "check", "rpc.service", "__init__", *LEAVES)),
     ("daemon", ("guest", "service", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
@@ -46,7 +46,7 @@ SANS_IO = (
     )),
     "backends.ops", "backends.ring", "backends.xenbus",
     "backends.blkif.request", "backends.blkif.terms", "backends.blkif.vdev",
-    "backends.console.ring",
+    "backends.console.ring", "backends.console.timeline",
     *(f"backends.xenstore.{name}" for name in (
         "call", "connection", "control", "domain", "domain_ops", "history", "node_ops", "outbox", "path",
         "perms", "quota", "request", "ring", "store", "transaction", "watch", "wire",
@@ -67,6 +67,7 @@ TESTED_ELSEWHERE = {
     "views": "values only",
     "backends.ops": "Protocols only",
     "backends.blkif.hook": "tests/test_packaging.py: the wheel is made by it",
+    "backends.console.viewer": "tests/backends/console/test_backend.py: viewers of a real console",
     "backends.xenstore.node_ops": "tests/backends/xenstore/test_call.py: requests come in by the one door",
     "backends.xenstore.request": "tests/backends/xenstore/test_call.py: what every handler is given",
     "rpc.service": "Protocols only",

@@ -74,7 +74,7 @@ async def test_a_guest_from_start_to_shutdown_over_rpc(
     assert (await peer.result("console.read"))["text"] == "hello from hvc0\n"
     machines[0].owner.machine_log(b"(XEN) hello\n")
     await peer.result("guest.wait", **{"for": "shim"})
-    assert (await peer.result("console.read", stream="xen"))["text"] == "(XEN) hello\n"
+    assert (await peer.result("console.read", console="xen"))["text"] == "(XEN) hello\n"
     await peer.result("console.write", text="ls\n")
     assert machines[0].guest_typed() == b"ls\n"
     assert "51712" in await peer.result("xenstore.list", path="/local/domain/1/device/vbd")

@@ -50,7 +50,7 @@ async def test_phases_are_told_in_order_and_once(running: House, machines: list[
     await machine.guest_disk(guest.xenstore.client, 51712).connect()
     await guest.wait("devices", 5)
     assert [data["phase"] for data in running.told("guest.boot")] == list(Phase)
-    assert bytes(guest.xen_log.tail(100)) == b"(XEN) hello\n"
+    assert bytes(guest.consoles.xen.history.tail(100)) == b"(XEN) hello\n"
     assert list(guest.status("web1").boot_times) == list(Phase)
 
 
@@ -142,15 +142,15 @@ async def test_reboot_is_a_new_machine_with_the_same_disks_and_console(
     running: House, machines: list[FakeMachine]
 ) -> None:
     machines[0].guest_prints(b"first life\n")
-    assert await running.guest.console.history.find(b"first life")
+    assert await running.guest.consoles.main.history.find(b"first life")
     image = running.guest.drives.images["xvda"][1]
-    viewer = running.guest.console.attach("rw", None, "me")
+    viewer = running.guest.consoles.main.attach("rw", None, "me")
     await asyncio.gather(machines[0].guest_obeys_shutdown(), running.guest.shutdown("reboot", 5, "fail"))
     await running.until(Runstate.RUNNING)
     assert len(machines) == 2 and machines[0].closed and not machines[1].closed
     assert running.guest.drives.images["xvda"][1] is image
     machines[1].guest_prints(b"second life\n")
-    assert await running.guest.console.history.find(b"second life")
+    assert await running.guest.consoles.main.history.find(b"second life")
     assert await viewer.read() == b"first life\nsecond life\n"
     assert running.over == 0
 

@@ -131,6 +131,7 @@ async def test_the_guest_may_end_before_it_takes_the_key(running: House, machine
     machines[0].end("poweroff")
     (fault,) = await pressing
     assert isinstance(fault, StateError) and "has ended meanwhile" in str(fault)
+    await running.guest.progress.until(lambda: running.guest.domain is None)
     assert not running.guest.xenstore.exists("/local/domain/1")  # nothing was written after the end
 
 

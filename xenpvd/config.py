@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
+from xenpvd import patterns
 from xenpvd.errors import BadConfig, ImageError
 from xenpvd.paths import NAME, anchor
 from xenpvd.views import NO_LIMITS, DriveLimits
@@ -22,11 +33,26 @@ _MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
 
+
+def _bytes(value: object) -> object:
+    if isinstance(value, str) and (found := re.fullmatch(r"([0-9]{1,15})([KMGT]?)", value)):
+        return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
+    return value
+
+
+def _regex(value: str) -> str:
+    patterns.compile(value)
+    return value
+
+
 Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
 #: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
 AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
 #: The same, or nothing: an empty tray.
 Medium = Annotated[str, Field(pattern=_MEDIUM, max_length=4096)]
+#: Bytes, as a number or with a unit of 1024: "64K", "10M", "1G".
+Size = Annotated[int, BeforeValidator(_bytes)]
+Regex = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_regex)]
 #: What to do when a life is over: preserve keeps the daemon, and what the guest said, for a look.
 Policy = Literal["destroy", "restart", "preserve"]
 Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
@@ -102,8 +128,24 @@ class DiskConfig(Strict):
 
 
 class ConsoleConfig(Strict):
-    history: int = Field(
+    """The guest's console, hvc0, and what becomes of its output."""
+
+    history: Size = Field(
         1 << 20, ge=4096, le=1 << 28, description="bytes of output kept for viewers that come late"
+    )
+    input: Literal["single", "shared"] = Field(
+        "single", description="one keyboard at a time, or one for each viewer"
+    )
+    log: AbsolutePath | None = Field(None, description="a file that gets the output as well")
+    xen_log: AbsolutePath | None = Field(None, description="a file for the log of the Xen below the guest")
+    log_max: Size = Field(10 << 20, ge=4096, le=1 << 40, description="bytes of a log file")
+    log_keep: int = Field(4, ge=0, le=100, description="older log files, as FILE.1, that are kept")
+    log_timestamps: bool = Field(False, description="begin each line of a log file with the time")
+    log_safe: bool = Field(
+        False, description="control characters are dots in log files, as terminals would obey them"
+    )
+    match: tuple[Regex, ...] = Field(
+        (), max_length=16, description="patterns (RE2): when one comes, an event console.match tells"
     )
 
 

@@ -104,6 +104,7 @@ class Daemon:
         loop.set_exception_handler(self._on_loop_fault)
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
+        loop.add_signal_handler(signal.SIGHUP, self.guest.consoles.reopen_logs)
         install_kick_handler()
         try:
             for server in servers:

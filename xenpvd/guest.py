@@ -15,14 +15,13 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
-from xenpvd.backends.console.backend import Console
-from xenpvd.backends.console.history import History
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.socket import XenstoreSocket
 from xenpvd.backoff import Backoff
 from xenpvd.balloon import Balloon
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
+from xenpvd.consoles import Consoles
 from xenpvd.domain import DOMID, Domain, Surroundings
 from xenpvd.drives import Drives
 from xenpvd.errors import Busy, StateError
@@ -36,8 +35,7 @@ from xenpvd.vmm.machine import Machine
 
 log = logging.getLogger(__name__)
 
-#: Bytes of the shim's own log that are kept, and of each log that a crash event carries
-XEN_LOG = 1 << 18
+#: Bytes of each log that a crash event carries
 TAIL = 4096
 
 
@@ -51,9 +49,7 @@ class Guest:
         self.progress = Progress(publish)
         self.drives = Drives()
         self.xenstore = Xenstore(publish, self.fault)
-        self.console = Console(publish, 1 << 20)
-        #: the shim's own log
-        self.xen_log = History(XEN_LOG)
+        self.consoles = Consoles(publish)
         self.requests = Requests(self, publish)
         self.balloon = Balloon(self, publish)
         self.domain: Domain | None = None
@@ -120,7 +116,7 @@ class Guest:
                 )
             begun = waited and config == self.config  # its images are open, those added to it, too
             self.config = config
-            self.console.history.limit = config.console.history
+            await self.consoles.configure(config.console)
             self._backoff.forget()
             self.progress.begin_life()
             self.progress.switch(Runstate.STARTING)
@@ -207,8 +203,7 @@ class Guest:
                 self.progress.switch(Runstate.STOPPED, "daemon ends")
             self.drives.close_all()
         await self._tasks.cancel()
-        self.console.close()
-        self.xen_log.close()
+        await self.consoles.close()
 
     # -- one life
 
@@ -219,7 +214,7 @@ class Guest:
             image = await in_thread(partial(load_image, config))
         self._shim = find_shim(config.shim.path) if config.type == "pv" else None
         around = Surroundings(
-            self._uuid, self.xenstore, self.console, self.progress, self._publish, self.fault
+            self._uuid, self.xenstore, self.consoles.main, self.progress, self._publish, self.fault
         )
         self.domain = domain = await Domain.create(config, image, self.drives.images, around, self)
         self.machine = domain.machine
@@ -275,7 +270,7 @@ class Guest:
     def machine_log(self, data: bytes) -> None:
         """:class:`xenpvd.vmm.machine.Owner`: a piece of the shim's own log."""
         self.progress.reached(Phase.SHIM)
-        self.xen_log.append(data)
+        self.consoles.xen.history.append(data)
         self.balloon.take_log(data)
 
     def machine_changed(self) -> None:
@@ -386,7 +381,7 @@ class Guest:
             boot_times=dict(progress.boot_times),
             hypercalls=machine.hypercall_count if machine else 0,
             log_writes=machine.log_writes if machine else 0,
-            viewers=self.console.viewers,
+            viewers=len(self.consoles.main.viewers),
             host=machine.host if machine else None,
             shim=self._shim,
         )
@@ -397,12 +392,13 @@ class Guest:
         If it will not come because the guest is over, the fault's data has what was printed last.
         """
         try:
-            await self.progress.wait(for_, timeout, lambda text: self.console.history.find(text, since))
+            history = self.consoles.main.history
+            await self.progress.wait(for_, timeout, lambda text: history.find(text, since))
         except StateError as fault:
             fault.data |= self._tails()
             raise
 
     def _tails(self) -> dict[str, str]:
         """What the guest and the shim printed last."""
-        histories = {"console_tail": self.console.history, "xen_tail": self.xen_log}
+        histories = {"console_tail": self.consoles.main.history, "xen_tail": self.consoles.xen.history}
         return {key: history.tail(TAIL).decode("utf-8", "replace") for key, history in histories.items()}

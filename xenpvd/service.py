@@ -8,13 +8,11 @@ from typing import Protocol
 
 from xenpvd import check
 from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
-from xenpvd.errors import BadConfig, Busy, NotFound, StateError
+from xenpvd.errors import BadConfig, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
-from xenpvd.rpc.service import ConsoleViewer
 from xenpvd.tasks import in_thread
 from xenpvd.views import (
-    ConsoleChunk,
     DaemonInfo,
     DriveAdded,
     DriveInfo,
@@ -57,6 +55,7 @@ class Service:
         self._daemon = daemon
         self.events = daemon.events
         self.xenstore = guest.xenstore.client_of("rpc")
+        self.consoles = guest.consoles
         self.daemon_info = daemon.info
         self.daemon_quit = daemon.quit
 
@@ -160,29 +159,6 @@ class Service:
 
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo:
         return await self._guest.drives.swap(self._guest.domain, vdev, target)
-
-    def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk:
-        """``stream``: "guest" (hvc0) or "xen" (the shim's own log); ``since`` below 0 counts from the end."""
-        histories = {"guest": self._guest.console.history, "xen": self._guest.xen_log}
-        if stream not in histories:
-            raise NotFound(f"there is no console stream {stream!r}: guest and xen are.", "console", stream)
-        history = histories[stream]
-        wanted = max(0, history.end + since) if since < 0 else since
-        start, data = history.read(wanted, limit)
-        return ConsoleChunk(start, start + len(data), max(0, start - wanted), data)
-
-    async def console_write(self, data: bytes, timeout: float) -> int:
-        self._guest.running("type")
-        console = self._guest.console
-        if console.writer is not None:
-            raise Busy(
-                f"cannot type: {console.writer} has the keyboard. Ask it to detach.", by=console.writer
-            )
-        await console.type(data, timeout)
-        return len(data)
-
-    def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
-        return self._guest.console.attach(mode, since, who)
 
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         return self._guest.xenstore.tree(path, depth)

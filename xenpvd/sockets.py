@@ -59,6 +59,9 @@ class Credentials(NamedTuple):
     pid: int
     uid: int
 
+    def __str__(self) -> str:
+        return f"uid {self.uid}, pid {self.pid}"
+
 
 def credentials(transport: asyncio.BaseTransport) -> Credentials:
     """Of a unix socket's peer (SO_PEERCRED)."""

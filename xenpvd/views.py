@@ -258,6 +258,47 @@ class ConsoleChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsoleMatch:
+    """What was waited for: ``text`` stands at offset ``start`` and ends before ``end``."""
+
+    start: int
+    end: int
+    text: bytes
+    groups: tuple[bytes | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleInfo:
+    """A console: what is kept of it begins at offset ``start`` and ends at ``end``. ``connected``: a guest
+    writes to it; ``boots``: how many have begun to. ``input``: single, shared or none; ``writer`` has the
+    keyboard; ``log`` is the file that it is logged to."""
+
+    console: str
+    input: str
+    connected: bool
+    start: int
+    end: int
+    boots: int
+    writer: str | None
+    viewers: int
+    log: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleViewerInfo:
+    """One who is attached: ``viewer`` is its number; it has read all before ``offset``, and is ``behind`` by
+    that many bytes."""
+
+    console: str
+    viewer: int
+    who: str
+    mode: str
+    since: float
+    offset: int
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
 class XenstoreNode:
     """A node of a tree listing: ``perms`` in wire form, ``value`` decoded as UTF-8. One that is something
     else has replacement characters there, and ``base64`` has it whole."""

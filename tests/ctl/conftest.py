@@ -17,23 +17,15 @@ from click.testing import CliRunner, Result
 from tests.fakes.service import FakeService
 from xenpvd.ctl.cli import cli
 from xenpvd.rpc.server import RpcServer
-from xenpvd.views import ConsoleChunk
 
 _T = TypeVar("_T")
-
-
-class Service(FakeService):
-    def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk:
-        """As the real one: ``since`` below 0 counts from the end."""
-        recorded = self.console.recorded if stream == "guest" else self.xen_log
-        return super().console_read(stream, max(0, len(recorded) + since) if since < 0 else since, limit)
 
 
 class Daemon:
     """RUN_DIR/NAME/rpc.sock. ``do`` runs a function in the daemon's loop: the service is not for threads."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
-        self.service = Service(name)
+        self.service = FakeService(name)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="daemon")
         self._thread.start()
@@ -56,7 +48,7 @@ class Daemon:
 
         async def end() -> None:
             self.service.console.print(b"reboot: Power down")
-            self.service.console.end()
+            self.service.console.close()
             await self._server.stop()
 
         self.wait(end())

@@ -61,7 +61,7 @@ async def serve(how: str, name: str, path: Path, *, start: bool) -> int:
     for wait in waits:
         wait.cancel()
     print("verbs done:", *service.done, flush=True)
-    service.console.end()
+    service.console.close()
     await server.stop()
     return 0
 

@@ -58,7 +58,8 @@ def test_attach(path: Path, daemon: Daemon) -> None:
     daemon.do(lambda: daemon.service.console.print(b"before\xff"))
     with Client.connect(path) as client:
         result, sock, pending = client.attach("rw")
-        assert result == {"mode": "rw", "offset": 0}
+        (viewer,) = daemon.service.console.viewers
+        assert result == {"mode": "rw", "offset": 0, "viewer": viewer.number}
         while len(pending) < 7:
             pending += sock.recv(100)
         assert pending == b"before\xff"

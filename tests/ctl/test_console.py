@@ -72,14 +72,15 @@ def test_another_escape_key(terminal: Terminal, daemon: Daemon) -> None:
 
 
 def test_read_only_and_steal(terminal: Terminal, daemon: Daemon) -> None:
-    with terminal("console", "web1") as first, terminal("console", "web1", "--ro") as reader:
+    with terminal("console", "web1") as first:
         first.expect("login: ")
-        reader.expect("(read-only)")
-        reader.expect("login: ")
-        reader.type(b"unheard\x1d")
-        assert reader.end() == 0
+        with terminal("console", "web1", "--ro") as reader:
+            reader.expect("(read-only, 1 other viewer)")
+            reader.expect("login: ")
+            reader.type(b"unheard\x1d")
+            assert reader.end() == 0
         with terminal("console", "web1") as second:
-            second.expect("has the keyboard")
+            second.expect("has it. Attach with mode steal or ro.")
             assert second.end() == 1
         with terminal("console", "web1", "--steal") as third:
             third.expect("login: ")
@@ -112,7 +113,7 @@ def test_the_daemon_ends(terminal: Terminal, daemon: Daemon) -> None:
 def test_cut_off_while_the_guest_runs(terminal: Terminal, daemon: Daemon) -> None:
     with terminal("console", "web1") as session:
         session.expect("login: ")
-        daemon.do(daemon.service.console.end)
+        daemon.do(daemon.service.console.close)
         session.expect("was cut off")
         assert session.end() == 1
 

@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.fakes.console import FakeConsole, FakeViewer
+from tests.fakes.console import FakeConsole
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
-from xenpvd.errors import Busy, Exists, NotFound, StateError, TimedOut
+from xenpvd.consoles import Consoles
+from xenpvd.errors import Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
 from xenpvd.rpc.models import API
 from xenpvd.views import (
-    ConsoleChunk,
     DaemonInfo,
     DriveAdded,
     DriveInfo,
@@ -66,8 +66,9 @@ class FakeService:
         self.events = EventLog()
         self.config = GuestConfig(name=name, kernel="/boot/vmlinuz")
         self.state = Runstate.RUNNING
-        self.console = FakeConsole()
-        self.xen_log = bytearray(b"(XEN) Xen version 4.17\n")
+        self.console = FakeConsole(self.events.publish)
+        self.consoles = Consoles(self.events.publish, self.console)
+        self.consoles.xen.history.append(b"(XEN) Xen version 4.17\n")
         self.drives: dict[str, DriveInfo] = {}
         self.store = Xenstore(self.events.publish)
         self.xenstore = self.store.client_of("rpc")
@@ -321,29 +322,6 @@ class FakeService:
             raise NotFound(f"cannot change {vdev}: there is no such drive.", "drive", vdev)
         self.with_drive(vdev, **changes)
         return self.drives[vdev]
-
-    def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk:
-        self._enter("console_read")
-        recorded = self.console.recorded if stream == "guest" else self.xen_log
-        data = bytes(recorded[since : since + limit])
-        return ConsoleChunk(since, since + len(data), 0, data)
-
-    async def console_write(self, data: bytes, timeout: float) -> int:
-        await self._pass("console_write")
-        await self.console.type(data)
-        return len(data)
-
-    def console_attach(self, mode: str, since: int | None, who: str) -> FakeViewer:
-        self._enter("console_attach")
-        writers = [viewer for viewer in self.console.viewers if viewer.mode == "rw"]
-        if mode == "steal":
-            for viewer in writers:
-                viewer.mode = "ro"
-        elif mode == "rw" and writers:
-            raise Busy(f"{writers[0].who} has the keyboard. Use --ro or --steal.", by=writers[0].who)
-        viewer = FakeViewer(self.console, "ro" if mode == "ro" else "rw", since or 0, who)
-        self.console.viewers.append(viewer)
-        return viewer
 
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         return self.store.tree(path, depth)

@@ -17,7 +17,7 @@ def test_boot_disk_console_xenstore_hot_add_shutdown(daemon: Daemon, folder: Pat
     assert status["hypercalls"] <= 40, status  # everything else stays in the kernel
     assert status["host"]["accel"] == "kvm-xen"
 
-    assert "Xen version" in daemon.call("console.read", stream="xen", since=0)["text"]
+    assert "Xen version" in daemon.call("console.read", console="xen", since=0)["text"]
     assert "(XEN)" not in daemon.call("console.read", since=0)["text"]
     assert daemon.sh("cat /sys/hypervisor/type") == "xen"
     assert daemon.sh("cat /mnt/hello.txt") == assets.HELLO.strip()

@@ -48,7 +48,7 @@ def test_reboots_in_a_row_leave_nothing_behind(daemon: Daemon) -> None:
 def test_reset_pause_and_halt(daemon: Daemon) -> None:
     daemon.start("--paused")
     assert daemon.call("guest.status")["state"] == "paused"
-    assert daemon.call("console.read", stream="xen")["text"] == ""
+    assert daemon.call("console.read", console="xen")["text"] == ""
     daemon.call("guest.resume")
     daemon.at_the_shell()
     end = daemon.call("console.read", since=-1)["end"]

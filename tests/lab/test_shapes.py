@@ -108,4 +108,4 @@ def test_a_32_bit_pv_guest_reads_its_disk(daemon: Daemon, folder: Path) -> None:
     daemon.file.write_text(assets.toml(definition))
     daemon.start()
     daemon.wait("console:Booting `the demo guest'")
-    assert "32-bit, PAE" in daemon.call("console.read", stream="xen", since=0)["text"]
+    assert "32-bit, PAE" in daemon.call("console.read", console="xen", since=0)["text"]

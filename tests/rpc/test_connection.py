@@ -15,6 +15,7 @@ from tests.fakes.console_frontend import IN_SIZE, ConsoleFrontend
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
 from xenpvd.backends.console.backend import Console
+from xenpvd.consoles import Consoles
 from xenpvd.rpc.connection import CONNECTIONS_MAX, IN_FLIGHT_MAX
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.models import API
@@ -163,11 +164,7 @@ async def stuck(service: FakeService) -> AsyncIterator[Console]:
     console, guest = Console(service.events.publish, 1 << 16), ConsoleFrontend()
     console.connect(guest.page, guest.port)
 
-    async def write(data: bytes, timeout: float) -> int:
-        await console.type(data, timeout)
-        return len(data)
-
-    service.console_write = write  # type: ignore[method-assign]
+    service.consoles = Consoles(service.events.publish, console)
     yield console
     await console.disconnect()
 

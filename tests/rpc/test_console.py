@@ -20,7 +20,8 @@ def attach(newline: bytes = b"\n", **params: object) -> bytes:
 
 async def test_replay_then_live_both_ways(peer: Peer, service: FakeService) -> None:
     service.console.print(b"before \xff\0\r\n")
-    assert await peer.result("console.attach") == {"mode": "rw", "offset": 0}
+    told = await peer.result("console.attach")
+    assert told == {"mode": "rw", "offset": 0, "viewer": service.console.viewers[0].number}
     assert await peer.reader.readexactly(11) == b"before \xff\0\r\n"
     service.console.echo = True
     peer.send(b'{"x"}\n\x1d\x00')
@@ -68,7 +69,7 @@ async def test_busy_steal(peer: Peer, server: RpcServer, path: Path, service: Fa
 async def test_the_viewer_ends(peer: Peer, service: FakeService) -> None:
     await peer.result("console.attach")
     service.console.print(b"last words")
-    service.console.end()
+    service.console.close()
     assert await asyncio.wait_for(peer.reader.read(), 5) == b"last words"
     assert not service.console.viewers
 
@@ -77,7 +78,7 @@ async def test_the_client_leaves(peer: Peer, service: FakeService) -> None:
     await peer.result("console.attach")
     viewer = service.console.viewers[0]
     await peer.close()
-    await asyncio.wait_for(viewer.closed.wait(), 5)
+    await until(lambda: viewer.ended is not None)
     assert not service.console.viewers
 
 
@@ -86,7 +87,7 @@ async def test_the_client_leaves_while_the_guest_takes_no_input(
 ) -> None:
     stuck = asyncio.Event()
 
-    async def type_(data: bytes) -> None:
+    async def type_(data: bytes, timeout: float | None = None) -> None:
         stuck.set()
         await asyncio.Event().wait()
 
@@ -96,7 +97,7 @@ async def test_the_client_leaves_while_the_guest_takes_no_input(
     peer.send(b"x")
     await stuck.wait()
     await peer.close()
-    await asyncio.wait_for(viewer.closed.wait(), 5)
+    await until(lambda: viewer.ended is not None)
     await until(lambda: not server._connections)
 
 

@@ -154,7 +154,7 @@ async def test_bad_json_is_an_rpc_answer(web: aiohttp.ClientSession, body: bytes
 
 @pytest.mark.parametrize("method", ["console.attach", "events.subscribe", "events.unsubscribe"])
 async def test_no_streams(web: aiohttp.ClientSession, service: FakeService, method: str) -> None:
-    console = service.console_attach("rw", None, "somebody")
+    console = service.consoles.attach("0", "rw", None, None, "somebody")
     request = {"jsonrpc": "2.0", "method": method, "id": 1}
     if method == "console.attach":
         request["params"] = {"mode": "steal"}
@@ -163,7 +163,7 @@ async def test_no_streams(web: aiohttp.ClientSession, service: FakeService, meth
         assert reply["error"]["code"] == 1008 and "Use rpc.sock" in reply["error"]["message"]
         assert reply["error"]["data"] == {"reason": "UNSUPPORTED", "feature": "stream", "hint": "rpc.sock"}
     assert "result" in batch[1]
-    assert service.console.viewers == [console] and console.mode == "rw"
+    assert service.console.viewers == (console,) and console.mode == "rw"
     assert not service.events._subscriptions
 
 

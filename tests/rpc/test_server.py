@@ -95,10 +95,10 @@ async def test_stop_flushes_replies_and_ends_waits(
 async def test_stop_sends_the_last_words(server: RpcServer, path: Path, service: FakeService) -> None:
     """As the daemon does: the console ends, the last event is published, and then stop is called at once."""
     watcher, viewer = await Peer.connect(path), await Peer.connect(path)
-    await watcher.result("events.subscribe")
+    await watcher.result("events.subscribe", names=["daemon.*"])
     await viewer.result("console.attach")
     service.console.print(b"reboot: Power down")
-    service.console.end()
+    service.console.close()
     service.events.publish("daemon.stopping")
     await server.stop()
     assert await viewer.reader.read() == b"reboot: Power down"

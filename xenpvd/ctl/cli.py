@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xenpvd import paths
-from xenpvd.ctl import boot, drive, guest, look, machine, rundir, xen, xenstore
+from xenpvd.ctl import boot, consoles, drive, guest, look, machine, rundir, xen, xenstore
 from xenpvd.ctl.output import Verbs, json_option
 
 
@@ -42,7 +42,7 @@ for verb in (
     boot.start,
     guest.list_,
     guest.status,
-    look.console,
+    consoles.console,
     drive.drive,
     machine.vcpu,
     machine.memory,
@@ -67,7 +67,9 @@ for verb in (
     look.call,
     boot.check,
     boot.doctor,
-    look.log,
+    consoles.log,
+    consoles.viewers,
+    consoles.kick,
 ):
     cli.add_command(verb)
 

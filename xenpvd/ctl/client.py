@@ -118,10 +118,9 @@ class Client:
             if "method" in message:
                 yield message["method"], message.get("params", {})
 
-    def attach(self, mode: str, since: int | None = None) -> tuple[dict[str, Any], socket.socket, bytes]:
-        """Make this connection the guest's console: the reply, the raw socket, and its first bytes."""
-        params: dict[str, Any] = {"mode": mode} if since is None else {"mode": mode, "since": since}
-        result = self.call("console.attach", params)
+    def attach(self, mode: str, **params: Any) -> tuple[dict[str, Any], socket.socket, bytes]:
+        """Make this connection a console: the reply, the raw socket, and its first bytes."""
+        result = self.call("console.attach", {"mode": mode, **params})
         return result, self._sock, bytes(self._buffer)
 
     def fileno(self) -> int:

@@ -51,8 +51,7 @@ class Connection:
         self._gone = asyncio.Event()  # the peer has closed both directions
         self._feeds: dict[str, Callable[[], None]] = {}  # how to end each
         self._viewer: ConsoleViewer | None = None
-        peer = credentials(writer.transport)
-        self.who = f"uid {peer.uid}, pid {peer.pid}"
+        self.who = str(credentials(writer.transport))
 
     # ---- the life of it
 

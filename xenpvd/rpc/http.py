@@ -23,7 +23,7 @@ from xenpvd.rpc.framing import MESSAGE_MAX, parse
 from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
 from xenpvd.rpc.service import Service
-from xenpvd.sockets import listen
+from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 from xenpvd.views import Runstate
 
@@ -99,12 +99,12 @@ class HttpServer:
         body = await _body(request)
         if len(self._callers) >= CONNECTIONS_MAX:  # many of them may have left what they began
             raise web.HTTPTooManyRequests(text=_FULL)
-        caller = _Caller()
+        assert request.transport is not None  # else this handler were cancelled
+        caller = _Caller(str(credentials(request.transport)))
         self._callers.add(caller)
         task = self._tasks.spawn(self._answer(body, caller), "http call")
         task.add_done_callback(lambda _: self._callers.discard(caller))
         try:
-            assert request.transport is not None  # else this handler were cancelled
             hangup = Hangup(request.transport, caller.leave)  # while aiohttp does not read, it sees no end
             try:
                 reply = await asyncio.shield(task)
@@ -138,7 +138,8 @@ class HttpServer:
 class _Caller:
     """Fits ``registry.Client``: who sent one POST, and may leave before the answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: str) -> None:
+        self.who = who
         self._gone = False
         self._wait: asyncio.Task[Any] | None = None
 

@@ -20,7 +20,7 @@ from xenpvd.config import (
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
-API = "1.3"
+API = "1.4"
 
 #: 2-level event channels of a 64-bit guest: 64 words of 64 bits; port 0 is none.
 PORT_MAX = 4095
@@ -41,6 +41,10 @@ Patterns = Annotated[
 Offset = Annotated[
     int, Field(ge=0, lt=1 << 63, description="a byte of the recording, counted from the first boot")
 ]
+ConsoleName = Annotated[
+    str, Field(max_length=64, description="0 is the guest's hvc0, xen the log of the Xen below it")
+]
+Ago = Annotated[float, Field(ge=0, le=1e9, description="instead of since: all of the last so many seconds")]
 
 
 def _decodes(value: str) -> str:
@@ -166,8 +170,12 @@ class DriveSwapParams(DriveParams):
     target: Medium = Field(description="another image; nothing, to empty a cdrom")
 
 
-class ConsoleReadParams(Params):
-    stream: Literal["guest", "xen"] = Field("guest", description="the guest's console, or Xen's own log")
+class ConsoleParams(Params):
+    console: ConsoleName = "0"
+
+
+class ConsoleReadParams(ConsoleParams):
+    ago: Ago | None = None
     since: int = Field(
         0, ge=-(1 << 63), lt=1 << 63, description="a byte of the recording; negative: from its end"
     )
@@ -190,11 +198,23 @@ class OctetsParams(Params):
         return self.text.encode() if self.text is not None else base64.b64decode(self.base64 or "")
 
 
-class ConsoleWriteParams(OctetsParams):
+class ConsoleWriteParams(OctetsParams, ConsoleParams):
     timeout: Timeout = 30.0
 
 
-class ConsoleAttachParams(Params):
+class ConsoleWaitParams(Params):
+    regex: str = Field(min_length=1, max_length=1024, description="RE2; ^ and $ are those of lines")
+    console: ConsoleName = "0"
+    since: Offset = Field(0, description="a byte of the recording; 0: all that is kept")
+    timeout: Timeout = 30.0
+
+
+class ConsoleKickParams(Params):
+    viewer: int = Field(ge=1, lt=1 << 63, description="its number, of console.viewers")
+
+
+class ConsoleAttachParams(ConsoleParams):
+    ago: Ago | None = None
     mode: Literal["rw", "ro", "steal"] = Field("rw", description="steal takes the keyboard from who has it")
     since: Offset | None = Field(None, description="where the replay begins; left out: all that is kept")
 

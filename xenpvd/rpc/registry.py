@@ -24,6 +24,10 @@ Note = tuple[str, BaseModel]
 class Client(Protocol):
     """Who called: what a method may ask of it."""
 
+    @property
+    def who(self) -> str:
+        """The peer, for people: ``uid 0, pid 4711``."""
+
     async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
         """Await ``run``; ``call`` is cancelled when the client leaves."""
 
@@ -34,10 +38,6 @@ class Client(Protocol):
 
 class Stream(Protocol):
     """What a method may do to a connection that outlasts its reply."""
-
-    @property
-    def who(self) -> str:
-        """The peer, for people: ``uid 0, pid 4711``."""
 
     @property
     def feeds(self) -> Collection[str]:

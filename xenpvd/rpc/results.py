@@ -89,9 +89,18 @@ class Written(Result):
     written: int = Field(description="bytes")
 
 
+class ConsoleFound(Octets):
+    """What was waited for: it stands at ``start`` and ends before ``end``; ``groups`` are the pattern's."""
+
+    start: int
+    end: int
+    groups: list[str | None]
+
+
 class Attached(Result):
     mode: str = Field(description="rw or ro")
     offset: int = Field(description="of the first raw byte that follows this reply")
+    viewer: int = Field(description="its number, for console.kick")
 
 
 class XenstoreValue(Octets):

@@ -5,7 +5,7 @@ Every verb raises ``XenpvdError`` or below for what the asker can mend; anything
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -13,6 +13,9 @@ from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.events import EventLog
 from xenpvd.views import (
     ConsoleChunk,
+    ConsoleInfo,
+    ConsoleMatch,
+    ConsoleViewerInfo,
     DaemonInfo,
     DriveAdded,
     DriveInfo,
@@ -39,6 +42,10 @@ class ConsoleViewer(Protocol):
         """``rw`` or ``ro``; a ``rw`` viewer whose keyboard was stolen becomes ``ro``."""
 
     @property
+    def number(self) -> int:
+        """As ``console.viewers`` and ``console.kick`` have it."""
+
+    @property
     def offset(self) -> int:
         """Where the next :meth:`read` begins."""
 
@@ -48,8 +55,46 @@ class ConsoleViewer(Protocol):
     async def write(self, data: bytes) -> None:
         """Type ``data``; waits while the guest does not take it. Raises ``Busy`` when mode is ``ro``."""
 
+    def steal(self) -> None:
+        """Take the keyboard from who has it. Raises ``Unsupported`` if there is none."""
+
     def close(self) -> str:
         """Detach; returns why the viewer ended ("detached", "too slow: N bytes lost", ...). Idempotent."""
+
+
+class Consoles(Protocol):
+    """The guest's consoles. All that take a ``name`` raise ``NotFound``; ``since`` is an absolute offset, and
+    ``ago`` seconds, which come before it if they are given."""
+
+    def listing(self) -> list[ConsoleInfo]: ...
+    def read(self, name: str, since: int, ago: float | None, limit: int) -> ConsoleChunk:
+        """``since`` below 0 counts from the end."""
+
+    async def write(self, name: str, data: bytes, timeout: float) -> int:
+        """Type ``data``; the number of bytes. What the guest was given when it is cancelled or raises
+        ``TimedOut`` (its data ``written``) stays given, the rest is not typed. Raises ``Busy``."""
+
+    def attach(
+        self,
+        name: str,
+        mode: str,
+        since: int | None,
+        ago: float | None,
+        who: str,
+        on_mode: Callable[[str], None] = ...,
+    ) -> ConsoleViewer:
+        """``mode`` rw, ro or steal; ``since`` None for all that is kept. ``on_mode`` is called when the
+        viewer gets or loses the keyboard. Raises ``Busy``, ``Unsupported``, ``LimitReached``."""
+
+    def viewers(self) -> list[ConsoleViewerInfo]: ...
+    def kick(self, number: int, by: str) -> None:
+        """End a viewer. Raises ``NotFound``."""
+
+    async def wait(self, name: str, regex: str, since: int, timeout: float) -> ConsoleMatch:
+        """Raises ``BadConfig``, ``TimedOut``, ``LimitReached``; ``NotFound`` if the daemon ends before."""
+
+    def clear(self, name: str) -> None:
+        """Forget what is kept; offsets go on."""
 
 
 class StoreTx(Protocol):
@@ -88,6 +133,9 @@ class Store(StoreTx, Protocol):
 
 class Service(Protocol):
     events: EventLog
+
+    @property
+    def consoles(self) -> Consoles: ...
 
     @property
     def xenstore(self) -> Store: ...
@@ -143,14 +191,6 @@ class Service(Protocol):
     async def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo: ...
     async def drive_flush(self, vdev: str) -> None: ...
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo: ...
-
-    def console_read(self, stream: str, since: int, limit: int) -> ConsoleChunk: ...
-    async def console_write(self, data: bytes, timeout: float) -> int:
-        """Type ``data``; the number of bytes. What the guest was given when it is cancelled or raises
-        ``TimedOut`` (its data ``written``) stays given, the rest is not typed."""
-
-    def console_attach(self, mode: str, since: int | None, who: str) -> ConsoleViewer:
-        """``mode`` rw, ro or steal; ``since`` an absolute offset, None for all that is kept."""
 
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]: ...
     def xenstore_history(self) -> Iterable[XenstoreOperation]:

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.console_frontend import IN_CONS, IN_SIZE, OUT_CONS, OUT_PROD, OUT_SIZE, ConsoleFrontend
 from xenpvd.backends.console import backend
 from xenpvd.backends.console.backend import Console, Viewer
-from xenpvd.errors import Busy, StateError, TimedOut
+from xenpvd.errors import Busy, LimitReached, StateError, TimedOut, Unsupported
 from xenpvd.tasks import Tasks
 
 
@@ -101,8 +101,10 @@ async def test_a_slow_viewer_is_cut_off_and_nobody_else(bench: Bench) -> None:
     assert await slow.read() == b""
     assert slow.ended == "too slow: 4096 bytes were lost"
     assert slow.close() == slow.ended
-    assert bench.told("console.detached") == [{"who": "slow", "why": slow.ended}]
-    assert bench.console.viewers == 1
+    assert bench.told("console.detached") == [
+        {"console": "0", "viewer": slow.number, "who": "slow", "why": slow.ended}
+    ]
+    assert len(bench.console.viewers) == 1
 
 
 async def test_a_flood_is_bounded_without_any_viewer(bench: Bench) -> None:
@@ -289,7 +291,7 @@ async def test_close_ends_a_read_that_waits(bench: Bench) -> None:
     assert viewer.close() == "detached"
     assert await asyncio.wait_for(task, 1) == b""
     assert await bench.waits(others), "only its own"
-    assert viewer.close() == "detached" and bench.console.viewers == 1
+    assert viewer.close() == "detached" and len(bench.console.viewers) == 1
     assert await viewer.read() == b""
     await bench.printed(b"x")
     assert await others == b"x"
@@ -312,7 +314,7 @@ async def test_attaching_and_detaching_leaves_nothing(bench: Bench) -> None:
         viewer = bench.console.attach("rw", None, "v")
         assert await viewer.read() == b"hello"
         viewer.close()
-    assert bench.console.viewers == 0 and bench.console.writer is None
+    assert not bench.console.viewers and bench.console.writer is None
 
 
 # -- life
@@ -352,7 +354,7 @@ async def test_at_the_daemons_end_viewers_get_the_rest_and_are_told(bench: Bench
     assert await asyncio.wait_for(task, 1) == b""
     assert waiter.ended == "the console is gone"
     assert await reader.read() == b"bye" and await reader.read() == b""
-    assert bench.console.viewers == 0
+    assert not bench.console.viewers
 
 
 async def test_a_mistake_of_ours_ends_the_console_and_nothing_else(
@@ -364,5 +366,77 @@ async def test_a_mistake_of_ours_ends_the_console_and_nothing_else(
     monkeypatch.setattr(bench.console.history, "append", wrong)
     bench.guest.prints(b"x")
     await bench.until(lambda: bool(bench.told("console.error")))
-    assert bench.told("console.error") == [{"message": "the console stopped: ZeroDivisionError"}]
+    assert bench.told("console.error") == [
+        {"console": "0", "message": "the console stopped: ZeroDivisionError"}
+    ]
     assert "console failed" in caplog.text
+
+
+# -- several keyboards, none, and the ends of viewers
+
+
+async def test_a_shared_console_has_a_keyboard_for_everybody(bench: Bench) -> None:
+    bench.console.input = "shared"
+    modes: list[str] = []
+    one = bench.console.attach("rw", None, "one", modes.append)
+    two = bench.console.attach("rw", None, "two")
+    ro = bench.console.attach("ro", None, "three")
+    assert [viewer.mode for viewer in (one, two, ro)] == ["rw", "rw", "ro"]
+    await one.write(b"1")
+    await two.write(b"2")
+    ro.steal()
+    await ro.write(b"3")
+    assert bench.guest.take() == b"123" and modes == ["rw"]
+
+
+async def test_who_loses_the_keyboard_is_told(bench: Bench) -> None:
+    modes: list[str] = []
+    one = bench.console.attach("rw", None, "one", modes.append)
+    two = bench.console.attach("steal", None, "two")
+    assert modes == ["rw", "ro"]
+    one.steal()
+    assert modes == ["rw", "ro", "rw"] and two.mode == "ro"
+    one.steal()
+    assert modes == ["rw", "ro", "rw"]
+
+
+async def test_a_console_for_reading_only() -> None:
+    console = Console(lambda name, **data: None, 1 << 16, "xen", input="none")
+    console.history.append(b"(XEN)")
+    viewer = console.attach("ro", None, "me")
+    assert await viewer.read() == b"(XEN)"
+    for mode in ("rw", "steal"):
+        with pytest.raises(Unsupported, match="console xen is for reading only"):
+            console.attach(mode, None, "me")
+    with pytest.raises(Unsupported):
+        await console.type(b"x")
+    assert console.viewers == (viewer,)
+
+
+async def test_where_a_life_begins_is_told(bench: Bench) -> None:
+    await bench.printed(b"first")
+    await bench.console.disconnect()
+    bench.connect()
+    told = [(one["offset"], one["boot"]) for one in bench.told("console.opened")]
+    assert told == [(0, 1), (5, 2)]
+
+
+async def test_as_many_viewers_as_may(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "VIEWERS_MAX", 2)
+    first = bench.console.attach("ro", None, "one")
+    bench.console.attach("ro", None, "two")
+    with pytest.raises(LimitReached):
+        bench.console.attach("steal", None, "three")
+    first.close()
+    assert bench.console.attach("rw", None, "three").mode == "rw"
+
+
+async def test_what_is_cleared_is_too_late_for_who_has_not_read_it(bench: Bench) -> None:
+    await bench.printed(b"secret")
+    slow = bench.console.attach("ro", 0, "slow")
+    quick = bench.console.attach("ro", 0, "quick")
+    await read(quick, 6)
+    bench.console.history.clear()
+    await bench.printed(b"!")
+    assert await read(quick, 1) == b"!"
+    assert await slow.read() == b"" and slow.ended == "too slow: 6 bytes were lost"

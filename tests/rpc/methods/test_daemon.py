@@ -81,4 +81,11 @@ def test_every_method_has_words_and_a_role() -> None:
         assert method.role in ("viewer", "operator", "admin")
         assert asyncio.iscoroutinefunction(method.run)
     waiting = {name for name, method in METHODS.items() if method.wait}
-    assert waiting == {"guest.wait", "guest.sysrq", "vcpu.set_online", "memory.set_target", "console.write"}
+    assert waiting == {
+        "guest.wait",
+        "guest.sysrq",
+        "vcpu.set_online",
+        "memory.set_target",
+        "console.write",
+        "console.wait",
+    }

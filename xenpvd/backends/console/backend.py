@@ -1,72 +1,55 @@
-"""The console a guest writes to: one recording, any number of viewers, one keyboard.
+"""A console that a guest writes to: one recording, any number of viewers, one keyboard.
 
-A viewer is an offset into the recording, nothing is queued for it: a slow one costs nothing, and is cut off
-once what it has not read is no longer kept. The guest never waits for a viewer.
+The guest never waits for a viewer, nor for a log file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from itertools import count
 
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.console.history import History
 from xenpvd.backends.console.ring import ConsoleRing
+from xenpvd.backends.console.viewer import Viewer
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.port import PortKicks
-from xenpvd.errors import Busy, GuestFault, StateError, TimedOut
+from xenpvd.errors import Busy, GuestFault, LimitReached, StateError, TimedOut, Unsupported
 from xenpvd.events import Publish
 from xenpvd.tasks import Tasks
+from xenpvd.views import ConsoleInfo
 
 log = logging.getLogger(__name__)
 
-#: One viewer's read, bytes
-READ_MAX = 1 << 16
 #: Typed bytes that wait for the guest, beyond the ring's 1024
 INPUT_MAX = 1 << 16
+#: Viewers of one console
+VIEWERS_MAX = 128
+
+#: of viewers, whichever console they look at
+_numbers = count(1)
 
 
-class Viewer:
-    """One who is attached. :class:`xenpvd.rpc.service.ConsoleViewer` by shape."""
-
-    def __init__(self, console: Console, who: str, mode: str, offset: int) -> None:
-        self._console = console
-        self.who = who
-        self.mode = mode
-        self.offset = offset
-        self.ended: str | None = None
-
-    async def read(self) -> bytes:
-        history = self._console.history
-        while self.ended is None:
-            start, data = history.read(self.offset, READ_MAX)
-            if start > self.offset:
-                self._console.detach(self, f"too slow: {start - self.offset} bytes were lost")
-            elif data:
-                self.offset += len(data)
-                return data
-            elif history.closed:
-                self._console.detach(self, "the console is gone")
-            else:
-                await history.changed()
-        return b""
-
-    async def write(self, data: bytes) -> None:
-        if self.mode != "rw":
-            raise Busy(
-                "cannot type: this viewer is read-only. Attach with mode steal.", by=self._console.writer
-            )
-        await self._console.type(data)
-
-    def close(self) -> str:
-        self._console.detach(self, "detached")
-        return self.ended or "detached"
+def _nothing(mode: str) -> None:
+    pass
 
 
 class Console:
-    """Outlives VMs: a reboot connects it anew, viewers and recording stay."""
+    """Outlives VMs: a reboot connects it anew, viewers and recording stay.
 
-    def __init__(self, publish: Publish, history: int) -> None:
+    ``input``: "single" (one keyboard at a time), "shared" (everybody who asked for one has one), or "none"
+    (there is nothing to type to, as for Xen's own log).
+
+    Events: ``console.opened`` {console, offset, boot} where a VM's output begins, ``console.attached``
+    {console, viewer, who, mode, offset}, ``console.detached`` {console, viewer, who, why}, ``console.error``
+    {console, message}.
+    """
+
+    def __init__(self, publish: Publish, history: int, name: str = "0", input: str = "single") -> None:
+        self.name = name
+        self.input = input
         self.history = History(history)
         self._publish = publish
         self._tasks = Tasks(self._on_fault)
@@ -77,6 +60,12 @@ class Console:
         self._typed = bytearray()
         self._typing = asyncio.Lock()
         self._taken = asyncio.Event()
+        self._boots = 0
+
+    def opened(self) -> None:
+        """A VM begins: what is recorded from here on is its output."""
+        self._boots += 1
+        self._publish("console.opened", console=self.name, offset=self.history.end, boot=self._boots)
 
     # -- for guest.py
 
@@ -85,6 +74,7 @@ class Console:
         self._ring = ConsoleRing(page)
         self._port = port
         self._kicks = PortKicks(port)
+        self.opened()
         self._tasks.spawn(self._serve(self._kicks), "console")
 
     async def disconnect(self) -> None:
@@ -112,41 +102,87 @@ class Console:
         return next((viewer.who for viewer in self._viewers if viewer.mode == "rw"), None)
 
     @property
-    def viewers(self) -> int:
-        return len(self._viewers)
+    def viewers(self) -> tuple[Viewer, ...]:
+        return tuple(self._viewers)
 
-    def attach(self, mode: str, since: int | None, who: str) -> Viewer:
-        """Raises :class:`Busy` for ``rw`` while another viewer types; ``steal`` makes that one read-only."""
-        if mode == "rw" and self.writer is not None:
-            raise Busy(
-                f"cannot attach with the keyboard: {self.writer} has it. Attach with mode steal or ro.",
-                by=self.writer,
-            )
-        if mode == "steal":
-            for other in self._viewers:
-                other.mode = "ro"
-        offset = (
-            self.history.start if since is None else min(max(since, self.history.start), self.history.end)
-        )
-        viewer = Viewer(self, who, "ro" if mode == "ro" else "rw", offset)
+    def attach(
+        self, mode: str, since: int | None, who: str, on_mode: Callable[[str], None] = _nothing
+    ) -> Viewer:
+        """``mode`` is rw, ro or steal (which makes who has the keyboard read-only); ``since`` an offset, None
+        for all that is kept.
+
+        Raises :class:`Busy` for ``rw`` while another viewer types, :class:`Unsupported` if there is no
+        keyboard, :class:`LimitReached`.
+        """
+        if len(self._viewers) >= VIEWERS_MAX:
+            why = f"cannot attach to console {self.name}: it has {VIEWERS_MAX} viewers. End one."
+            raise LimitReached(why, limit=VIEWERS_MAX)
+        history = self.history
+        offset = history.start if since is None else min(max(since, history.start), history.end)
+        viewer = Viewer(self, next(_numbers), who, "ro", offset, on_mode)
+        if mode == "steal" or (mode == "rw" and self.input == "shared"):
+            self.give_keyboard(viewer)
+        elif mode == "rw":
+            if self.writer is not None:
+                raise Busy(
+                    f"cannot attach with the keyboard: {self.writer} has it. Attach with mode steal or ro.",
+                    by=self.writer,
+                )
+            self.give_keyboard(viewer)
         self._viewers.append(viewer)
-        self._publish("console.attached", who=who, mode=viewer.mode, offset=viewer.offset)
+        self._publish(
+            "console.attached",
+            console=self.name,
+            viewer=viewer.number,
+            who=who,
+            mode=viewer.mode,
+            offset=viewer.offset,
+        )
         return viewer
+
+    def give_keyboard(self, viewer: Viewer) -> None:
+        """To ``viewer``, and to it alone unless it is shared. Raises :class:`Unsupported`."""
+        self._check_keyboard("attach with a keyboard")
+        if self.input == "single":
+            for other in self._viewers:
+                if other is not viewer:
+                    other.mode = "ro"
+        viewer.mode = "rw"
+
+    def _check_keyboard(self, what: str) -> None:
+        if self.input == "none":
+            why = f"cannot {what}: console {self.name} is for reading only. Attach with mode ro."
+            raise Unsupported(why, feature="console input")
 
     def detach(self, viewer: Viewer, why: str) -> None:
         if viewer.ended is None:
             viewer.ended = why
             self._viewers.remove(viewer)
-            self._publish("console.detached", who=viewer.who, why=why)
+            self._publish(
+                "console.detached", console=self.name, viewer=viewer.number, who=viewer.who, why=why
+            )
             self.history.wake()  # a read of its own that waits
+
+    def info(self) -> ConsoleInfo:
+        return ConsoleInfo(
+            console=self.name,
+            input=self.input,
+            connected=self._ring is not None,
+            start=self.history.start,
+            end=self.history.end,
+            boots=self._boots,
+            writer=self.writer,
+            viewers=len(self._viewers),
+        )
 
     async def type(self, data: bytes, timeout: float | None = None) -> None:
         """Give ``data`` to the guest; waits while too much is not taken yet. Nothing is dropped silently.
 
-        Raises :class:`StateError` if there is no running guest to take it, or not any more; :class:`TimedOut`
-        after ``timeout`` seconds, its data ``written`` the bytes given by then. If it is cancelled or timed
-        out, those stay given and the rest is not typed.
+        Raises :class:`Unsupported` if there is no keyboard; :class:`StateError` if there is no running guest
+        to take it, or not any more; :class:`TimedOut` after ``timeout`` seconds, its data ``written`` the
+        bytes given by then. If it is cancelled or timed out, those stay given and the rest is not typed.
         """
+        self._check_keyboard("type")
         rest = memoryview(data)
         try:
             # one after the other, or two pastes would mix
@@ -209,4 +245,6 @@ class Console:
 
     def _on_fault(self, name: str, fault: BaseException) -> None:
         log.error("%s failed", name, exc_info=fault)
-        self._publish("console.error", message=f"the console stopped: {type(fault).__name__}")
+        self._publish(
+            "console.error", console=self.name, message=f"the console stopped: {type(fault).__name__}"
+        )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+
+from xenpvd.backends.console.timeline import Timeline
 
 
 class History:
-    """Keeps the last ``limit`` bytes (settable). Loop thread only; appending never waits for a reader."""
+    """Keeps the last ``limit`` bytes (settable). Loop thread only; appending never waits for a reader.
+    ``now`` gives Unix seconds."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, now: Callable[[], float] = time.time) -> None:
         self.limit = limit
+        self._now = now
+        self._timeline = Timeline()
         self._kept = bytearray()
         self._end = 0
         self._changed = asyncio.Event()
@@ -26,6 +33,7 @@ class History:
         return self._end
 
     def append(self, data: bytes) -> None:
+        self._timeline.note(self._end, self._now())
         self._kept += data
         self._end += len(data)
         if len(self._kept) > self.limit * 5 // 4:  # seldom, so that bytes are not moved at every append
@@ -37,6 +45,14 @@ class History:
         since = min(max(since, self.start), self._end)
         at = since - (self._end - len(self._kept))
         return since, bytes(self._kept[at : at + limit])
+
+    def at(self, since: float) -> int:
+        """The offset from which on all is kept that was recorded since that time."""
+        return max(self.start, self._timeline.offset(since, self._end))
+
+    def clear(self) -> None:
+        """Forget what is kept; offsets go on. A viewer that had not read it is too slow."""
+        self._kept.clear()
 
     def tail(self, length: int) -> bytes:
         return self.read(self._end - length, length)[1]

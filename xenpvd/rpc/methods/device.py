@@ -1,8 +1,7 @@
-"""The guest's disks and its console."""
+"""The guest's disks."""
 
 from __future__ import annotations
 
-from xenpvd.errors import Busy
 from xenpvd.rpc import models, results
 from xenpvd.rpc.registry import Call, method
 from xenpvd.views import DriveAdded, DriveInfo
@@ -59,41 +58,3 @@ async def drive_swap(call: Call, params: models.DriveSwapParams) -> DriveInfo:
     for a cdrom: the guest sees the size of what lies in it.
     """
     return await call.service.drive_swap(params.vdev, params.target)
-
-
-@method("console.read", "viewer")
-async def console_read(call: Call, params: models.ConsoleReadParams) -> results.ConsoleData:
-    """A piece of what a console has printed."""
-    chunk = call.service.console_read(params.stream, params.since, params.max)
-    return results.ConsoleData(
-        start=chunk.start, end=chunk.end, lost=chunk.lost, **results.octets(chunk.data)
-    )
-
-
-@method("console.write", "operator", wait=True)
-async def console_write(call: Call, params: models.ConsoleWriteParams) -> results.Written:
-    """Type on the guest's console; waits while the guest does not read what was typed before.
-
-    When the time is up it fails with TIMEOUT, whose ``written`` is how many bytes the guest was given: the
-    rest is not typed, as it is not if the client leaves meanwhile.
-    """
-    return results.Written(written=await call.service.console_write(params.data(), params.timeout))
-
-
-@method("console.attach", "operator")
-async def console_attach(call: Call, params: models.ConsoleAttachParams) -> results.Attached:
-    """Make this connection the guest's console: after the reply it is raw bytes both ways, until it ends.
-
-    The request must be alone: a single one with an id, no other call under way and no events subscribed. Send
-    its newline together with it, or none: what follows is typed.
-    """
-    stream = call.client.stream
-    if not call.alone:
-        raise Busy(
-            "cannot attach on this connection: it has other work (a batch, calls under way or a "
-            "subscription). Open one for the console.",
-            by="this connection",
-        )
-    viewer = call.service.console_attach(params.mode, params.since, stream.who)
-    stream.become(viewer)
-    return results.Attached(mode=viewer.mode, offset=viewer.offset)

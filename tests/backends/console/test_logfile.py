@@ -1,0 +1,202 @@
+"""A console's log file: what is written, how, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from time import localtime, strftime
+from typing import Any
+
+import pytest
+
+from xenpvd.backends.console import logfile
+from xenpvd.backends.console.history import History
+from xenpvd.backends.console.logfile import LogFile, LogTerms
+from xenpvd.errors import HostError
+
+NOW = 1795792071.25
+STAMP = f"[{strftime('%Y-%m-%d %H:%M:%S', localtime(NOW))}.250] ".encode()
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "console.log"
+        self.history = History(1 << 16)
+        self.told: list[dict[str, Any]] = []
+        self.log: LogFile | None = None
+
+    async def begin(self, **terms: Any) -> LogFile:
+        whole = LogTerms(
+            **({"path": self.path, "size": 1 << 20, "keep": 2, "timestamps": False, "safe": False} | terms)
+        )
+        self.log = LogFile(self.history, "0", whole, lambda name, **data: self.told.append(data), lambda: NOW)
+        await self.log.open()
+        return self.log
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    async def has(self, data: bytes, path: Path | None = None) -> None:
+        path = path or self.path
+        await self.until(lambda: path.exists() and path.read_bytes() == data)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(logfile, "RETRY", 0.01)
+    bench = Bench(tmp_path)
+    yield bench
+    if bench.log is not None:
+        await bench.log.close()
+
+
+async def test_byte_for_byte_behind_what_is_there(bench: Bench) -> None:
+    bench.path.write_bytes(b"older\n")
+    bench.history.append(b"before it was asked for")
+    await bench.begin()
+    data = bytes(range(256)) * 200
+    bench.history.append(data)
+    await bench.has(b"older\n" + data)
+    assert bench.path.stat().st_mode & 0o777 in (0o640, 0o644)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "written"),
+    [
+        ([b"a\nb\n"], STAMP + b"a\n" + STAMP + b"b\n"),
+        ([b"a", b"b\nc", b"\n\n"], STAMP + b"ab\n" + STAMP + b"c\n" + STAMP + b"\n"),
+        ([b"no end"], STAMP + b"no end"),
+    ],
+)
+async def test_each_line_begins_with_the_time(bench: Bench, pieces: list[bytes], written: bytes) -> None:
+    await bench.begin(timestamps=True)
+    so_far = b""
+    for piece in pieces:
+        bench.history.append(piece)
+        so_far += piece
+        await bench.until(lambda: bench.path.read_bytes().replace(STAMP, b"") == so_far)  # noqa: B023
+    assert bench.path.read_bytes() == written
+
+
+async def test_nothing_that_a_terminal_obeys(bench: Bench) -> None:
+    await bench.begin(safe=True)
+    bench.history.append(b"\x1b[31mred\x1b[0m\r\n\x07\x00\x7ft\tab \xc3\xa9\n")
+    await bench.has(b".[31mred.[0m\n...t\tab \xc3\xa9\n")
+
+
+async def test_rotation_keeps_as_many_as_it_shall(bench: Bench) -> None:
+    await bench.begin(size=4096)
+    for n in range(5):
+        bench.history.append(b"%d" % n * 3000)
+        await bench.has(b"%d" % n * 3000)
+    older = {path.name: path.read_bytes()[:1] for path in bench.path.parent.iterdir()}
+    assert older == {"console.log": b"4", "console.log.1": b"3", "console.log.2": b"2"}
+
+
+async def test_none_is_kept(bench: Bench) -> None:
+    await bench.begin(size=4096, keep=0)
+    for letter in (b"a", b"b"):
+        bench.history.append(letter * 3000)
+        await bench.has(letter * 3000)
+    assert [path.name for path in bench.path.parent.iterdir()] == ["console.log"]
+
+
+async def test_one_that_was_moved_is_made_anew(bench: Bench) -> None:
+    """As logrotate does it, and SIGHUP."""
+    log = await bench.begin()
+    bench.history.append(b"one")
+    await bench.has(b"one")
+    moved = bench.path.rename(bench.path.with_name("moved"))
+    log.reopen()
+    bench.history.append(b"two")
+    await bench.has(b"two")
+    assert moved.read_bytes() == b"one"
+
+
+async def test_a_full_disk_is_told_once_and_nothing_is_lost_that_is_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, room = os.write, [5]
+
+    def full(fd: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = write(fd, data[: room[0]])
+        room[0] -= done
+        return done
+
+    await bench.begin()
+    monkeypatch.setattr(logfile.os, "write", full)
+    bench.history.append(b"0123456789")
+    await bench.until(lambda: bool(bench.told))
+    bench.history.append(b"more")
+    assert bench.told == [
+        {"console": "0", "path": str(bench.path), "error": "No space left on device", "lost": 0}
+    ]
+    room[0] = 1 << 20
+    await bench.has(b"0123456789more")
+    await bench.until(lambda: len(bench.told) == 2)
+    assert bench.told[1]["error"] is None and bench.told[1]["lost"] == 0
+
+
+async def test_what_is_no_longer_kept_is_missing_and_the_file_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fd: int, data: bytes) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    bench.history.limit = 4096
+    await bench.begin()
+    write = os.write
+    monkeypatch.setattr(logfile.os, "write", broken)
+    bench.history.append(b"a" * 100)
+    await bench.until(lambda: bool(bench.told))
+    for _ in range(10):
+        bench.history.append(b"b" * 4096)
+    monkeypatch.setattr(logfile.os, "write", write)
+    await bench.has(b"a" * 100 + b"\n[36864 bytes are missing]\n" + b"b" * 4096)
+    await bench.until(lambda: len(bench.told) == 2)
+    assert bench.told[1]["lost"] == 36864
+
+
+async def test_at_the_end_the_last_bytes_are_written(bench: Bench) -> None:
+    log = await bench.begin()
+    bench.history.append(b"reboot: Power down")
+    bench.history.close()
+    await log.close()
+    assert bench.path.read_bytes() == b"reboot: Power down"
+    await log.close()
+
+
+async def test_the_end_does_not_wait_for_a_disk_that_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(fd: int, data: bytes) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(logfile, "GRACE", 0.05)
+    log = await bench.begin()
+    monkeypatch.setattr(logfile.os, "write", broken)
+    bench.history.append(b"x")
+    await log.close()
+    assert "the end of the log is missing" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "link", "missing"])
+async def test_what_is_no_file(bench: Bench, what: str) -> None:
+    if what == "folder":
+        bench.path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(bench.path)
+    elif what == "link":
+        bench.path.symlink_to("/etc/hostname")
+    else:
+        bench.path = bench.path / "none" / "x"
+    with pytest.raises(HostError, match=r"cannot log console 0 to .* Check the path"):
+        await bench.begin()
+    bench.log = None

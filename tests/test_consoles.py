@@ -1,0 +1,130 @@
+"""The consoles as the guest has them: by name, with their logs, and what is watched for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xenpvd import consoles as module
+from xenpvd.config import ConsoleConfig
+from xenpvd.consoles import Consoles
+from xenpvd.errors import HostError, LimitReached, NotFound
+from xenpvd.tasks import Tasks
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.consoles = Consoles(lambda name, **data: self.events.append((name, data)))
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        return [data for event, data in self.events if event == name]
+
+    async def configure(self, **config: Any) -> None:
+        await self.consoles.configure(ConsoleConfig.model_validate(config))
+
+    async def settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.consoles.close()
+
+
+async def test_logs_of_both_are_kept_over_lives_and_end_with_their_definition(
+    bench: Bench, tmp_path: Path
+) -> None:
+    files = {"log": str(tmp_path / "c.log"), "xen_log": str(tmp_path / "x.log")}
+    await bench.configure(**files)
+    before = dict(bench.consoles._logs)
+    await bench.configure(**files)
+    assert bench.consoles._logs == before
+    assert [one.log for one in bench.consoles.listing()] == [*files.values()]
+    bench.consoles.main.history.append(b"guest")
+    bench.consoles.xen.history.append(b"xen")
+    await bench.configure()
+    assert [one.log for one in bench.consoles.listing()] == [None, None]
+    assert [Path(file).read_bytes() for file in files.values()] == [b"guest", b"xen"]
+
+
+async def test_a_log_that_cannot_be_written_is_refused(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="cannot log console 0"):
+        await bench.configure(log=str(tmp_path))
+
+
+async def test_what_is_watched_for_is_told_and_a_flood_of_it_counted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    bench.consoles.main.history.append(b"panic before anybody watches\n")
+    await bench.configure(match=["(?i)panic", "oops"])
+    await bench.settle()
+    bench.consoles.main.history.append(b"Kernel panic\n" + b"panic\n" * 5)
+    await bench.settle()
+    (told,) = bench.told("console.match")
+    assert told == {
+        "console": "0",
+        "pattern": "(?i)panic",
+        "start": 36,
+        "end": 41,
+        "text": "panic",
+        "skipped": 0,
+    }
+    clock[0] += 2
+    bench.consoles.main.history.append(b"panic\n")
+    await bench.settle()
+    assert [one["skipped"] for one in bench.told("console.match")] == [0, 5]
+
+
+async def test_a_pattern_of_nothing_holds_up_nobody(bench: Bench) -> None:
+    await bench.configure(match=["x*"])
+    bench.consoles.main.history.append(b"y" * 10_000)
+    await bench.settle()
+    assert len(bench.told("console.match")) == 1
+
+
+@pytest.mark.parametrize("pattern", ["", "(", "(?=x)"])
+def test_a_pattern_that_is_none_is_refused_by_the_definition(pattern: str) -> None:
+    with pytest.raises(ValueError, match="match"):
+        ConsoleConfig.model_validate({"match": [pattern]})
+
+
+@pytest.mark.parametrize(("text", "size"), [(65536, 65536), ("64K", 65536), ("1M", 1 << 20), ("8192", 8192)])
+def test_sizes(text: object, size: int) -> None:
+    assert ConsoleConfig.model_validate({"history": text}).history == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "64k", "1.5M", "-1M", "1M ", 1.5, None])
+def test_sizes_that_are_none(text: object) -> None:
+    with pytest.raises(ValueError, match="history"):
+        ConsoleConfig.model_validate({"history": text})
+
+
+async def test_as_many_wait_as_may(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITS_MAX", 2)
+    tasks = Tasks()
+    waiting = [tasks.spawn(bench.consoles.wait("0", "x", 0, 60), "wait") for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(LimitReached):
+        await bench.consoles.wait("0", "x", 0, 60)
+    bench.consoles.main.history.append(b"x")
+    assert [(await task).start for task in waiting] == [0, 0]
+    assert (await bench.consoles.wait("0", "x", 0, 60)).end == 1
+
+
+async def test_who_waits_at_the_end_is_told(bench: Bench) -> None:
+    tasks = Tasks()
+    waiting = tasks.spawn(bench.consoles.wait("0", "x", 0, 60), "wait")
+    await asyncio.sleep(0)
+    await bench.consoles.close()
+    with pytest.raises(NotFound, match="will not come"):
+        await waiting

@@ -1,0 +1,91 @@
+"""One who is attached to a console: an offset into its recording, and perhaps its keyboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from xenpvd.errors import Busy
+from xenpvd.views import ConsoleViewerInfo
+
+if TYPE_CHECKING:
+    from xenpvd.backends.console.backend import Console
+
+#: One viewer's read, bytes
+READ_MAX = 1 << 16
+
+
+class Viewer:
+    """:class:`xenpvd.rpc.service.ConsoleViewer` by shape.
+
+    Nothing is queued for it: a slow one costs nothing, and is cut off once what it has not read is no longer
+    kept. ``on_mode(mode)`` is called when it gets or loses the keyboard.
+    """
+
+    def __init__(
+        self, console: Console, number: int, who: str, mode: str, offset: int, on_mode: Callable[[str], None]
+    ) -> None:
+        self._console = console
+        self.number = number
+        self.who = who
+        self.offset = offset
+        self.ended: str | None = None
+        self._mode = mode
+        self._on_mode = on_mode
+        self._since = time.time()
+
+    @property
+    def mode(self) -> str:
+        """``rw`` or ``ro``."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        if mode != self._mode:
+            self._mode = mode
+            self._on_mode(mode)
+
+    async def read(self) -> bytes:
+        """The next bytes, waiting for some; b"" at the end, whose cause is ``ended``."""
+        history = self._console.history
+        while self.ended is None:
+            start, data = history.read(self.offset, READ_MAX)
+            if start > self.offset:
+                self._console.detach(self, f"too slow: {start - self.offset} bytes were lost")
+            elif data:
+                self.offset += len(data)
+                return data
+            elif history.closed:
+                self._console.detach(self, "the console is gone")
+            else:
+                await history.changed()
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """Type ``data``; waits while the guest does not take it. Raises :class:`Busy` if it is read-only."""
+        if self.mode != "rw":
+            raise Busy(
+                "cannot type: this viewer is read-only. Attach with mode steal.", by=self._console.writer
+            )
+        await self._console.type(data)
+
+    def steal(self) -> None:
+        """Take the keyboard from who has it. Raises what :meth:`Console.attach` does."""
+        self._console.give_keyboard(self)
+
+    def close(self) -> str:
+        """Detach; returns why the viewer ended. Idempotent."""
+        self._console.detach(self, "detached")
+        return self.ended or "detached"
+
+    def info(self) -> ConsoleViewerInfo:
+        return ConsoleViewerInfo(
+            console=self._console.name,
+            viewer=self.number,
+            who=self.who,
+            mode=self.mode,
+            since=self._since,
+            offset=self.offset,
+            behind=self._console.history.end - self.offset,
+        )

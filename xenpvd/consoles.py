@@ -1,0 +1,210 @@
+"""The guest's consoles by name: "0" is its hvc0, "xen" the log of the Xen below it. With them their log files
+and what is watched for in them; all outlive a VM."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xenpvd.backends.console import search
+from xenpvd.backends.console.backend import Console
+from xenpvd.backends.console.logfile import LogFile, LogTerms
+from xenpvd.backends.console.viewer import Viewer
+from xenpvd.config import ConsoleConfig
+from xenpvd.errors import BadConfig, Busy, LimitReached, NotFound, TimedOut
+from xenpvd.events import Publish
+from xenpvd.patterns import compile
+from xenpvd.tasks import Tasks
+from xenpvd.views import ConsoleChunk, ConsoleInfo, ConsoleMatch, ConsoleViewerInfo
+
+MAIN, XEN = "0", "xen"
+
+#: Bytes of Xen's log that are kept
+XEN_LOG = 1 << 18
+#: Those who wait for a pattern on one console
+WAITS_MAX = 64
+#: Seconds between two events of one pattern that is watched for
+MATCH_PAUSE = 1.0
+
+
+class Consoles:
+    """Loop thread only.
+
+    Event ``console.match`` {console, pattern, start, end, text, skipped}: something came that the definition
+    watches for; ``skipped`` came since the one before and were told by no event.
+    """
+
+    def __init__(self, publish: Publish, main: Console | None = None) -> None:
+        self._publish = publish
+        self.main = main or Console(publish, 1 << 20, MAIN)
+        self.xen = Console(publish, XEN_LOG, XEN, input="none")
+        self._all = {MAIN: self.main, XEN: self.xen}
+        self._logs: dict[str, LogFile] = {}
+        self._waits: dict[str, int] = dict.fromkeys(self._all, 0)
+        self._watching = Tasks()
+        self._watched: tuple[str, ...] = ()
+
+    def get(self, name: str) -> Console:
+        """Raises :class:`NotFound`."""
+        if name not in self._all:
+            why = f"there is no console {name!r}. Choose from {', '.join(self._all)}."
+            raise NotFound(why, "console", name)
+        return self._all[name]
+
+    async def configure(self, config: ConsoleConfig) -> None:
+        """As a definition has it, from now on. Raises :class:`HostError` for a log that cannot be written."""
+        self.main.history.limit = config.history
+        self.main.input = config.input
+        for name, path in ((MAIN, config.log), (XEN, config.xen_log)):
+            terms = None
+            if path is not None:
+                terms = LogTerms(
+                    Path(path), config.log_max, config.log_keep, config.log_timestamps, config.log_safe
+                )
+            await self._log(name, terms)
+        if config.match != self._watched:
+            await self._watching.cancel()
+            for pattern in config.match:
+                self._watching.spawn(self._watch(pattern), f"console pattern {pattern}")
+            self._watched = config.match
+
+    async def _log(self, name: str, terms: LogTerms | None) -> None:
+        before = self._logs.get(name)
+        if before is not None:
+            if before.terms == terms:
+                return
+            await self._logs.pop(name).close()
+        if terms is not None:
+            logfile = LogFile(self._all[name].history, name, terms, self._publish, time.time)
+            await logfile.open()
+            self._logs[name] = logfile
+
+    def reopen_logs(self) -> None:
+        """They were renamed, as logrotate does."""
+        for logfile in self._logs.values():
+            logfile.reopen()
+
+    def listing(self) -> list[ConsoleInfo]:
+        return [
+            replace(console.info(), log=str(self._logs[name].terms.path) if name in self._logs else None)
+            for name, console in self._all.items()
+        ]
+
+    def read(self, name: str, since: int, ago: float | None, limit: int) -> ConsoleChunk:
+        """``limit`` bytes at most, from offset ``since`` on (below 0: from the end), or of the last ``ago``
+        seconds. Raises :class:`NotFound`."""
+        history = self.get(name).history
+        if ago is not None:
+            since = history.at(time.time() - ago)
+        wanted = max(0, history.end + since) if since < 0 else since
+        start, data = history.read(wanted, limit)
+        return ConsoleChunk(start, start + len(data), max(0, start - wanted), data)
+
+    async def write(self, name: str, data: bytes, timeout: float) -> int:
+        """Type; the number of bytes. Raises :class:`Busy` while a viewer has the only keyboard, and what
+        :meth:`Console.type` does."""
+        console = self.get(name)
+        if console.input == "single" and console.writer is not None:
+            why = (
+                f"cannot type: {console.writer} has the keyboard. Ask it to detach, or end it (console.kick)."
+            )
+            raise Busy(why, by=console.writer)
+        await console.type(data, timeout)
+        return len(data)
+
+    def attach(
+        self,
+        name: str,
+        mode: str,
+        since: int | None,
+        ago: float | None,
+        who: str,
+        on_mode: Callable[[str], None] = lambda mode: None,
+    ) -> Viewer:
+        """See :meth:`Console.attach`; ``ago`` comes before ``since``. Raises :class:`NotFound` as well."""
+        console = self.get(name)
+        if ago is not None:
+            since = console.history.at(time.time() - ago)
+        return console.attach(mode, since, who, on_mode)
+
+    def clear(self, name: str) -> None:
+        """Forget what is kept; offsets go on. Raises :class:`NotFound`."""
+        self.get(name).history.clear()
+
+    def viewers(self) -> list[ConsoleViewerInfo]:
+        return [viewer.info() for console in self._all.values() for viewer in console.viewers]
+
+    def kick(self, number: int, by: str) -> None:
+        """End a viewer. Raises :class:`NotFound`."""
+        for console in self._all.values():
+            for viewer in console.viewers:
+                if viewer.number == number:
+                    console.detach(viewer, f"ended by {by}")
+                    return
+        raise NotFound(f"there is no viewer {number}. See console.viewers.", "viewer", str(number))
+
+    async def wait(self, name: str, regex: str, since: int, timeout: float) -> ConsoleMatch:
+        """For a pattern at or after offset ``since``.
+
+        Raises :class:`BadConfig` for one that is none, :class:`TimedOut`, :class:`LimitReached`, and
+        :class:`NotFound` when the recording ends without it.
+        """
+        console = self.get(name)
+        try:
+            pattern = compile(regex)
+        except ValueError as fault:
+            what = f"cannot wait for {regex!r}: {fault}. It is RE2's syntax, which has no look-around."
+            raise BadConfig(what, [("regex", str(fault))]) from None
+        if self._waits[name] >= WAITS_MAX:
+            why = f"cannot wait for {regex!r}: {WAITS_MAX} wait on console {name}. Let one end."
+            raise LimitReached(why, limit=WAITS_MAX)
+        self._waits[name] += 1
+        try:
+            async with asyncio.timeout(timeout):
+                found = await search.find(console.history, pattern, since)
+        except TimeoutError:
+            why = (
+                f"{regex!r} has not come on console {name} within {timeout:g} s. See what did: xenpvctl log."
+            )
+            raise TimedOut(why) from None
+        finally:
+            self._waits[name] -= 1
+        if found is None:
+            raise NotFound(f"{regex!r} will not come on console {name}: the daemon ends.", "pattern", regex)
+        return found
+
+    async def _watch(self, regex: str) -> None:
+        history, pattern = self.main.history, compile(regex)
+        since, told, skipped = history.end, -MATCH_PAUSE, 0
+        while (found := await search.find(history, pattern, since)) is not None:
+            since = max(found.end, found.start + 1)
+            now = time.monotonic()
+            if now - told < MATCH_PAUSE:
+                skipped += 1
+                await asyncio.sleep(0)  # there may be very many
+                continue
+            self._publish("console.match", skipped=skipped, **_event(found, regex))
+            told, skipped = now, 0
+
+    async def close(self) -> None:
+        """The daemon ends: every viewer is told, and the logs are written to their ends."""
+        for console in self._all.values():
+            console.close()
+        for logfile in self._logs.values():
+            await logfile.close()
+        self._logs.clear()
+        await self._watching.cancel()
+
+
+def _event(found: ConsoleMatch, regex: str) -> dict[str, Any]:
+    return {
+        "console": MAIN,
+        "pattern": regex,
+        "start": found.start,
+        "end": found.end,
+        "text": found.text.decode("utf-8", "replace"),
+    }

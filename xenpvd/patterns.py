@@ -1,0 +1,23 @@
+"""Regular expressions of users: RE2's, which take linear time whatever they are and whatever they look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import re2
+
+#: A compiled one, for bytes; re2 has no types.
+Pattern = Any
+
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
+_OPTIONS.max_mem = 1 << 20
+
+
+def compile(pattern: str) -> Pattern:
+    """``^`` and ``$`` are those of lines. Raises ValueError, which says why."""
+    try:
+        return re2.compile(b"(?m)" + pattern.encode(), _OPTIONS)
+    except re2.error as fault:
+        why = fault.args[0]
+        raise ValueError(why.decode("utf-8", "replace") if isinstance(why, bytes) else why) from None
