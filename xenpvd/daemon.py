@@ -19,6 +19,7 @@ from xenpvd.errors import Busy, HostError, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.rpc.models import API
+from xenpvd.rpc.raw import ConsoleSocket
 from xenpvd.rpc.server import RpcServer
 from xenpvd.service import Service
 from xenpvd.tasks import Tasks
@@ -128,6 +129,7 @@ class Daemon:
         servers: list[_Server] = [
             self.guest.xenstore_socket(self._directory / "xenstored.sock"),
             RpcServer(service, self._directory / "rpc.sock"),
+            ConsoleSocket(self.guest.consoles, self._directory / "console0.sock", "0"),
         ]
         if self._http:
             from xenpvd.rpc.http import HttpServer  # aiohttp takes its time to import

@@ -270,7 +270,7 @@ class Guest:
     def machine_log(self, data: bytes) -> None:
         """:class:`xenpvd.vmm.machine.Owner`: a piece of the shim's own log."""
         self.progress.reached(Phase.SHIM)
-        self.consoles.xen.history.append(data)
+        self.consoles.xen.record(data)
         self.balloon.take_log(data)
 
     def machine_changed(self) -> None:

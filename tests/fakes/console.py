@@ -18,7 +18,7 @@ class FakeConsole(Console):
         self._typed_more = asyncio.Event()
 
     def print(self, data: bytes) -> None:
-        self.history.append(data)
+        self.record(data)
 
     async def type(self, data: bytes, timeout: float | None = None) -> None:
         self.typed += data

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from xenpvd.errors import LimitReached
 from xenpvd.events import QUEUE
 from xenpvd.rpc import results
-from xenpvd.rpc.console import serve_output, serve_typing
+from xenpvd.rpc.console import converse
 from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
 from xenpvd.rpc.errors import CODES, parse_fault, protocol_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, Framer, MessageTooLong, parse
@@ -47,7 +47,7 @@ class Connection:
         self._tasks = Tasks(self._broken)
         self._calls: set[asyncio.Task[Any]] = set()
         self._waits: set[asyncio.Task[Any]] = set()  # calls to cancel when the client has gone
-        self._streams: set[asyncio.Task[Any]] = set()  # feeds, or the console's output
+        self._streams: set[asyncio.Task[Any]] = set()  # feeds, or the console
         self._gone = asyncio.Event()  # the peer has closed both directions
         self._feeds: dict[str, Callable[[], None]] = {}  # how to end each
         self._viewer: ConsoleViewer | None = None
@@ -234,14 +234,7 @@ class Connection:
         self._viewer = viewer
 
     async def _serve_console(self, viewer: ConsoleViewer, typed: bytes) -> None:
-        """Raw bytes both ways until the viewer ends or the peer has gone; one that only ends its sending side
-        watches on."""
-        output = self._stream(serve_output(viewer, self._writer), "console output")
-        typing = self._tasks.spawn(serve_typing(viewer, self._reader, typed), "console typing")
-        gone = self._tasks.spawn(self._gone.wait(), "console hangup")
-        await asyncio.wait({output, gone}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (output, typing, gone):
-            task.cancel()
+        await self._stream(converse(viewer, self._reader, self._writer, self._gone, typed), "console")
         log.info("%s left the console: %s", self.who, viewer.close())
 
     async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:

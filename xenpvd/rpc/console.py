@@ -1,15 +1,56 @@
-"""The two directions of a connection that has become a console: raw bytes (varlink's "upgrade")."""
+"""The two directions of a connection that is a console: raw bytes (varlink's "upgrade")."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
-from xenpvd.errors import XenpvdError
-from xenpvd.rpc.service import ConsoleViewer
+from xenpvd.errors import Busy, Unsupported, XenpvdError
+from xenpvd.rpc.service import Consoles, ConsoleViewer
+from xenpvd.tasks import Tasks
+
+#: Seconds that a peer has to read the last bytes
+GRACE = 1.0
 
 
-async def serve_output(viewer: ConsoleViewer, writer: asyncio.StreamWriter) -> None:
+def attach_as_can(
+    consoles: Consoles,
+    name: str,
+    since: int | None,
+    who: str,
+    on_mode: Callable[[str], None] = lambda mode: None,
+) -> ConsoleViewer:
+    """With the keyboard if nobody has it, else to look on. Raises ``NotFound``, ``LimitReached``."""
+    try:
+        return consoles.attach(name, "rw", since, None, who, on_mode)
+    except (Busy, Unsupported):
+        return consoles.attach(name, "ro", since, None, who, on_mode)
+
+
+async def converse(
+    viewer: ConsoleViewer,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    gone: asyncio.Event,
+    typed: bytes = b"",
+) -> None:
+    """Until the viewer ends or the peer has ``gone``; one that only ends its sending side watches on.
+    ``typed`` came before the rest."""
+    tasks = Tasks()
+    output = tasks.spawn(_serve_output(viewer, writer), "console output")
+    tasks.spawn(_serve_typing(viewer, reader, typed), "console typing")
+    hangup = tasks.spawn(gone.wait(), "console hangup")
+    ended = tasks.spawn(viewer.wait_ended(), "console end")
+    try:
+        await asyncio.wait({output, hangup, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.is_set():  # a peer that does not read has the last bytes still before it
+            await asyncio.wait({output, hangup}, return_when=asyncio.FIRST_COMPLETED, timeout=GRACE)
+    finally:
+        await tasks.cancel()
+
+
+async def _serve_output(viewer: ConsoleViewer, writer: asyncio.StreamWriter) -> None:
     """What the guest prints, at the pace of the peer; ends with the viewer."""
     with contextlib.suppress(ConnectionError):
         while data := await viewer.read():
@@ -17,7 +58,7 @@ async def serve_output(viewer: ConsoleViewer, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
-async def serve_typing(viewer: ConsoleViewer, reader: asyncio.StreamReader, data: bytes) -> None:
+async def _serve_typing(viewer: ConsoleViewer, reader: asyncio.StreamReader, data: bytes) -> None:
     """What the peer types, first the ``data`` that came with its request; ends with its input."""
     with contextlib.suppress(ConnectionError):
         while data or (data := await reader.read(4096)):

@@ -1,6 +1,6 @@
-"""http.sock, for daemons that are told to: the same JSON-RPC by POST, and what orchestrators probe.
+"""http.sock, for daemons that are told to: the same JSON-RPC by POST, what orchestrators probe, and consoles.
 
-The one file that imports aiohttp, which takes its time: nobody imports this one who was not asked to.
+Importing aiohttp takes its time: nobody imports this file who was not asked to.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from aiohttp.http import HttpProcessingError
 from pydantic_core import to_json
 
 from xenpvd.errors import Unsupported
+from xenpvd.rpc import page, websocket
 from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Hangup
 from xenpvd.rpc.dispatch import Reply, dispatch
 from xenpvd.rpc.errors import fault_of, parse_fault
@@ -56,6 +57,9 @@ class HttpServer:
         sock = listen(self._path)
         app = web.Application(client_max_size=MESSAGE_MAX, middlewares=[_discreet])
         app.router.add_post("/rpc", self._rpc)
+        app.router.add_get("/", page.index)
+        app.router.add_get("/page/{name}", page.file)
+        app.router.add_get("/console/{console}", self._console)
         app.router.add_get("/openrpc.json", self._openrpc)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -120,6 +124,9 @@ class HttpServer:
         except (ValueError, RecursionError) as fault:
             return parse_fault(str(fault)).reply(None)
         return await dispatch(message, Call(self._service, caller, asyncio.current_task(), alone=False))
+
+    async def _console(self, request: web.Request) -> web.StreamResponse:
+        return await websocket.serve(self._service, request)
 
     async def _openrpc(self, request: web.Request) -> web.Response:
         return _json(document())

@@ -55,6 +55,9 @@ class ConsoleViewer(Protocol):
     async def write(self, data: bytes) -> None:
         """Type ``data``; waits while the guest does not take it. Raises ``Busy`` when mode is ``ro``."""
 
+    async def wait_ended(self) -> None:
+        """Return once it is detached, by whomever."""
+
     def steal(self) -> None:
         """Take the keyboard from who has it. Raises ``Unsupported`` if there is none."""
 

@@ -94,6 +94,13 @@ class Console:
         """The daemon ends: every viewer is told."""
         self.history.close()
 
+    def record(self, data: bytes) -> None:
+        """It was printed. A viewer that has not read what is no longer kept is cut off."""
+        self.history.append(data)
+        for viewer in tuple(self._viewers):
+            if viewer.offset < self.history.start:
+                self.detach(viewer, f"too slow: {self.history.start - viewer.offset} bytes were lost")
+
     # -- for viewers
 
     @property
@@ -156,7 +163,7 @@ class Console:
 
     def detach(self, viewer: Viewer, why: str) -> None:
         if viewer.ended is None:
-            viewer.ended = why
+            viewer.end(why)
             self._viewers.remove(viewer)
             self._publish(
                 "console.detached", console=self.name, viewer=viewer.number, who=viewer.who, why=why
@@ -225,7 +232,7 @@ class Console:
             log.debug("%s", fault)  # ignored until the guest's index makes sense again
             return
         if data:
-            self.history.append(data)
+            self.record(data)
         if was_full and self._port is not None:
             self._port.notify()
 

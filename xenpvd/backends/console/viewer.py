@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ class Viewer:
         self.who = who
         self.offset = offset
         self.ended: str | None = None
+        self._end = asyncio.Event()
         self._mode = mode
         self._on_mode = on_mode
         self._since = time.time()
@@ -46,12 +48,20 @@ class Viewer:
             self._mode = mode
             self._on_mode(mode)
 
+    def end(self, why: str) -> None:
+        """For the console, which knows why."""
+        self.ended = why
+        self._end.set()
+
+    async def wait_ended(self) -> None:
+        await self._end.wait()
+
     async def read(self) -> bytes:
         """The next bytes, waiting for some; b"" at the end, whose cause is ``ended``."""
         history = self._console.history
         while self.ended is None:
             start, data = history.read(self.offset, READ_MAX)
-            if start > self.offset:
+            if start > self.offset:  # it was cleared
                 self._console.detach(self, f"too slow: {start - self.offset} bytes were lost")
             elif data:
                 self.offset += len(data)

@@ -1,0 +1,79 @@
+"""console0.sock: bytes, as socat has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.service import FakeService
+from tests.rpc.conftest import until
+from xenpvd.rpc.raw import ConsoleSocket
+
+
+@pytest.fixture
+async def door(service: FakeService, tmp_path: Path) -> AsyncIterator[Path]:
+    path = tmp_path / "console0.sock"
+    socket = ConsoleSocket(service.consoles, path, "0")
+    await socket.start()
+    yield path
+    await socket.stop()
+    assert not path.exists()
+    await socket.stop()
+
+
+async def test_replay_then_live_both_ways(door: Path, service: FakeService) -> None:
+    assert door.stat().st_mode & 0o777 == 0o660
+    service.console.print(b"before \xff\0\r\n")
+    reader, writer = await asyncio.open_unix_connection(door)
+    assert await reader.readexactly(11) == b"before \xff\0\r\n"
+    service.console.echo = True
+    writer.write(b"{ls}\n\x1d")
+    assert await reader.readexactly(6) == b"{ls}\n\x1d"
+    (viewer,) = service.consoles.viewers()
+    assert (viewer.mode, viewer.who.endswith(", console0.sock")) == ("rw", True)
+    writer.close()
+    await until(lambda: not service.console.viewers)
+
+
+async def test_the_second_one_looks_on_until_the_first_has_left(door: Path, service: FakeService) -> None:
+    one = await asyncio.open_unix_connection(door)
+    await until(lambda: len(service.console.viewers) == 1)
+    two = await asyncio.open_unix_connection(door)
+    await until(lambda: len(service.console.viewers) == 2)
+    two[1].write(b"unheard")
+    service.console.print(b"for both")
+    for reader, _ in (one, two):
+        assert await reader.readexactly(8) == b"for both"
+    assert not service.console.typed
+    for _, writer in (one, two):
+        writer.close()
+    await until(lambda: not service.console.viewers)
+
+
+async def test_who_only_listens_hears_the_last_words(service: FakeService, tmp_path: Path) -> None:
+    """``socat -u``, and the daemon's end."""
+    socket = ConsoleSocket(service.consoles, tmp_path / "s", "0")
+    await socket.start()
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+    writer.write_eof()
+    await until(lambda: len(service.console.viewers) == 1)
+    service.console.print(b"reboot: Power down")
+    service.console.close()
+    await socket.stop()
+    assert await reader.read() == b"reboot: Power down"
+    writer.close()
+
+
+async def test_a_client_that_is_gone_at_once_leaves_nothing(door: Path, service: FakeService) -> None:
+    service.console.print(b"x" * 100_000)
+    for _ in range(50):
+        _, writer = await asyncio.open_unix_connection(door)
+        writer.write(b"typed")
+        writer.transport.abort()
+    reader, writer = await asyncio.open_unix_connection(door)
+    assert await reader.readexactly(100_000) == b"x" * 100_000
+    writer.close()
+    await until(lambda: not service.console.viewers)

@@ -1,0 +1,190 @@
+"""A console over a WebSocket: its bytes, and what is told beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.fakes.service import FakeService
+from tests.rpc.conftest import until
+from xenpvd.rpc.http import HttpServer
+
+
+@pytest.fixture
+async def web(service: FakeService, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    door = HttpServer(service, tmp_path / "http.sock")
+    await door.start()
+    connector = aiohttp.UnixConnector(str(tmp_path / "http.sock"))
+    async with aiohttp.ClientSession("http://localhost", connector=connector) as web:
+        yield web
+    await door.stop()
+    assert not service.events._subscriptions
+
+
+Socket = aiohttp.ClientWebSocketResponse
+
+
+async def note(ws: Socket) -> dict[str, Any]:
+    return dict(await ws.receive_json(timeout=5))
+
+
+async def read(ws: Socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        data += await ws.receive_bytes(timeout=5)
+    return data
+
+
+async def test_hello_replay_and_live_both_ways(web: aiohttp.ClientSession, service: FakeService) -> None:
+    service.console.print(b"before \xff\0\r\n")
+    async with web.ws_connect("/console/0") as ws:
+        assert await note(ws) == {
+            "type": "hello",
+            "console": "0",
+            "viewer": service.console.viewers[0].number,
+            "role": "rw",
+            "offset": 0,
+            "epoch": service.events.epoch,
+            "guest": "web1",
+            "state": "running",
+        }
+        assert await read(ws, 11) == b"before \xff\0\r\n"
+        service.console.echo = True
+        await ws.send_bytes(b"ls\r\x1d")
+        assert await read(ws, 4) == b"ls\r\x1d"
+    await until(lambda: not service.console.viewers)
+
+
+async def test_it_goes_on_where_it_was(web: aiohttp.ClientSession, service: FakeService) -> None:
+    service.console.print(b"0123456789")
+    async with web.ws_connect("/console/0?since=7") as ws:
+        assert (await note(ws))["offset"] == 7
+        assert await read(ws, 3) == b"789"
+
+
+async def test_the_keyboard_goes_from_one_to_the_other(
+    web: aiohttp.ClientSession, service: FakeService
+) -> None:
+    async with web.ws_connect("/console/0") as one, web.ws_connect("/console/0") as two:
+        assert (await note(one))["role"] == "rw"
+        assert (await note(two))["role"] == "ro"
+        await two.send_bytes(b"unheard")
+        assert "read-only" in (await note(two))["why"]
+        await two.send_json({"type": "steal"})
+        assert await note(one) == {"type": "role", "role": "ro"}
+        assert await note(two) == {"type": "role", "role": "rw"}
+        await two.send_bytes(b"heard")
+        await service.console.wait_typed(b"heard")
+    assert service.console.typed == b"heard"
+
+
+async def test_what_happens_to_the_guest_is_told(web: aiohttp.ClientSession, service: FakeService) -> None:
+    async with web.ws_connect("/console/0?mode=ro") as ws:
+        assert (await note(ws))["role"] == "ro"
+        service.events.publish("guest.state", from_="running", to="stopped", reason=None)
+        assert await note(ws) == {"type": "state", "state": "stopped"}
+        service.console.opened()
+        assert await note(ws) == {"type": "opened", "offset": 0, "boot": 1}
+        service.consoles.xen.opened()
+        service.consoles.kick(service.console.viewers[0].number, "the boss")
+        assert await note(ws) == {"type": "end", "why": "ended by the boss"}
+        assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("/console/7", "Choose from 0, xen"),
+        ("/console/xen?mode=rw", "for reading only"),
+        ("/console/0?mode=rw", "has it"),
+    ],
+)
+async def test_denied(web: aiohttp.ClientSession, service: FakeService, place: str, why: str) -> None:
+    service.consoles.attach("0", "rw", None, None, "somebody")
+    async with web.ws_connect(place) as ws:
+        told = await note(ws)
+        assert told["type"] == "denied" and why in told["why"]
+        assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE and ws.close_code == 1008
+
+
+@pytest.mark.parametrize("query", ["mode=x", "since=-1", "since=x", "since=1e99", "other=1"])
+async def test_a_query_that_is_none(web: aiohttp.ClientSession, service: FakeService, query: str) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="400"):
+        await web.ws_connect(f"/console/0?{query}")
+    assert not service.console.viewers
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("localhost:8080", "http://localhost:8080", True),
+        ("127.0.0.1:8080", "http://127.0.0.1:8080", True),
+        ("[::1]:8080", "http://[::1]:8080", True),
+        ("localhost:8080", "http://evil.example", False),
+        ("localhost:8080", "http://localhost:9090", False),
+        ("evil.example:8080", "http://evil.example:8080", False),
+        ("localhost:8080", "null", False),
+    ],
+)
+async def test_no_foreign_page_reaches_it(
+    web: aiohttp.ClientSession, service: FakeService, host: str, origin: str, allowed: bool
+) -> None:
+    headers = {"Host": host, "Origin": origin}
+    if allowed:
+        async with web.ws_connect("/console/0", headers=headers) as ws:
+            assert (await note(ws))["type"] == "hello"
+        return
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+        await web.ws_connect("/console/0", headers=headers)
+    assert not service.console.viewers
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"type": 1}', '{"type": "dance"}', "[" * 60_000])
+async def test_what_is_no_wish_ends_it(web: aiohttp.ClientSession, service: FakeService, text: str) -> None:
+    async with web.ws_connect("/console/0") as ws:
+        await note(ws)
+        await ws.send_str(text)
+        assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE and ws.close_code == 1003
+    await until(lambda: not service.console.viewers)
+
+
+async def test_a_message_too_long_ends_it(web: aiohttp.ClientSession, service: FakeService) -> None:
+    ws = await web.ws_connect("/console/0")
+    await note(ws)
+    with contextlib.suppress(ConnectionError):
+        await ws.send_bytes(bytes(1 << 20))
+    await until(lambda: not service.console.viewers)
+    assert not service.console.typed
+    await ws.close()
+
+
+async def test_who_does_not_read_is_cut_off(web: aiohttp.ClientSession, service: FakeService) -> None:
+    service.console.history.limit = 4096
+    async with web.ws_connect("/console/0") as deaf:
+        await note(deaf)
+        deaf._response.connection.transport.pause_reading()  # type: ignore[union-attr]
+        for _ in range(3000):
+            service.console.print(b"x" * 4096)
+            await asyncio.sleep(0)
+            if not service.console.viewers:
+                break
+        assert not service.console.viewers
+    told = service.events.history(["console.detached"])[-1].data
+    assert told["why"].startswith("too slow")
+
+
+async def test_the_page_and_its_files(web: aiohttp.ClientSession) -> None:
+    kinds = {"/": "text/html", "/page/console.js": "text/javascript", "/page/xterm.mjs": "text/javascript"}
+    for place, kind in kinds.items():
+        async with web.get(place) as reply:
+            assert (reply.status, reply.content_type) == (200, kind)
+            assert "default-src 'self'" in reply.headers["Content-Security-Policy"]
+    for place in ("/page/none.js", "/page/..%2f__init__.py", "/page/README.md"):
+        async with web.get(place) as reply:
+            assert reply.status == 404

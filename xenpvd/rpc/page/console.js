@@ -1,0 +1,117 @@
+// The console in a browser. It counts the bytes it has shown, so that after a lost connection it goes on where it
+// was: no gap, no repeat.
+
+import { Terminal } from "./xterm.mjs";
+import { FitAddon } from "./addon-fit.mjs";
+
+const RETRY_MAX = 8000; // ms
+
+const element = (id) => document.getElementById(id);
+const terminal = new Terminal({ scrollback: 10000, cursorBlink: true, convertEol: false });
+const fit = new FitAddon();
+terminal.loadAddon(fit);
+terminal.open(element("terminal"));
+fit.fit();
+addEventListener("resize", () => fit.fit());
+
+const asked = new URLSearchParams(location.search);
+const name = asked.get("console") ?? "0";
+const mode = asked.get("mode") === "ro" ? "ro" : "auto";
+let offset = null; // of the next byte; null: nothing has been shown yet
+let epoch = null; // of the daemon that counts so
+let socket = null;
+let retry = 250;
+
+function connect() {
+  const url = new URL(`console/${encodeURIComponent(name)}`, location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.search = new URLSearchParams(offset === null ? { mode } : { mode, since: offset });
+  socket = new WebSocket(url);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = (message) =>
+    typeof message.data === "string" ? told(JSON.parse(message.data)) : shown(new Uint8Array(message.data));
+  socket.onclose = () => {
+    link(`connection lost; again in ${(retry / 1000).toFixed(1)} s`, true);
+    setTimeout(connect, retry);
+    retry = Math.min(retry * 2, RETRY_MAX);
+  };
+}
+
+function shown(bytes) {
+  offset += bytes.length;
+  terminal.write(bytes);
+}
+
+function told(note) {
+  switch (note.type) {
+    case "hello":
+      retry = 250;
+      if (epoch !== null && epoch !== note.epoch) {
+        // another daemon: all of its console, from the beginning
+        terminal.reset();
+        offset = epoch = null;
+        socket.close();
+        return;
+      }
+      if (offset !== null && note.offset > offset) line(`${note.offset - offset} bytes are no longer kept`);
+      [offset, epoch] = [note.offset, note.epoch];
+      element("guest").textContent = note.console === "0" ? note.guest : `${note.guest}: ${note.console}`;
+      document.title = `${note.guest} console`;
+      link("connected", false);
+      state(note.state);
+      role(note.role);
+      break;
+    case "role":
+      role(note.role);
+      break;
+    case "state":
+      state(note.state);
+      break;
+    case "opened":
+      line(`boot ${note.boot}`);
+      break;
+    case "denied":
+      link(note.why, true);
+      break;
+    case "end":
+      line(note.why);
+      break;
+  }
+}
+
+function role(role) {
+  const writes = role === "rw";
+  element("role").textContent = writes ? "read-write" : "read-only";
+  element("role").className = `badge ${role}`;
+  element("steal").hidden = writes || name !== "0";
+  terminal.options.disableStdin = !writes;
+}
+
+function state(state) {
+  element("state").textContent = state;
+  element("state").className = `badge ${state}`;
+}
+
+function link(text, lost) {
+  element("link").textContent = text;
+  element("link").className = lost ? "lost" : "";
+}
+
+function line(text) {
+  terminal.write(`\r\n\x1b[2m--- ${text} ---\x1b[0m\r\n`);
+}
+
+function send(data) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(data);
+}
+
+const encoder = new TextEncoder();
+terminal.onData((text) => send(encoder.encode(text)));
+terminal.onBinary((text) => send(Uint8Array.from(text, (letter) => letter.charCodeAt(0))));
+element("steal").onclick = () => {
+  send(JSON.stringify({ type: "steal" }));
+  terminal.focus();
+};
+
+connect();
+terminal.focus();

@@ -1,0 +1,76 @@
+"""console0.sock: a console's raw bytes for whoever connects, as ``socat`` does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+from xenpvd.errors import XenpvdError
+from xenpvd.rpc.connection import GRACE, Hangup
+from xenpvd.rpc.console import attach_as_can, converse
+from xenpvd.rpc.service import Consoles
+from xenpvd.sockets import credentials, listen
+from xenpvd.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+
+class ConsoleSocket:
+    """Serves console ``name`` at ``path``: all that is kept, then what comes. The first client has the
+    keyboard, as long as nobody takes it; the others look on."""
+
+    def __init__(self, consoles: Consoles, path: Path, name: str) -> None:
+        self._consoles = consoles
+        self._path = path
+        self._name = name
+        self._tasks = Tasks()
+        self._clients: set[asyncio.Task[None]] = set()
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises :class:`HostError`."""
+        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path))
+
+    async def stop(self) -> None:
+        """Take no more clients; the others get a moment for the last bytes. Idempotent."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        self._path.unlink(missing_ok=True)
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=GRACE)
+        await self._tasks.cancel()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # accepted just before stop
+            writer.close()
+            return
+        task = self._tasks.spawn(self._serve(reader, writer), f"client of {self._path.name}")
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        who = f"{credentials(writer.transport)}, {self._path.name}"
+        try:
+            viewer = attach_as_can(self._consoles, self._name, None, who)
+        except XenpvdError as fault:
+            log.warning("%s: %s", who, fault)
+            writer.close()
+            return
+        gone = asyncio.Event()
+        hangup = None
+        try:
+            hangup = Hangup(writer.transport, gone.set)
+            await converse(viewer, reader, writer, gone)
+        finally:
+            if hangup is not None:
+                hangup.close()
+            log.info("%s left: %s", who, viewer.close())
+            writer.close()
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(GRACE):
+                    await writer.wait_closed()
+            writer.transport.abort()

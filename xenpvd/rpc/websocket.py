@@ -1,0 +1,181 @@
+"""A console over a WebSocket: binary messages are its bytes, texts are JSON about it.
+
+To the client: ``hello`` {console, viewer, role, offset, epoch, guest, state} first, then ``role`` {role},
+``state`` {state}, ``opened`` {offset, boot}, ``denied`` {why}, ``end`` {why}. From it: ``steal``. ``offset``
+is that of the first byte that follows: who counts can come back with ``since`` and has no gap and no repeat,
+unless it is another daemon (``epoch``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from xenpvd.errors import XenpvdError
+from xenpvd.rpc.console import GRACE, attach_as_can
+from xenpvd.rpc.models import Offset
+from xenpvd.rpc.service import ConsoleViewer, Service
+from xenpvd.sockets import credentials
+from xenpvd.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+#: Bytes of one message from a client
+MESSAGE_MAX = 1 << 16
+
+#: What a browser may have reached us as, by a tunnel: another name is somebody else's, that points at us
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    since: Offset | None = None
+    mode: Literal["rw", "ro", "steal", "auto"] = "auto"
+
+
+async def serve(service: Service, request: web.Request) -> web.WebSocketResponse:
+    """Attach until either side ends. Raises 400 and 403 as HTTP; what the console refuses is ``denied``."""
+    _check_origin(request)
+    try:
+        query = _Query.model_validate(dict(request.query))
+    except ValidationError as fault:
+        places = ", ".join(str(error["loc"][0]) for error in fault.errors())
+        raise web.HTTPBadRequest(text=f"cannot attach: {places} cannot be used.\n") from None
+    ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX)
+    await ws.prepare(request)
+    await _Client(service, ws, request).serve(request.match_info["console"], query)
+    return ws
+
+
+def _check_origin(request: web.Request) -> None:
+    """Any page in the world can make a browser connect to a port of its own machine, but has to say so."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None:
+        return
+    host = urlsplit(f"//{request.host}").hostname
+    if urlsplit(origin).netloc != request.host or host not in _LOCAL:
+        raise web.HTTPForbidden(text=f"cannot attach for {origin}: open the page that is served here.\n")
+
+
+class _Client:
+    def __init__(self, service: Service, ws: web.WebSocketResponse, request: web.Request) -> None:
+        assert request.transport is not None
+        self._service = service
+        self._ws = ws
+        self._request = request
+        self._who = f"{credentials(request.transport)}, websocket"
+        self._tasks = Tasks(self._broken)
+        self._notes: dict[str, dict[str, Any]] = {}  # the newest of each type, for one who reads slowly
+        self._noted = asyncio.Event()
+
+    async def serve(self, name: str, query: _Query) -> None:
+        try:
+            viewer = self._attach(name, query)
+        except XenpvdError as fault:
+            await self._ws.send_json({"type": "denied", "why": str(fault)})
+            await self._ws.close(code=WSCloseCode.POLICY_VIOLATION)
+            return
+        events, _, _ = self._service.events.subscribe(["guest.state", "console.opened"])
+        try:
+            await self._greet(name, viewer)
+            self._tasks.spawn(self._serve_output(viewer), "websocket output")
+            self._tasks.spawn(self._serve_end(viewer), "websocket end")
+            self._tasks.spawn(self._serve_notes(), "websocket notes")
+            self._tasks.spawn(self._serve_events(name, events), "websocket events")
+            await self._serve_input(viewer)
+        except ConnectionError:
+            pass
+        finally:
+            events.close()
+            log.info("%s left console %s: %s", self._who, name, viewer.close())
+            await self._tasks.cancel()
+
+    def _attach(self, name: str, query: _Query) -> ConsoleViewer:
+        consoles, since = self._service.consoles, query.since
+        if query.mode == "auto":
+            return attach_as_can(consoles, name, since, self._who, self._role)
+        return consoles.attach(name, query.mode, since, None, self._who, self._role)
+
+    async def _greet(self, name: str, viewer: ConsoleViewer) -> None:
+        status = self._service.guest_status()
+        self._notes.clear()  # the role is told here
+        await self._ws.send_json(
+            {
+                "type": "hello",
+                "console": name,
+                "viewer": viewer.number,
+                "role": viewer.mode,
+                "offset": viewer.offset,
+                "epoch": self._service.daemon_info().epoch,
+                "guest": status.name,
+                "state": status.state,
+            }
+        )
+
+    def _note(self, type_: str, **members: Any) -> None:
+        self._notes[type_] = {"type": type_, **members}
+        self._noted.set()
+
+    def _role(self, mode: str) -> None:
+        self._note("role", role=mode)
+
+    async def _serve_output(self, viewer: ConsoleViewer) -> None:
+        while data := await viewer.read():
+            await self._ws.send_bytes(data)
+        await self._ws.send_json({"type": "end", "why": viewer.close()})
+        await self._ws.close(code=WSCloseCode.GOING_AWAY)
+
+    async def _serve_end(self, viewer: ConsoleViewer) -> None:
+        """Of one that does not read: it would not hear of its end either."""
+        await viewer.wait_ended()
+        await asyncio.sleep(GRACE)
+        if (transport := self._request.transport) is not None:
+            transport.abort()
+
+    async def _serve_notes(self) -> None:
+        while True:
+            await self._noted.wait()
+            self._noted.clear()
+            notes, self._notes = self._notes, {}
+            for note in notes.values():
+                await self._ws.send_json(note)
+
+    async def _serve_events(self, name: str, events: Any) -> None:
+        async for event in events:
+            if event.name == "guest.state":
+                self._note("state", state=event.data["to"])
+            elif event.name == "console.opened" and event.data["console"] == name:
+                self._note("opened", offset=event.data["offset"], boot=event.data["boot"])
+
+    async def _serve_input(self, viewer: ConsoleViewer) -> None:
+        async for message in self._ws:
+            try:
+                if message.type is WSMsgType.BINARY:
+                    await viewer.write(message.data)
+                elif message.type is WSMsgType.TEXT and _wish(message.data) == "steal":
+                    viewer.steal()
+                else:
+                    await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)
+            except XenpvdError as fault:
+                self._note("denied", why=str(fault))
+
+    def _broken(self, name: str, fault: BaseException) -> None:
+        if not isinstance(fault, ConnectionError):
+            log.error("%s: %s failed", self._who, name, exc_info=fault)
+        self._tasks.spawn(self._ws.close(), "websocket end")
+
+
+def _wish(text: str) -> str | None:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    wish = message.get("type") if isinstance(message, dict) else None
+    return wish if isinstance(wish, str) else None
