@@ -95,6 +95,8 @@ LAB_KERNELS = {
 GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB, XEN_TOOLS)
 HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "gcc", "libatomic1", "libc6-dev")
 LAB_PACKAGES = ("qemu-system-x86",)
+#: for tests only, which say what is missing where it is not there
+TEST_PACKAGES = ("chromium",)
 
 
 def _run(argv: Sequence[str | Path], what: str, cwd: Path | None = None) -> str:

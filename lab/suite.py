@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from lab import host, jobs, kvm
+from lab import host, jobs, kvm, packages
 from lab.progress import LabError, step
 
 PYTEST = (sys.executable, "-m", "pytest")
@@ -15,6 +15,7 @@ PARTS = {"xen": "lab and not plain", "plain": "plain"}
 
 def main() -> int:
     """The exit status of the first part that fails, 0 if none does: the last line tells how it went."""
+    packages.install(packages.TEST_PACKAGES)
     why = kvm.unfit()
     if not why:
         return subprocess.call(PYTEST)

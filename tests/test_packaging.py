@@ -40,6 +40,7 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"xenpvd"}  # neither lab nor tests
     assert {"xenpvd/py.typed", "xenpvd/schemas/openrpc.json", "xenpvd/daemon.py"} <= set(names)
+    assert {f"xenpvd/rpc/page/{name}" for name in ("index.html", "console.js", "xterm.mjs")} <= set(names)
     native = [name for name in names if name.startswith("xenpvd/backends/blkif/native-")]
     assert [f"xenpvd/backends/blkif/{build.library().name}"] == native
     assert "any.whl" not in wheel.name, "a wheel with a library is this machine's"

@@ -38,8 +38,8 @@ def test_start(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
 
 @pytest.mark.usefixtures("fake_daemon")
 def test_start_paused_on_an_accelerator(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
-    assert xenpvctl("start", "web1", "--paused", "--accel", "kvm").stdout == "web1 is paused\n"
-    assert "options: --accel kvm --no-start\n" in RunDir(run_dir).log("web1").read_text()
+    assert xenpvctl("start", "web1", "--paused", "--accel", "kvm", "--http").stdout == "web1 is paused\n"
+    assert "options: --accel kvm --http --no-start\n" in RunDir(run_dir).log("web1").read_text()
     config = xenpvctl.json("call", "web1", "guest.config")
     assert (config["accel"], config["memory"]) == ("kvm", 768)
     assert "web1 is paused already." in xenpvctl("start", str(file), status=1).stderr
@@ -78,6 +78,7 @@ def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, f
     service.state = Runstate.STOPPED
     assert xenpvctl("start", "web1", "--paused", "--accel", "kvm-xen").stdout == "web1 is paused\n"
     assert service.config.accel == "kvm-xen"
+    assert "without --http" in xenpvctl("start", "web1", "--http", status=1).stderr
 
 
 def test_start_of_a_guest_that_waits_for_its_restart(

@@ -170,8 +170,9 @@ async def test_two_browsers_at_one_guest(browser: Browser, url: str, service: Fa
     service.console.print(b"\r\n[    0.000000] Linux version 6.1\r\n")
     service.events.publish("guest.state", from_="stopped", to="running", reason=None)
     for page in (one, two):
-        await page.shows("--- boot 1 ---")
         await page.shows("Linux version 6.1")
+        screen = await page.value(SCREEN)
+        assert screen.index("root") < screen.index("--- boot 1 ---") < screen.index("Linux version")
         await page.text("state", "running")
 
     await two.value("document.getElementById('steal').click()")

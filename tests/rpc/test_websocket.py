@@ -89,12 +89,27 @@ async def test_what_happens_to_the_guest_is_told(web: aiohttp.ClientSession, ser
         assert (await note(ws))["role"] == "ro"
         service.events.publish("guest.state", from_="running", to="stopped", reason=None)
         assert await note(ws) == {"type": "state", "state": "stopped"}
-        service.console.opened()
-        assert await note(ws) == {"type": "opened", "offset": 0, "boot": 1}
-        service.consoles.xen.opened()
         service.consoles.kick(service.console.viewers[0].number, "the boss")
         assert await note(ws) == {"type": "end", "why": "ended by the boss"}
         assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE
+
+
+async def test_where_a_boot_begins_is_told_among_the_bytes(
+    web: aiohttp.ClientSession, service: FakeService
+) -> None:
+    """In a replay, too; and once more to who comes back to that very place."""
+    service.console.print(b"first")
+    async with web.ws_connect("/console/0") as live:
+        await note(live)
+        assert await read(live, 5) == b"first"
+        service.console.opened()
+        service.console.print(b"second")
+        for ws, since in ((live, 5), (await web.ws_connect("/console/0?since=3"), 3)):
+            if since == 3:
+                await note(ws)
+                assert await read(ws, 2) == b"st"
+            assert await note(ws) == {"type": "opened", "offset": 5, "boot": 1}
+            assert await read(ws, 6) == b"second"
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,13 @@ _accel_option = click.option(
 )
 @timeout_option(60.0, "that")
 @click.option("--paused", is_flag=True, help="Leave it before its first instruction, until: xenpvctl resume.")
+@click.option("--http", is_flag=True, help="Serve http.sock as well: RPC by POST, a page with the console.")
 @_accel_option
 @json_option
 @click.pass_obj
-def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, accel: str | None) -> None:
+def start(
+    place: RunDir, guest: str, phase: str, timeout: float, paused: bool, http: bool, accel: str | None
+) -> None:
     """Start a guest in the background.
 
     GUEST is a name (that of /etc/xenpvd/NAME.toml) or a TOML file.
@@ -58,6 +61,8 @@ def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, a
     if accel:
         definition["accel"] = accel
     options = ["--accel", accel] if accel else []
+    if http:
+        options.append("--http")
     if paused:
         options.append("--no-start")
     begin = time.monotonic()
@@ -70,6 +75,8 @@ def start(place: RunDir, guest: str, phase: str, timeout: float, paused: bool, a
             stack.callback(launched.close)
             client = stack.enter_context(place.connect(name))
         if launched is None:
+            if http and not (place.path / name / "http.sock").exists():
+                raise Failure(f"the daemon of {name} runs already, without --http. Destroy it first.")
             found = client.call("guest.status")
             waits = found["state"] == "starting" and str(found["reason"]).startswith("restart in ")
             if found["state"] not in AT_REST and not waits:

@@ -55,6 +55,9 @@ class ConsoleViewer(Protocol):
     async def write(self, data: bytes) -> None:
         """Type ``data``; waits while the guest does not take it. Raises ``Busy`` when mode is ``ro``."""
 
+    def boot_at(self, offset: int) -> int | None:
+        """The number of the boot whose output begins there, if one's does."""
+
     async def wait_ended(self) -> None:
         """Return once it is detached, by whomever."""
 

@@ -82,13 +82,13 @@ class _Client:
             await self._ws.send_json({"type": "denied", "why": str(fault)})
             await self._ws.close(code=WSCloseCode.POLICY_VIOLATION)
             return
-        events, _, _ = self._service.events.subscribe(["guest.state", "console.opened"])
+        events, _, _ = self._service.events.subscribe(["guest.state"])
         try:
             await self._greet(name, viewer)
             self._tasks.spawn(self._serve_output(viewer), "websocket output")
             self._tasks.spawn(self._serve_end(viewer), "websocket end")
             self._tasks.spawn(self._serve_notes(), "websocket notes")
-            self._tasks.spawn(self._serve_events(name, events), "websocket events")
+            self._tasks.spawn(self._serve_events(events), "websocket events")
             await self._serve_input(viewer)
         except ConnectionError:
             pass
@@ -127,7 +127,12 @@ class _Client:
         self._note("role", role=mode)
 
     async def _serve_output(self, viewer: ConsoleViewer) -> None:
-        while data := await viewer.read():
+        while True:
+            offset = viewer.offset
+            if not (data := await viewer.read()):
+                break
+            if (boot := viewer.boot_at(offset)) is not None:
+                await self._ws.send_json({"type": "opened", "offset": offset, "boot": boot})
             await self._ws.send_bytes(data)
         await self._ws.send_json({"type": "end", "why": viewer.close()})
         await self._ws.close(code=WSCloseCode.GOING_AWAY)
@@ -147,12 +152,9 @@ class _Client:
             for note in notes.values():
                 await self._ws.send_json(note)
 
-    async def _serve_events(self, name: str, events: Any) -> None:
+    async def _serve_events(self, events: Any) -> None:
         async for event in events:
-            if event.name == "guest.state":
-                self._note("state", state=event.data["to"])
-            elif event.name == "console.opened" and event.data["console"] == name:
-                self._note("opened", offset=event.data["offset"], boot=event.data["boot"])
+            self._note("state", state=event.data["to"])
 
     async def _serve_input(self, viewer: ConsoleViewer) -> None:
         async for message in self._ws:

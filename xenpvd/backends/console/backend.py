@@ -28,6 +28,9 @@ INPUT_MAX = 1 << 16
 #: Viewers of one console
 VIEWERS_MAX = 128
 
+#: Boots of which it is known where their output begins
+MARKS_MAX = 256
+
 #: of viewers, whichever console they look at
 _numbers = count(1)
 
@@ -61,10 +64,15 @@ class Console:
         self._typing = asyncio.Lock()
         self._taken = asyncio.Event()
         self._boots = 0
+        #: at which offsets boots began, and their numbers; of the last ones
+        self.marks: dict[int, int] = {}
 
     def opened(self) -> None:
         """A VM begins: what is recorded from here on is its output."""
         self._boots += 1
+        self.marks[self.history.end] = self._boots
+        if len(self.marks) > MARKS_MAX:
+            del self.marks[next(iter(self.marks))]
         self._publish("console.opened", console=self.name, offset=self.history.end, boot=self._boots)
 
     # -- for guest.py

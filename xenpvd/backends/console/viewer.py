@@ -57,10 +57,11 @@ class Viewer:
         await self._end.wait()
 
     async def read(self) -> bytes:
-        """The next bytes, waiting for some; b"" at the end, whose cause is ``ended``."""
-        history = self._console.history
+        """The next bytes, of one boot, waiting for some; b"" at the end, whose cause is ``ended``."""
+        history, marks = self._console.history, self._console.marks
         while self.ended is None:
-            start, data = history.read(self.offset, READ_MAX)
+            next_boot = min((mark for mark in marks if mark > self.offset), default=self.offset + READ_MAX)
+            start, data = history.read(self.offset, min(READ_MAX, next_boot - self.offset))
             if start > self.offset:  # it was cleared
                 self._console.detach(self, f"too slow: {start - self.offset} bytes were lost")
             elif data:
@@ -79,6 +80,10 @@ class Viewer:
                 "cannot type: this viewer is read-only. Attach with mode steal.", by=self._console.writer
             )
         await self._console.type(data)
+
+    def boot_at(self, offset: int) -> int | None:
+        """The number of the boot whose output begins there, if one's does."""
+        return self._console.marks.get(offset)
 
     def steal(self) -> None:
         """Take the keyboard from who has it. Raises what :meth:`Console.attach` does."""
