@@ -27,6 +27,7 @@ demo: setup ## a guided tour with a real guest; on a terminal it ends at the gue
 	@$(BIN)/python -m lab.demo $(LAB_HOST)
 
 test: setup ## all tests, those that boot real guests too (in the lab, where this machine cannot)
+	@$(BIN)/python -m lab.fio
 	@$(BIN)/python -m lab.suite
 
 check: setup ## format, lint, types and unit tests, in under a minute

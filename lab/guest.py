@@ -188,6 +188,7 @@ def make_disk(path: Path, size: int, files: Mapping[str, bytes]) -> None:
             target = Path(name) / file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+            target.chmod(0o755)  # a program can be run
         path.unlink(missing_ok=True)
         with path.open("xb") as image:
             image.truncate(size)

@@ -92,6 +92,14 @@ LAB_KERNELS = {
     "plain": Asset("lab-kernel-plain", "bookworm", ("linux-image-amd64",), KERNEL, HOST_MODULES),
 }
 
+#: The benchmarks' peer, where the machine's own cannot play Xen; its libraries are those of LAB_PACKAGES.
+QEMU = Asset(
+    "qemu",
+    "bookworm-backports",
+    ("qemu-system-x86", "qemu-system-data", "seabios"),
+    ("usr/bin/qemu-system-x86_64", "usr/share/qemu/*.bin", "usr/share/seabios/*"),
+)
+
 GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB, XEN_TOOLS)
 HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "gcc", "libatomic1", "libc6-dev")
 LAB_PACKAGES = ("qemu-system-x86",)
@@ -99,7 +107,7 @@ LAB_PACKAGES = ("qemu-system-x86",)
 TEST_PACKAGES = ("chromium",)
 
 
-def _run(argv: Sequence[str | Path], what: str, cwd: Path | None = None) -> str:
+def run_quietly(argv: Sequence[str | Path], what: str, cwd: Path | None = None) -> str:
     """Run a quiet command, give its stdout. Raises LabError with the last lines that it wrote."""
     environ = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     try:
@@ -145,7 +153,7 @@ def update_lists() -> None:
     """``apt-get update`` for the machine's own sources."""
     argv = _as_root(["apt-get", "-qq", "update"])
     with step("apt", "update"):
-        _run(argv, "update the package lists")
+        run_quietly(argv, "update the package lists")
 
 
 def install(names: Sequence[str]) -> None:
@@ -160,11 +168,11 @@ def install(names: Sequence[str]) -> None:
     what = f"install {' '.join(wanted)}"
     try:
         with step("apt", what):
-            _run(argv, what)
+            run_quietly(argv, what)
     except LabError:  # the lists may be older than the archive: a renewed look is worth one try
         update_lists()
         with step("apt", what):
-            _run(argv, what)
+            run_quietly(argv, what)
 
 
 # --- packages that are only unpacked -------------------------------------------------------------------
@@ -187,7 +195,7 @@ def archive_url() -> str:
 
 def _debian_urls() -> list[str]:
     argv = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
-    rows = [line.split() for line in _run(argv, "read the machine's apt sources").splitlines()]
+    rows = [line.split() for line in run_quietly(argv, "read the machine's apt sources").splitlines()]
     return [row[1].rstrip("/") for row in rows if len(row) == 2 and row[0] == "Debian" and ":" in row[1]]
 
 
@@ -201,11 +209,12 @@ class Package:
 
 
 class Suite:
-    """One suite of the archive behind a private apt root below the cache."""
+    """One suite of the archive behind a private apt root below the cache: its packages, or its sources."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "deb") -> None:
         self.name = name
-        self.root = cache() / "apt" / name
+        self.kind = kind
+        self.root = cache() / "apt" / (name if kind == "deb" else f"{name}-sources")
         self._fresh = False
 
     def _argv(self, tool: str, *words: str) -> list[str]:
@@ -239,27 +248,37 @@ class Suite:
             for folder in ("lists/partial", "cache/archives/partial"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
             (self.root / "status").touch()
-            source = f"deb [arch=amd64 signed-by={KEYRING}] {url} {self.name} main\n"
+            source = f"{self.kind} [arch=amd64 signed-by={KEYRING}] {url} {self.name} main\n"
             (self.root / "sources.list").write_text(source)
             strict = "-oAPT::Update::Error-Mode=any"
-            _run(self._argv("apt-get", strict, "-q", "update"), f"read the package lists of {self.name}")
+            run_quietly(
+                self._argv("apt-get", strict, "-q", "update"), f"read the package lists of {self.name}"
+            )
         self._fresh = True
 
     def resolve(self, package: str) -> Package:
         """The newest; for a kernel's meta package, the image that it depends on. Raises LabError."""
-        depends = _run(self._argv("apt-cache", "depends", package), f"find {package} in {self.name}")
+        depends = run_quietly(self._argv("apt-cache", "depends", package), f"find {package} in {self.name}")
         if image := re.search(r"^ *Depends: (linux-image-\d\S*)$", depends, re.MULTILINE):
             package = image[1]
-        shown = _run(self._argv("apt-cache", "--no-all-versions", "show", package), f"find {package}")
+        shown = run_quietly(self._argv("apt-cache", "--no-all-versions", "show", package), f"find {package}")
         fields = dict(re.findall(r"^(Version|Size): (\S+)$", shown, re.MULTILINE))
         if "Version" not in fields:
             raise LabError(f"cannot find {package} in {self.name}: the archive has none. Report this.")
         return Package(package, fields["Version"], int(fields.get("Size", 0)))
 
+    def source(self, name: str, into: Path) -> Path:
+        """Download the source package ``name`` into ``into``; its tarball, as its authors released it."""
+        run_quietly(
+            self._argv("apt-get", "-q", "--download-only", "source", name), f"download {name}'s source", into
+        )
+        [tarball] = into.glob(f"{name}_*.orig.tar.*[!c]")  # not .asc, a signature
+        return tarball
+
     def unpack(self, package: Package, keep: Sequence[str], into: Path) -> None:
         """Download one package into ``into``, leave only the files that match ``keep`` there."""
         argv = self._argv("apt-get", "-q", "download", f"{package.name}={package.version}")
-        _run(argv, f"download {package.name}", into)
+        run_quietly(argv, f"download {package.name}", into)
         [deb] = into.glob("*.deb")
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as dpkg:
             assert dpkg.stdout is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab import guest, modules, packages, paths
+from lab import fio, guest, modules, packages, paths
 from lab.cpio import Cpio
 from lab.progress import LabError, step
 from xenpvd.config import GuestConfig
@@ -249,6 +249,32 @@ def test_of_a_package_the_links_and_programs_stay_such(programs: Path, tmp_path:
     assert os.access(folder / "usr/bin/tool", os.X_OK)
     assert (folder / "usr/bin/tool-ls").samefile(folder / "usr/bin/tool")
     assert (folder / "usr/lib/libx.so.1").readlink() == Path("libx.so.1.2")
+
+
+def test_fio_is_built_from_its_source_once(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "fio-1.0"
+    source.mkdir()
+    script(source / "configure", 'echo "built with $1" > how')
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.add(source, "fio-fio-1.0")
+    monkeypatch.setattr(packages, "install", lambda names: None)
+    monkeypatch.setattr(packages, "archive_url", lambda: "http://mirror/debian")
+    name = "fio_1.0.orig.tar.gz"
+    source_only = (
+        rf'case "$*" in *source\ fio) cp {tmp_path}/x.tar.gz {name}; touch {name}.asc fio_1.0.dsc;; esac'
+    )
+    script(programs / "apt-get", source_only)
+    script(programs / "make", "mv how fio")
+    script(programs / "strip", 'mv "$3" "$2"')
+    with pytest.raises(LabError, match=r"python -m lab\.fio"):
+        fio.program()
+    fio.build()
+    assert fio.program().read_text() == "built with --build-static\n" and fio.version() == "1.0"
+    assert {path.name for path in paths.asset("fio").iterdir()} == {"fio", "version"}
+    script(programs / "apt-get", "exit 1")
+    fio.build()
 
 
 def test_xens_tools_find_their_libraries_and_the_store(cache: Path) -> None:
