@@ -215,7 +215,7 @@ async def test_readyz(web: aiohttp.ClientSession, service: FakeService, state: R
         ("GET", "/rpc", 405),
         ("POST", "/healthz", 405),
         ("HEAD", "/healthz", 200),
-        ("GET", "/", 404),
+        ("GET", "/none", 404),
         ("GET", "/../rpc.sock", 404),
         ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
     ],
