@@ -22,7 +22,10 @@ from xenpvd.rpc.http import HttpServer
 from xenpvd.tasks import Tasks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt install chromium"),
+    pytest.mark.timeout(180),  # a browser's first start on a busy machine
+]
 
 #: what the terminal shows, line by line
 SCREEN = """[...document.querySelectorAll(".xterm-rows > div")].map((row) => row.textContent).join("\\n")"""
