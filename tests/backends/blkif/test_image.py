@@ -356,3 +356,14 @@ def test_who_cannot_discard(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(image, "_discard", refuse)
     assert not image.can_discard()
     image.close()
+
+
+def test_asking_for_discard_leaves_alone_what_the_file_has_grown_by(tmp_path: Path) -> None:
+    path = tmp_path / "grown.img"
+    path.write_bytes(bytes(8192))
+    image = Image.open(path, readonly=False)
+    with path.open("ab") as file:
+        file.write(b"Z" * 8192)
+    assert image.can_discard()
+    image.close()
+    assert path.read_bytes()[8192:] == b"Z" * 8192

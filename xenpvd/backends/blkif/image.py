@@ -28,6 +28,7 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _BLKDISCARD = 0x1277
 _RANGE = Struct("@QQ")
 _DISCARD_STEP = 1 << 30
+_NOWHERE = 1 << 42
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -140,13 +141,13 @@ class Image:
             self._discard(start, min(_DISCARD_STEP, offset + length - start))
 
     def can_discard(self) -> bool:
-        """Asked by discarding what is beyond the end, which is nothing."""
+        """Asked by discarding what is far beyond the end: nothing, even if the file is just growing."""
         if self.readonly:
             return False
         if self.is_block:
             return _discard_max(self.fd) > 0
         try:
-            self._discard(self.size, 4096)
+            self._discard(max(os.lseek(self.fd, 0, os.SEEK_END), _NOWHERE), 4096)
         except OSError:
             return False
         return True
