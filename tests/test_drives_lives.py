@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.blkfront import BlkRing
+from tests.fakes.blkfront import BlkRing, pack_request
 from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
+from xenpvd import drives as drives_module
+from xenpvd.abi.io_blkif import BLKIF_OP_WRITE
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends import device
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
-from xenpvd.config import DiskConfig
+from xenpvd.config import DiskConfig, LimitsConfig
 from xenpvd.errors import BadConfig, ImageError, NotFound, StateError, TimedOut
 from xenpvd.views import DriveAdded, Runstate
 
@@ -27,8 +30,7 @@ async def house(house: House, tmp_path: Path) -> AsyncIterator[House]:
     """Whatever happens, a life's disks and the open images are the same, and all of them can be read."""
     yield house
     images, domain = house.guest.drives.images, house.guest.domain
-    assert domain is not None
-    assert {vdev: drive.image for vdev, drive in domain.drives.items()} == {
+    assert {vdev: drive.image for vdev, drive in (domain.drives if domain else {}).items()} == {
         vdev: image for vdev, (_, image) in images.items()
     }
     for _, image in images.values():
@@ -236,3 +238,103 @@ async def test_a_cdrom_that_was_emptied_is_empty_in_the_next_life(
     await next_life(running, machines, "reset")
     assert running.guest.drives.images["xvdc"][1].size == 0
     assert (await drives.swap(running.guest.domain, "xvdc", str(disc))).size == 4096
+
+
+class Hanging(Image):
+    """Storage that hangs in every write until ``go``."""
+
+    go = threading.Event()
+
+    def _pwritev(self, views: list[memoryview], offset: int) -> int:
+        assert self.go.wait(30)
+        return super()._pwritev(views, offset)
+
+
+async def test_a_change_on_storage_that_hangs_does_not_hold_up_the_end(
+    running: House, machines: list[FakeMachine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.1)
+    monkeypatch.setattr("xenpvd.drives.Image", Hanging)
+    Hanging.go.clear()
+    (tmp_path / "b.img").write_bytes(bytes(1 << 20))
+    (tmp_path / "c.img").write_bytes(bytes(1 << 20))
+    drives, domain = running.guest.drives, running.guest.running("add")
+    disk = DiskConfig(vdev="xvdb", target=str(tmp_path / "b.img"), limits=LimitsConfig(ops_per_second=1000))
+    await drives.add(domain, disk, False, 5)
+    ring = await connect(running, machines, "xvdb")
+    page, gref = ring.data_page()
+    page.write(0, b"late" * 128)
+    ring.submit(pack_request(BLKIF_OP_WRITE, segments=[(gref, 0, 0)]))
+    change = asyncio.gather(drives.swap(domain, "xvdb", str(tmp_path / "c.img")))
+    await asyncio.wait_for(running.guest.destroy(), 5)
+    await asyncio.wait_for(change, 5)
+    assert not lock_is_free(tmp_path / "b.img"), "what hangs may still write there"
+    (tmp_path / "new.img").write_bytes(bytes(4096))
+    new = Image.open(tmp_path / "new.img", readonly=False)
+    Hanging.go.set()
+    async with asyncio.timeout(5):
+        while not lock_is_free(tmp_path / "b.img"):  # noqa: ASYNC110  the kernel tells nobody of a lock
+            await asyncio.sleep(0.01)
+    assert (tmp_path / "b.img").read_bytes()[:512] == b"late" * 128
+    assert (tmp_path / "new.img").read_bytes() == bytes(4096)
+    new.close()
+
+
+async def test_limits_that_come_during_a_change_hold_for_the_next_life(
+    running: House, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    await adding(running, tmp_path / "b.img", wait=False)
+    (tmp_path / "c.img").write_bytes(bytes(1 << 20))
+    drives, domain = running.guest.drives, running.guest.domain
+    limits = LimitsConfig(ops_per_second=77)
+    change = asyncio.gather(drives.swap(domain, "xvdb", str(tmp_path / "c.img")))
+    await asyncio.sleep(0)
+    await drives.set_limits(domain, "xvdb", limits)
+    await change
+    await next_life(running, machines, "reset")
+    (drive,) = [each for vdev, each in running.guest.running("look").drives.items() if vdev == "xvdb"]
+    assert drive.info().limits.ops_per_second == 77 and drive.info().target == str(tmp_path / "c.img")
+    (again,) = await adding(running, tmp_path / "c.img", wait=False)
+    assert not again.changed, "limits make it no other disk"
+
+
+async def test_a_change_to_what_is_there_changes_nothing(
+    running: House, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    await adding(running, tmp_path / "b.img", wait=False)
+    drives, domain = running.guest.drives, running.guest.domain
+    assert (await drives.swap(domain, "xvdb", str(tmp_path / "b.img"))).target == str(tmp_path / "b.img")
+    assert running.told("drive.changed") == []
+
+
+async def test_a_change_that_a_remove_overtakes_says_so(
+    running: House, machines: list[FakeMachine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await adding(running, tmp_path / "b.img", wait=False)
+    (tmp_path / "c.img").write_bytes(bytes(1 << 20))
+    drives, domain = running.guest.drives, running.guest.domain
+    opening, go = asyncio.Event(), asyncio.Event()
+
+    async def open_slowly(disk: DiskConfig) -> Image:
+        opening.set()
+        await go.wait()
+        return await opened(disk)
+
+    opened = drives_module._open
+    monkeypatch.setattr(drives_module, "_open", open_slowly)
+    change = asyncio.gather(drives.swap(domain, "xvdb", str(tmp_path / "c.img")))
+    await opening.wait()
+    await removing(running, "xvdb", force=True)
+    go.set()
+    with pytest.raises(NotFound, match="it was removed meanwhile"):
+        await change
+    assert lock_is_free(tmp_path / "b.img") and lock_is_free(tmp_path / "c.img")
+
+
+async def test_a_guest_has_so_many_disks(
+    running: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenpvd.drives.MAX_DISKS", 1)
+    with pytest.raises(BadConfig, match="the guest has 1 disks, as many as it may"):
+        await adding(running, tmp_path / "b.img", wait=False)
+    assert lock_is_free(tmp_path / "b.img")

@@ -25,6 +25,9 @@ from xenpvd.paths import NAME, anchor
 from xenpvd.views import NO_LIMITS, DriveLimits
 
 MEMORY_MIN_MIB = 64
+
+#: Each may have MAX_QUEUES threads and as many event channels.
+MAX_DISKS = 64
 MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
@@ -172,7 +175,7 @@ class GuestConfig(Strict):
     ramdisk: AbsolutePath | None = None
     cmdline: str = Field("", max_length=1000, description="the kernel's command line")
     shim: ShimConfig = Field(default_factory=lambda: ShimConfig.model_validate({}))
-    disk: tuple[DiskConfig, ...] = Field((), max_length=64)
+    disk: tuple[DiskConfig, ...] = Field((), max_length=MAX_DISKS)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
     on_poweroff: Policy = "destroy"
     on_reboot: Policy = "restart"

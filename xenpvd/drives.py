@@ -9,7 +9,7 @@ from functools import partial
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
-from xenpvd.config import DiskConfig, LimitsConfig
+from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig
 from xenpvd.domain import Domain
 from xenpvd.errors import BadConfig, Exists, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.tasks import in_thread
@@ -41,8 +41,8 @@ class Drives:
 
     async def add(self, domain: Domain, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded:
         """Hot-add ``disk``. With ``wait`` this returns once the guest uses it, or raises why it does not, and
-        nothing of it is left. The very same disk again changes nothing. If the guest ends meanwhile, this
-        raises :class:`StateError`, and a disk that had been offered by then stays for its next life.
+        nothing of it is left. The same disk again changes nothing, also not its limits. If the guest ends
+        meanwhile, this raises :class:`StateError`, and a disk that was offered stays for its next life.
 
         Raises :class:`Exists`, :class:`ImageError`, :class:`BadConfig`, :class:`TimedOut`.
         """
@@ -114,9 +114,8 @@ class Drives:
     async def set_limits(self, domain: Domain | None, vdev: str, limits: LimitsConfig) -> DriveInfo:
         """They hold for the guest's next lives, too. Raises :class:`NotFound`."""
         drive = self._there(domain, vdev, "limit")
-        disk, image = self.images[vdev]
-        drive.disk = disk.model_copy(update={"limits": limits})
-        self.images[vdev] = (drive.disk, image)
+        drive.disk = drive.disk.model_copy(update={"limits": limits})
+        self.images[vdev] = (drive.disk, drive.image)
         await drive.set_limits(limits.view())
         return drive.info()
 
@@ -127,15 +126,17 @@ class Drives:
     async def swap(self, domain: Domain | None, vdev: str, target: str) -> DriveInfo:
         """Put another image behind a disk, while the guest waits; "" empties a cdrom.
 
-        Raises :class:`NotFound`, :class:`ImageError`, :class:`BadConfig`; the old one stays then.
+        The image that it has already changes nothing. Raises :class:`NotFound`, :class:`ImageError`,
+        :class:`BadConfig`; the old one stays then.
         """
         drive = self._there(domain, vdev, "change")
         assert domain is not None
         if not target and drive.disk.device == "disk":
             raise BadConfig(f"cannot empty {vdev}: it is a disk, no cdrom. Remove it.")
         with domain.held(f"change {vdev}"):
-            disk = self.images[vdev][0].model_copy(update={"target": target})
-            image = await _open(disk)
+            if await in_thread(partial(drive.image.is_at, target)):
+                return drive.info()
+            image = await _open(drive.disk.model_copy(update={"target": target}))
             if domain.drives.get(vdev) is not drive:
                 image.close()
                 raise NotFound(f"cannot change {vdev}: it was removed meanwhile.", "drive", vdev)
@@ -144,9 +145,9 @@ class Drives:
             except BadConfig:
                 image.close()
                 raise
-            old = self.images[vdev][1]
-            self.images[vdev] = (disk, image)
-            drive.disk = disk
+            old = drive.image
+            drive.disk = drive.disk.model_copy(update={"target": target})
+            self.images[vdev] = (drive.disk, image)
             try:
                 await drive.swap(image)
             finally:
@@ -165,7 +166,7 @@ class Drives:
             await other.wait()
         domain.check_lives(f"add {disk.vdev}")
         there = self.images.get(disk.vdev)
-        if there is not None and there[0] != disk:
+        if there is not None and there[0] != disk.model_copy(update={"limits": there[0].limits}):
             raise Exists(
                 f"cannot add {disk.vdev}: there is one already ({there[0].target}). Remove it first.",
                 kind="drive",
@@ -174,6 +175,9 @@ class Drives:
         if there is not None and disk.vdev in domain.drives:
             return domain.drives[disk.vdev], False
         self._check_free(disk.vdev)
+        if len(self.images) + len(self._opening) >= MAX_DISKS:
+            why = f"the guest has {MAX_DISKS} disks, as many as it may"
+            raise BadConfig(f"cannot add {disk.vdev}: {why}. Remove one first.")
         self._opening[number] = asyncio.Event()
         try:
             image = await _open(disk)

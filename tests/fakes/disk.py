@@ -65,6 +65,7 @@ class Disk:
         size: int | None = None,
         native: bool = False,
         irq: bool = True,
+        uring: bool = True,
     ) -> None:
         self.path = path
         image = FaultyImage.open(path, readonly=readonly)
@@ -88,7 +89,9 @@ class Disk:
         pages, port = self.ring.pages, self.port
         self.plane: Plane | NativePlane
         if native:
-            self.plane = NativePlane(pages, port, self.gnttab.memory(), image, abi=abi, offer=offer, **tell)
+            self.plane = NativePlane(
+                pages, port, self.gnttab.memory(), image, abi=abi, offer=offer, uring=uring, **tell
+            )
         else:
             self.plane = Plane(
                 pages, port, self.gnttab, image, abi=abi, offer=offer, throttle=self.throttle, **tell

@@ -61,7 +61,8 @@ class Driver(Protocol):
     """What a class of device brings along."""
 
     def on_connect(self, frontend: Frontend) -> None:
-        """Take up the ring and port that the frontend offers. Raises :class:`GuestFault`, leaving nothing."""
+        """Take up the ring and port that the frontend offers. Raises :class:`GuestFault`, and ``OSError`` for
+        what the host has no more of; :meth:`on_disconnect` ends what is there of it by then."""
 
     async def on_disconnect(self) -> None:
         """End what :meth:`on_connect` began and give back its pages and port. Idempotent; may be cancelled
@@ -261,10 +262,15 @@ class XenbusDevice:
         try:
             self._driver.on_connect(Frontend(self._xenstore, self.frontend_path))
         except GuestFault as fault:
-            self._give_up(str(fault))
+            why = str(fault)
+        except OSError as fault:
+            why = f"the host has not enough for it: {fault.strerror or fault}"
+        else:
+            self._forget_error()
+            self._switch(XenbusState.Connected)
             return
-        self._forget_error()
-        self._switch(XenbusState.Connected)
+        await self._driver.on_disconnect()
+        self._give_up(why)
 
     def _refusal(self) -> str:
         raw = _read(self._xenstore, f"{self._guest_error_path}/error") or b""

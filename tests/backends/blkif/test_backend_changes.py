@@ -85,7 +85,7 @@ async def test_resize(rig: Rig) -> None:
     _, gref = ring.data_page()
     beyond = pack_request(BLKIF_OP_READ, sector=SIZE // 512, segments=[(gref, 0, 7)])
     assert ring.do(beyond)[0][2] == -1
-    assert [event["size"] for event in rig.named("drive.resized")] == [2 * SIZE, SIZE, SIZE]
+    assert [event["size"] for event in rig.named("drive.resized")] == [2 * SIZE, SIZE]
 
     os.truncate(backend.image.path, 4 * SIZE)  # by somebody else
     await backend.resize(None)
@@ -100,6 +100,34 @@ async def test_a_size_that_cannot_be_changes_nothing(rig: Rig, size: int) -> Non
         await backend.resize(size)
     assert sectors(rig, front) * 512 == SIZE
     ring.read(SIZE // 512 - 8, 8)
+    assert rig.named("drive.resized") == []
+
+
+async def test_a_shrink_is_not_told_before_it_can_be(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect()
+    offers = []
+    monkeypatch.setattr(backend, "_hold_to", offers.append)
+    with pytest.raises(ImageError, match="no multiple of 4096"):
+        await backend.resize(512)
+    assert offers == [], "the guest would have got errors meanwhile"
+    monkeypatch.undo()
+
+    def fail(fd: int, size: int) -> None:
+        assert backend.info().size == SIZE and sectors(rig, front) * 512 == SIZE
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(os, "ftruncate", fail)
+    with pytest.raises(ImageError, match="bad disk"):
+        await backend.resize(SIZE // 2)
+    ring.read(SIZE // 512 - 8, 8)
+    assert rig.named("drive.resized") == []
+
+
+async def test_an_empty_cdrom_has_no_size(rig: Rig) -> None:
+    backend, _ = rig.disk(image=Image.none(), device="cdrom")
+    with pytest.raises(ImageError, match="there is no image in it"):
+        await backend.resize(None)
 
 
 async def test_a_read_only_disk_has_the_size_that_it_has(rig: Rig) -> None:
@@ -141,6 +169,77 @@ async def test_swap_of_a_disk_that_nobody_uses_yet(rig: Rig) -> None:
     await backend.swap(other)
     ring = await front.connect()
     assert ring.read(0, 8) == Path(other.path).read_bytes()[:4096]
+
+
+@pytest.mark.parametrize("limits", [NO_LIMITS, DriveLimits(ops_per_second=10_000)], ids=["native", "python"])
+async def test_a_plane_left_behind_writes_to_no_other_image(rig: Rig, limits: DriveLimits) -> None:
+    """As one whose storage hung while its guest ended, and which gets on when another image is open."""
+    backend, front = rig.disk()
+    await backend.set_limits(limits)
+    ring = await front.connect()
+    number = backend.image.fd
+    backend.image.close()
+    other = rig.image("other")
+    assert other.fd == number
+    before = Path(other.path).read_bytes()
+    ring.write(8, bytes([7]) * 4096)
+    assert ring.flush() == 0
+    assert Path(other.path).read_bytes() == before
+    assert (rig.tmp_path / "xvda.img").read_bytes()[4096:8192] == bytes([7]) * 4096
+    other.close()
+
+
+async def test_overlapping_changes_of_many_rings_all_come_to_their_end(rig: Rig) -> None:
+    backend, front = rig.disk()
+    await front.connect(queues=4)
+    old, other = backend.image, rig.image("other")
+    changes = [backend.set_limits(DriveLimits(ops_per_second=n)) for n in (10_000, 20_000)]
+    changes += [backend.swap(other), backend.set_limits(NO_LIMITS), backend.set_limits(NO_LIMITS)]
+    await asyncio.wait_for(asyncio.gather(*changes), 5)
+    old.close()
+    for ring in front.rings:
+        assert ring.read(0, 8) == Path(other.path).read_bytes()[:4096]
+    assert str(backend.info().plane).startswith("native, ")
+    assert [each["ops_per_second"] for each in rig.named("drive.limited")][-1] == 0
+    assert rig.named("drive.changed") == [{"vdev": "xvda", "target": other.path, "size": SIZE}]
+
+
+async def test_a_change_whose_caller_leaves_is_done_all_the_same(rig: Rig) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect()
+    changing = asyncio.gather(backend.set_limits(DriveLimits(ops_per_second=10_000)))
+    await asyncio.sleep(0)
+    changing.cancel()
+    assert await in_thread(partial(ring.read, 0, 8))
+    with pytest.raises(asyncio.CancelledError):
+        await changing
+
+
+@pytest.mark.parametrize("call", ["connect", "renew"])
+async def test_what_the_host_has_no_more_of_ends_the_device(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    backend, front = rig.disk()
+
+    def short(image: Image) -> Image:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if call == "connect":
+        monkeypatch.setattr(Image, "dup", short)
+        await front.wait_backend(S.InitWait)
+        front.offer()
+    else:
+        await front.connect(queues=2)
+        monkeypatch.setattr(Image, "dup", short)
+        await backend.set_limits(DriveLimits(ops_per_second=10_000))
+    await front.wait_backend(S.Closing)
+    assert backend.info().error == "the host has not enough for it: Too many open files"
+    assert not rig.gnttab.mapped
+    monkeypatch.undo()
+    front.switch(S.Closed)
+    await front.wait_backend(S.Closed)
+    front.switch(S.Initialising)
+    assert (await front.connect(queues=2)).flush() == 0
 
 
 async def test_the_guest_lets_go_during_a_swap(rig: Rig) -> None:
@@ -243,6 +342,15 @@ async def test_an_image_of_another_shape_cannot_be_put_behind_a_disk(rig: Rig) -
     with pytest.raises(BadConfig, match="no multiple of 4096"):
         backend.check_size(odd)
     odd.close()
+
+
+async def test_a_disc_must_have_whole_sectors_of_its_drive(rig: Rig) -> None:
+    backend, _ = rig.disk(image=Image.none(), device="cdrom", sector_size=4096)
+    (rig.tmp_path / "disc.img").write_bytes(bytes(2048 * 3))
+    disc = rig.image("disc", "ro")
+    with pytest.raises(BadConfig, match="no multiple of 4096"):
+        backend.check_size(disc)
+    disc.close()
 
 
 @pytest.mark.usefixtures("no_native_plane")

@@ -325,7 +325,7 @@ def test_discard_gives_storage_back(path: Path) -> None:
     path.write_bytes(b"x" * (1 << 20))
     image = Image.open(path, readonly=False)
     try:
-        assert image.can_discard()
+        assert image.can_discard
         before = path.stat()
         image.discard(8192, 1 << 19)
         assert path.stat().st_size == before.st_size
@@ -335,35 +335,77 @@ def test_discard_gives_storage_back(path: Path) -> None:
         image.close()
 
 
-def test_a_large_discard_goes_in_steps(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[tuple[int, int]] = []
-    monkeypatch.setattr(image, "_discard", lambda offset, length: steps.append((offset, length)))
-    image.discard(4096, (2 << 30) + 512)
-    assert steps == [(4096, 1 << 30), (4096 + (1 << 30), 1 << 30), (4096 + (2 << 30), 512)]
+def test_a_second_descriptor_keeps_file_and_lock(path: Path, tmp_path: Path) -> None:
+    image = Image.open(path, readonly=False)
+    number, twin = image.fd, image.dup()
+    image.close()
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(4096))
+    with other.open("rb") as file:
+        assert file.fileno() == number, "as it happens to who closes too early"
+        twin.write([memoryview(b"x" * 512)], 0)
+    assert path.read_bytes()[:512] == b"x" * 512
+    with pytest.raises(ImageError, match="uses it"):
+        Image.open(path, readonly=False)
+    twin.close()
+    Image.open(path, readonly=False).close()
+
+
+def test_a_flush_that_failed_has_failed_for_all(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = image.dup()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(twin, "_fdatasync", fail)
+    for each in (twin, image):
+        with pytest.raises(OSError, match=r"bad disk|earlier flush"):
+            each.flush()
+    twin.close()
+
+
+def test_which_file_it_is(image: Image, path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert image.is_at(str(path)) and image.is_at(str(link))
+    path.rename(tmp_path / "moved")
+    path.write_bytes(bytes(512))
+    assert not image.is_at(str(path)) and not image.is_at("/nowhere") and not image.is_at("a\0b")
+    assert not Image.none().is_at("")
 
 
 def test_who_cannot_discard(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Image.open(path, readonly=True)
-    assert not reading.can_discard()
+    assert not reading.can_discard
     with pytest.raises(OSError, match="Bad file descriptor"):
         reading.discard(0, 512)
     reading.close()
-    image = Image.open(path, readonly=False)
 
-    def refuse(offset: int, length: int) -> None:
+    def refuse(image: Image, offset: int, length: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "not here")
 
-    monkeypatch.setattr(image, "_discard", refuse)
-    assert not image.can_discard()
+    monkeypatch.setattr(Image, "_discard", refuse)
+    image = Image.open(path, readonly=False)
+    assert not image.can_discard
     image.close()
 
 
-def test_asking_for_discard_leaves_alone_what_the_file_has_grown_by(tmp_path: Path) -> None:
+def test_asking_for_discard_leaves_alone_what_the_file_has_grown_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "grown.img"
     path.write_bytes(bytes(8192))
+
+    def grows(fd: int) -> os.stat_result:  # between the look at its size and the asking
+        found = fstat(fd)
+        if path.stat().st_size == 8192:
+            with path.open("ab") as file:
+                file.write(b"Z" * 8192)
+        return found
+
+    fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", grows)
     image = Image.open(path, readonly=False)
-    with path.open("ab") as file:
-        file.write(b"Z" * 8192)
-    assert image.can_discard()
+    assert image.can_discard and image.size in (8192, 16384)
     image.close()
     assert path.read_bytes()[8192:] == b"Z" * 8192

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import resource
 import tempfile
 import threading
 from pathlib import Path
@@ -142,15 +144,37 @@ def test_a_guest_that_flips_a_table_of_segments_all_the_time(tmp_path: Path) -> 
     twin.end()
 
 
-def test_without_io_uring_it_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "has_uring", lambda: False)
-    twin = Twin(tmp_path, True, X86_64, False, 512)
-    assert twin.disk.plane.engine == "native, preadv: no io_uring here"  # type: ignore[union-attr]
-    twin.ring.write(0, b"x" * 8192)
-    assert twin.ring.read(0, 16) == b"x" * 8192
-    assert twin.ring.flush() == twin.ring.discard(0, 8) == 0
-    assert twin.disk.contents()[:8192] == bytes(4096) + b"x" * 4096
-    twin.end()
+def test_without_io_uring_it_does_the_same(path: Path) -> None:
+    disk = Disk(path, native=True, uring=False)
+    ring = disk.start()
+    ring.write(0, b"x" * 8192)
+    assert disk.plane.engine == "native, preadv: no io_uring here"
+    assert ring.read(0, 16) == b"x" * 8192
+    assert ring.flush() == ring.discard(0, 8) == 0
+    assert disk.contents()[:8192] == bytes(4096) + b"x" * 4096
+    assert disk.end() is None
+    disk.close()
+
+
+def test_what_it_says_of_io_uring_is_what_it_got(path: Path) -> None:
+    disk = Disk(path, native=True)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, files[1]))
+    holes = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                holes.append(os.dup(0))
+        ring = disk.start()
+        ring.write(0, b"x" * 512)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        for fd in holes:
+            os.close(fd)
+    assert disk.plane.engine == "native, preadv: no io_uring here"
+    assert disk.end() is None
+    disk.close()
 
 
 def test_a_guest_is_notified_where_there_is_no_irq_fd(tmp_path: Path) -> None:

@@ -137,3 +137,49 @@ def refuse(call: str, number: int) -> Callable[[str], None]:
             raise OSError(number, os.strerror(number))
 
     return fail
+
+
+def test_a_discard_counts_as_one_request_by_the_limits(reference: Disk) -> None:
+    reference.throttle.set(DriveLimits(bytes_per_second=1, burst=1.0))
+    ring = reference.start()
+    for _ in range(3):
+        assert ring.discard(0, SECTORS) == 0
+    assert reference.plane.stats()["throttled"] == 0
+    assert reference.end() is None
+
+
+def test_a_large_discard_goes_in_steps(tmp_path: Path, native: bool) -> None:
+    path = tmp_path / "large.img"
+    with path.open("wb") as file:
+        for place in (0, 1 << 30, (2 << 30) + 4096, (2 << 30) + 8192):
+            file.seek(place)
+            file.write(b"x" * 4096)
+        file.truncate(3 << 30)
+    disk = Disk(path, native=native)
+    assert disk.start().discard(8, (2 << 30) // 512 + 8) == 0
+    with path.open("rb") as file:
+        assert file.read(8192) == b"x" * 4096 + bytes(4096)
+        file.seek(1 << 30)
+        assert file.read(4096) == bytes(4096)
+        file.seek((2 << 30) + 4096)
+        assert file.read(8192) == bytes(4096) + b"x" * 4096
+    assert disk.end() is None
+    disk.close()
+
+
+def test_who_stops_leaves_the_rest_of_a_discard(tmp_path: Path) -> None:
+    path = tmp_path / "large.img"
+    path.touch()
+    os.truncate(path, 64 << 30)
+    disk = Disk(path)
+    steps = []
+
+    def stop(call: str) -> None:
+        steps.append(call)
+        disk.plane.stop()
+
+    disk.image.fail = stop  # type: ignore[method-assign]
+    assert disk.start().discard(0, (64 << 30) // 512) == 0, "it is advice, and is answered"
+    assert disk.ended() is None
+    assert steps == ["discard", "flush"]
+    disk.close()

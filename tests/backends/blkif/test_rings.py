@@ -26,9 +26,12 @@ class FakePlane:
         self.offer = Offer(8)
         self.ended = ended
         self.calls: list[str] = []
+        self.fails = False
 
     def start(self) -> None:
         self.calls.append("start")
+        if self.fails:
+            raise RuntimeError("can't start new thread")
 
     def stop(self) -> None:
         self.calls.append("stop")
@@ -44,16 +47,20 @@ class Rig:
     def __init__(self, count: int = 2) -> None:
         self.gnttab, self.evtchn = FakeGnttab(), FakeEvtchnOps()
         self.planes: list[FakePlane] = []
+        self.no_thread_for = 0  # counted from 1
         queues = [QueueTerms((BlkRing(self.gnttab).gref,), self.evtchn.alloc_unbound()) for _ in range(count)]
         self.terms = Terms(X86_64, tuple(queues))
 
     def open(self) -> Rings:
-        return Rings(self.terms, self.evtchn, self.gnttab, self.make)
+        rings = Rings(self.terms, self.evtchn, self.gnttab, self.make)
+        rings.start()
+        return rings
 
     def make(
         self, pages: Sequence[SharedPage], port: EvtchnPort, index: int, ended: asyncio.Event
     ) -> FakePlane:
         self.planes.append(FakePlane(ended))
+        self.planes[-1].fails = len(self.planes) == self.no_thread_for
         return self.planes[-1]
 
     def end(self) -> None:
@@ -107,6 +114,46 @@ async def test_a_close_overtakes_a_renewal() -> None:
     rig.end()
     await both
     assert len(rig.planes) == 2
+    assert not rig.gnttab.mapped
+
+
+async def test_a_renewal_that_is_cancelled_can_be_closed() -> None:
+    rig = Rig()
+    rings = rig.open()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await rings.renew(rig.make)
+    rig.end()
+    await asyncio.wait_for(rings.close(), 5)
+    assert len(rig.planes) == 2
+    assert not rig.gnttab.mapped
+
+
+@pytest.mark.parametrize("at", [1, 2])
+async def test_no_thread_for_a_ring(at: int) -> None:
+    rig = Rig()
+    rig.no_thread_for = at
+    rings = Rings(rig.terms, rig.evtchn, rig.gnttab, rig.make)
+    with pytest.raises(OSError, match="no more threads"):
+        rings.start()
+    assert all("join" not in plane.calls for plane in rig.planes), "nobody waits in the loop"
+    for plane in rig.planes[: at - 1]:  # what never began never tells of its end
+        plane.ended.set()
+    await asyncio.wait_for(rings.close(), 5)
+    assert not rig.gnttab.mapped
+
+
+@pytest.mark.parametrize("at", [3, 4])
+async def test_no_thread_for_a_renewed_ring(at: int) -> None:
+    rig = Rig()
+    rig.no_thread_for = at
+    rings = rig.open()
+    rig.end()
+    with pytest.raises(OSError, match="no more threads"):
+        await rings.renew(rig.make)
+    assert rings.stats()["reads"] == (3 if at == 3 else 4), "each is counted once"
+    rig.end()
+    await asyncio.wait_for(rings.close(), 5)
     assert not rig.gnttab.mapped
 
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, XenstoreOps
 from xenpvd.config import DiskConfig
 from xenpvd.errors import BadConfig, GuestFault, Unsupported
 from xenpvd.events import Publish
-from xenpvd.tasks import in_thread
+from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import NO_LIMITS, DriveInfo, DriveLimits
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def _offer(disk: DiskConfig, image: Image) -> Offer:
         readonly=image.readonly,
         sector_size=disk.sector_size,
         max_indirect=MAX_INDIRECT_SEGMENTS,
-        discard=disk.discard and image.can_discard(),
+        discard=disk.discard and image.can_discard,
     )
 
 
@@ -68,7 +68,8 @@ class BlockBackend:
     Raises :class:`BadConfig` for a vdev that has no number, and for an image with half a sector.
 
     Events: ``drive.added`` {vdev, devid, target, access, size}, ``drive.state`` {vdev, backend, frontend},
-    ``drive.resized`` {vdev, size}, ``drive.error`` {vdev, error}, ``drive.removed`` {vdev, forced}.
+    ``drive.resized`` {vdev, size}, ``drive.changed`` {vdev, target, size}, ``drive.limited`` {vdev and the
+    limits}, ``drive.error`` {vdev, error}, ``drive.removed`` {vdev, forced}.
     """
 
     def __init__(
@@ -95,13 +96,15 @@ class BlockBackend:
         self._on_fault = on_fault
         self._offer = _offer(self.disk, image)
         self._throttle = Throttle(disk.limits.view())
-        self._engine = ""
         #: every size that it may have is a multiple of this: the guest may have been told so
-        self._unit = SECTOR_SIZE
+        self._unit: int = disk.sector_size
         if disk.device == "disk" and image.size % _PHYSICAL_SECTOR_SIZE == 0:
             self._unit = _PHYSICAL_SECTOR_SIZE
         self._rings: Rings | None = None
+        self._tasks = Tasks(on_fault)
+        self._renewing = asyncio.Lock()
         self._past: Counter[str] = Counter()  # the counters of the connections before
+        self._told_size = image.size
         self._shown: tuple[str, str] | None = None
         self._error: str | None = None
         self._device = XenbusDevice(
@@ -169,23 +172,28 @@ class BlockBackend:
 
         Raises :class:`BadConfig` for a size that cannot be, and ``ImageError``.
         """
-        if size is not None and size < self.image.size:  # no request may go beyond the new end
-            self._announce(replace(self._offer, sectors=size // SECTOR_SIZE))
+        image = self.image
+        wanted = await in_thread(partial(image.plan_resize, size, self._unit))
+        if wanted < image.size:  # no request may go beyond the new end
+            self._hold_to(replace(self._offer, sectors=wanted // SECTOR_SIZE))
         try:
-            await in_thread(partial(self.image.resize, size, self._unit))
+            await in_thread(partial(image.resize, wanted))
         finally:
-            self._announce(_offer(self.disk, self.image))
+            self._announce()
 
     async def flush(self) -> None:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
         await in_thread(self.image.flush_now)
 
     async def set_limits(self, limits: DriveLimits) -> None:
-        """From now on, also for what waits already."""
+        """From now on, also for what waits already. ``drive.limited`` tells."""
         before = self._throttle.limits
+        if limits == before:
+            return
         self._throttle.set(limits)
         if (before is NO_LIMITS) is not (limits is NO_LIMITS):  # what is limited needs no fast plane
             await self._renew()
+        self._publish("drive.limited", vdev=self.disk.vdev, **asdict(limits))
 
     def check_size(self, image: Image) -> None:
         """Can it be put behind this disk? Raises :class:`BadConfig`."""
@@ -194,26 +202,43 @@ class BlockBackend:
             raise BadConfig(f"cannot put {image.path} behind {self.disk.vdev}: {why}. Copy its image.")
 
     async def swap(self, image: Image) -> None:
-        """Serve another image from now on; what is under way goes to the one before, which is flushed."""
+        """Serve another image from now on; what is under way goes to the one before, which is flushed. If the
+        disk is cut off meanwhile, its next life finds the new one."""
         self.image = image
         self._offer = _offer(self.disk, image)
         await self._renew()
-        self._announce(self._offer)
+        self._publish("drive.changed", vdev=self.disk.vdev, target=image.path, size=image.size)
+        self._announce()
 
     async def _renew(self) -> None:
-        if (rings := self._rings) is not None:
+        """Other planes for what has changed. This goes on if the caller is cancelled (the planes are stopped
+        by then) and ends when the disk is cut off, as storage that hangs would let it wait for ever."""
+        await asyncio.wait((self._tasks.spawn(self._renew_rings(), f"{self.disk.vdev} renewal"),))
+
+    async def _renew_rings(self) -> None:
+        async with self._renewing:
+            if (rings := self._rings) is None:
+                return
             try:
                 await rings.renew(partial(self._make_plane, rings.terms.abi))
             except GuestFault as fault:
                 self._device.fail(f"the ring is broken: {fault}")
+            except OSError as fault:
+                self._device.fail(f"the host has not enough for it: {fault.strerror or fault}")
 
-    def _announce(self, offer: Offer) -> None:
-        """Linux looks at ``sectors`` again whenever the state is written, even if it is the same."""
+    def _hold_to(self, offer: Offer) -> None:
         self._offer = offer
         if self._rings is not None:
             self._rings.set_offer(offer)
-        self._device.announce(sectors=f"{offer.sectors}")
-        self._publish("drive.resized", vdev=self.disk.vdev, size=offer.sectors * SECTOR_SIZE)
+
+    def _announce(self) -> None:
+        """The image's size. Linux looks at it again whenever the state is written, even if it is the same."""
+        self._hold_to(_offer(self.disk, self.image))
+        self._device.announce(sectors=f"{self._offer.sectors}")
+        size = self._offer.sectors * SECTOR_SIZE
+        if size != self._told_size:
+            self._told_size = size
+            self._publish("drive.resized", vdev=self.disk.vdev, size=size)
 
     async def disconnect(self) -> None:
         """The VM is gone: finish what is under way, flush, and remove the nodes. The image stays open.
@@ -242,7 +267,7 @@ class BlockBackend:
             protocol=terms.abi.name if terms else None,
             rings=len(terms.queues) if terms else 0,
             limits=self._throttle.limits,
-            plane=self._engine if terms else None,
+            plane=self._rings.engine if self._rings else None,
             ring_pages=len(terms.queues[0].ring_refs) if terms else 0,
             stats=dict(stats),
         )
@@ -252,8 +277,10 @@ class BlockBackend:
     def on_connect(self, frontend: Frontend) -> None:
         terms = Terms.read(frontend)
         self._rings = Rings(terms, self._evtchn, self._gnttab, partial(self._make_plane, terms.abi))
+        self._rings.start()
 
     async def on_disconnect(self) -> None:
+        await self._tasks.cancel()
         rings = self._rings
         if rings is None:
             return
@@ -271,25 +298,23 @@ class BlockBackend:
             "on_end": partial(_call_soon, loop, self._plane_ended, ended),
             "name": f"blkif-{self.disk.vdev}-{index}",
         }
+        image = self.image.dup()
+        with contextlib.ExitStack() as stack:
+            stack.callback(image.close)
+            plane = self._plane_for(image, pages, port, abi=abi, offer=self._offer, **tell)
+            stack.pop_all()
+        return plane
+
+    def _plane_for(
+        self, image: Image, pages: Sequence[SharedPage], port: EvtchnPort, **options: Any
+    ) -> AnyPlane:
         try:
             if self._throttle.limits is not NO_LIMITS:
                 raise Unsupported("the disk has limits", feature="native plane")
-            memory = self._gnttab.memory()
-            native = NativePlane(pages, port, memory, self.image, abi=abi, offer=self._offer, **tell)
-            self._engine = native.engine
-            return native
+            return NativePlane(pages, port, self._gnttab.memory(), image, **options)
         except Unsupported as why:
-            self._engine = f"python: {why}"
-        return Plane(
-            pages,
-            port,
-            self._gnttab,
-            self.image,
-            abi=abi,
-            offer=self._offer,
-            throttle=self._throttle,
-            **tell,
-        )
+            options["engine"] = f"python: {why}"
+        return Plane(pages, port, self._gnttab, image, throttle=self._throttle, **options)
 
     def on_change(self) -> None:
         device = self._device

@@ -8,6 +8,7 @@ error and never zeroes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import errno
 import fcntl
@@ -15,6 +16,7 @@ import os
 import stat
 from pathlib import Path
 from struct import Struct
+from typing import Self
 
 from xenpvd.errors import ImageError
 
@@ -27,14 +29,14 @@ _FLOCK = Struct("@hhqqi0q")
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _BLKDISCARD = 0x1277
 _RANGE = Struct("@QQ")
-_DISCARD_STEP = 1 << 30
 _NOWHERE = 1 << 42
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Image:
-    """An open raw image. ``size`` is bytes, as found by :meth:`open` or :meth:`resize`.
+    """An open raw image. ``size`` is bytes, as found by :meth:`open` or :meth:`resize`; ``can_discard`` is
+    whether its storage can be given back.
 
     ``read``, ``write`` and ``flush`` are for one thread at a time and raise ``OSError``, which is the host's
     answer and becomes an error of that one request.
@@ -49,6 +51,7 @@ class Image:
         self.is_block = fd >= 0 and stat.S_ISBLK(os.fstat(fd).st_mode)
         #: of the first flush that has failed; 0: none has
         self.flush_errno = ctypes.c_int32(0)
+        self.can_discard = False
 
     @classmethod
     def none(cls) -> Image:
@@ -94,7 +97,26 @@ class Image:
         except ImageError:
             os.close(fd)
             raise
-        return cls(fd, path, size, readonly=readonly)
+        image = cls(fd, path, size, readonly=readonly)
+        image.can_discard = image._probe_discard()
+        return image
+
+    def dup(self) -> Self:
+        """The same open image, with a file descriptor of its own that its user closes: who has a request on
+        storage that hangs must not find another file behind the number later. It stays locked until all are
+        closed, and a flush that fails has failed for all. Raises ``OSError``.
+        """
+        twin = copy.copy(self)
+        if self.fd >= 0:
+            twin.fd = os.dup(self.fd)
+        return twin
+
+    def is_at(self, path: str) -> bool:
+        """Whether it is the file or device that ``path`` names now."""
+        try:
+            return self.fd >= 0 and os.path.samestat(os.stat(path), os.fstat(self.fd))  # noqa: PTH116
+        except (OSError, ValueError):
+            return False
 
     def read(self, views: list[memoryview], offset: int) -> None:
         """Fill ``views`` from byte ``offset`` on. A file that has become too short is EIO, not zeroes."""
@@ -133,14 +155,10 @@ class Image:
             raise
 
     def discard(self, offset: int, length: int) -> None:
-        """Let go of the storage of these bytes; they read as zeroes, or as before, from now on.
+        """Let go of the storage of these bytes; they read as zeroes, or as before, from now on."""
+        self._discard(offset, length)
 
-        A large one is done in steps, as a device may take its time for each.
-        """
-        for start in range(offset, offset + length, _DISCARD_STEP):
-            self._discard(start, min(_DISCARD_STEP, offset + length - start))
-
-    def can_discard(self) -> bool:
+    def _probe_discard(self) -> bool:
         """Asked by discarding what is far beyond the end: nothing, even if the file is just growing."""
         if self.readonly:
             return False
@@ -160,23 +178,32 @@ class Image:
             why = fault.strerror or str(fault)
             raise ImageError(f"cannot flush {self.path}: {why}. See the host's log.", self.path) from None
 
-    def resize(self, size: int | None, unit: int) -> None:
-        """Make a file ``size`` bytes large, or take the size that it (or the device) has now; a multiple of
-        ``unit`` it must be. Raises :class:`ImageError`; nothing has changed then."""
+    def plan_resize(self, size: int | None, unit: int) -> int:
+        """The size that :meth:`resize` would give it: ``size`` bytes, or what the file or device has now.
+        Raises :class:`ImageError` if that cannot be; it must be a multiple of ``unit``."""
+        if self.fd < 0:
+            raise ImageError("cannot resize it: there is no image in it. Put one in with drive.swap.", "")
         try:
             found = os.lseek(self.fd, 0, os.SEEK_END)
-            wanted = found if size is None else size
-            if wanted % unit or not wanted:
-                why = f"{wanted} bytes are no multiple of {unit}"
-                raise _refuse_size(self.path, why, "Choose another size")
-            if wanted != found:
-                if self.is_block or self.readonly:
-                    kind = "a block device" if self.is_block else "read-only"
-                    raise _refuse_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
-                os.ftruncate(self.fd, wanted)
         except OSError as fault:
             raise _refuse_size(self.path, *_why(fault, self.readonly)) from None
-        self.size = wanted
+        wanted = found if size is None else size
+        if wanted % unit or not wanted:
+            why = f"{wanted} bytes are no multiple of {unit}"
+            raise _refuse_size(self.path, why, "Choose another size")
+        if wanted != found and (self.is_block or self.readonly):
+            kind = "a block device" if self.is_block else "read-only"
+            raise _refuse_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
+        return wanted
+
+    def resize(self, size: int) -> None:
+        """To what :meth:`plan_resize` has told. Raises :class:`ImageError`; nothing has changed then."""
+        try:
+            if size != os.lseek(self.fd, 0, os.SEEK_END):
+                os.ftruncate(self.fd, size)
+        except OSError as fault:
+            raise _refuse_size(self.path, *_why(fault, self.readonly)) from None
+        self.size = size
 
     def close(self) -> None:
         """Close it and give up the lock. Idempotent."""

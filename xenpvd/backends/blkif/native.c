@@ -403,7 +403,8 @@ static void advance(struct run *r, struct request *q, int64_t result)
         return;
     }
     q->done += (uint64_t)result;
-    if (q->done >= q->length) {
+    bool cut_short = q->operation == BLKIF_OP_DISCARD && load(&r->p->stopping); /* it is advice */
+    if (q->done >= q->length || cut_short) {
         done(r, q);
         return;
     }
@@ -741,9 +742,8 @@ static int serve(struct run *r)
 {
     struct plane *p = r->p;
     for (;;) {
-        bool busy = reap(r);
-        bool stopping = load(&p->stopping);
-        for (int n = 0; n < GROUP && !stopping; n++) {
+        bool busy = reap(r), stopping = false;
+        for (int n = 0; n < GROUP && !(stopping = load(&p->stopping)); n++) {
             int count = unconsumed(r);
             if (count < 0)
                 return RING_BROKEN;
@@ -794,15 +794,6 @@ static void finish(struct run *r)
             tell(r->p, IO, BLKIF_OP_FLUSH_DISKCACHE, -result, 0);
         }
     }
-}
-
-int uring_works(void)
-{
-    struct uring u;
-    bool works = uring_open(&u, 8);
-    if (works)
-        uring_close(&u);
-    return works;
 }
 
 size_t plane_size(void)

@@ -99,12 +99,6 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-@cache
-def has_uring() -> bool:
-    """Whether this process may use io_uring."""
-    return bool(library().uring_works())
-
-
 class NativePlane:
     """As ``plane.Plane``, but for ``throttle``: what is limited needs no fast plane. ``memory`` is where the
     guest's RAM and grants are; the callbacks come from the plane's thread. Raises :class:`GuestFault` if the
@@ -149,7 +143,7 @@ class NativePlane:
         plane.notify, plane.trouble = self._keep[3:]
         plane.trouble_pause = int(TROUBLE_PAUSE * 1e9)
         plane.spin_max = int(SPIN * 1e9) if (os.cpu_count() or 1) >= SPIN_CPUS else 0
-        plane.want_uring = uring and has_uring()
+        plane.want_uring = plane.uses_uring = uring
         self.offer = offer
         plane.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -168,7 +162,7 @@ class NativePlane:
     @property
     def engine(self) -> str:
         """What it does its I/O with; io_uring may be forbidden here (sysctl kernel.io_uring_disabled)."""
-        return "native, io_uring" if self._plane.want_uring else "native, preadv: no io_uring here"
+        return "native, io_uring" if self._plane.uses_uring else "native, preadv: no io_uring here"
 
     def start(self) -> None:
         self._thread.start()
@@ -184,6 +178,7 @@ class NativePlane:
         if self._plane.stop_fd >= 0:
             fd, self._plane.stop_fd = self._plane.stop_fd, -1
             os.close(fd)
+        self._image.close()
 
     def stats(self) -> dict[str, int]:
         stats = self._plane.stats
@@ -206,6 +201,7 @@ class NativePlane:
                 end = MemoryError("no memory for a ring's requests")
             elif code == _URING_BROKEN:
                 end = OSError(at, os.strerror(at))
+        self._image.close()
         self._on_end(end)
 
     def _trouble(self, kind: int, operation: int, a: int, b: int) -> None:
@@ -214,7 +210,7 @@ class NativePlane:
         elif kind == _BAD_GRANT:
             what = f"cannot map the guest's page: gref {a} (GNTST {b})"
         else:
-            what = "refused: " + _REFUSED.get(kind, "?").format(a=a, b=b)
+            what = "refused: " + _REFUSED.get(kind, "?").format(a=a % (1 << 64), b=b % (1 << 64))
         errors = int(self._plane.stats.errors)
         more, self._told = errors - self._told - 1, errors
         self._on_trouble(what + (f" ({more} more before it)" if more else ""))

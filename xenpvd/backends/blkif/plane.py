@@ -37,6 +37,9 @@ from xenpvd.errors import GuestFault
 #: costs a look at rsp_event each.
 GROUP = 8
 
+#: Bytes of a discard that are let go of at once; a device may take its time for each.
+DISCARD_STEP = 1 << 30
+
 #: Seconds in which at most one trouble is told; a guest can make as many as it likes.
 TROUBLE_PAUSE = 1.0
 
@@ -47,6 +50,8 @@ LIMITS_PAUSE = 0.1
 class Plane:
     """Serves one ring until :meth:`stop` or until the guest breaks the ring.
 
+    ``image`` is the plane's own: its thread closes it at its end, however late. ``engine`` is what operators
+    are told of how it works.
     ``offer`` may be replaced at any time: requests taken after that are held to the new one.
     ``on_trouble(what)`` is called for requests that failed, seldom enough for a log. ``on_end(fault)`` is the
     thread's last act: None after :meth:`stop`, a :class:`GuestFault` for a ring that cannot be true, anything
@@ -67,8 +72,10 @@ class Plane:
         on_trouble: Callable[[str], None],
         on_end: Callable[[BaseException | None], None],
         name: str = "blkif",
+        engine: str = "python",
     ) -> None:
         self.offer = offer
+        self.engine = engine
         self._ring = BackRing(pages, abi.slot_size)
         self._port = port
         self._gnttab = gnttab
@@ -105,6 +112,7 @@ class Plane:
         if self._stop_fd >= 0:
             fd, self._stop_fd = self._stop_fd, -1
             os.close(fd)
+        self._image.close()
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, as they are just now; from any thread."""
@@ -135,6 +143,7 @@ class Plane:
             end = None if self._stopping else fault  # nobody minds what the ring was like at the end
         except BaseException as fault:
             end = fault
+        self._image.close()
         self._on_end(end)
 
     def _serve(self) -> None:
@@ -172,7 +181,7 @@ class Plane:
                 self._trouble(f"refused: {request.why}")
                 status = request.status
             else:
-                self._wait_for_its_turn(request.length)
+                self._wait_for_its_turn(request)
                 self._carry_out(request)
         except GrantError as fault:
             self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
@@ -196,10 +205,12 @@ class Plane:
             left -= SEGMENTS_PER_PAGE
         return table
 
-    def _wait_for_its_turn(self, length: int) -> None:
-        """As the disk's limits have it, which may change meanwhile; who stops does not wait."""
+    def _wait_for_its_turn(self, request: Request) -> None:
+        """As the disk's limits have it, which may change meanwhile; who stops does not wait. A discard moves
+        no bytes."""
         throttle = self._throttle
         limits = throttle.limits
+        length = 0 if request.operation == BLKIF_OP_DISCARD else request.length
         wait = throttle.take(time.monotonic(), length)
         if wait <= 0:
             return
@@ -218,7 +229,7 @@ class Plane:
             self._flushes += 1
             return
         if request.operation == BLKIF_OP_DISCARD:
-            self._image.discard(request.offset, request.length)
+            self._discard(request.offset, request.length)
             self._discards += 1
             return
         reading = request.operation == BLKIF_OP_READ
@@ -243,6 +254,13 @@ class Plane:
         else:
             self._writes += 1
             self._write_bytes += request.length
+
+    def _discard(self, offset: int, length: int) -> None:
+        """In steps, and what is left when the plane stops is left: a discard is advice (io/blkif.h)."""
+        for start in range(offset, offset + length, DISCARD_STEP):
+            if self._stopping and start > offset:
+                return
+            self._image.discard(start, min(DISCARD_STEP, offset + length - start))
 
     def _flush_at_end(self) -> None:
         if self._writes or self._discards:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,26 +32,29 @@ class _Ring:
 
 
 class Rings:
-    """Served from construction until :meth:`close`. Loop thread only.
+    """Served from :meth:`start` until :meth:`close`. Loop thread only.
 
-    Raises :class:`GuestFault`, and holds nothing then, for what cannot be mapped, bound or true.
+    Raises :class:`GuestFault`, and holds nothing then, for what cannot be mapped, bound or true, and
+    ``OSError`` for what the host has no more of.
     """
 
     def __init__(self, terms: Terms, evtchn: EvtchnOps, gnttab: GnttabOps, make_plane: MakePlane) -> None:
         self.terms = terms
-        self._make_plane = make_plane
         self._rings: list[_Ring] = []
         self._past: Counter[str] = Counter()  # of the planes before
         self._closing = False
         with contextlib.ExitStack() as stack:
             for queue in terms.queues:
-                self._rings.append(self._open(stack, queue, evtchn, gnttab))
-            for ring in self._rings:
-                ring.plane.start()
+                self._rings.append(self._open(stack, queue, evtchn, gnttab, make_plane))
             self._release = stack.pop_all()
 
     def _open(
-        self, stack: contextlib.ExitStack, queue: QueueTerms, evtchn: EvtchnOps, gnttab: GnttabOps
+        self,
+        stack: contextlib.ExitStack,
+        queue: QueueTerms,
+        evtchn: EvtchnOps,
+        gnttab: GnttabOps,
+        make_plane: MakePlane,
     ) -> _Ring:
         pages: list[SharedPage] = []
         for gref in queue.ring_refs:
@@ -66,9 +70,19 @@ class Rings:
             raise GuestFault(f"event-channel {queue.event_channel} cannot be bound: {fault}") from None
         stack.callback(port.close)
         ended = asyncio.Event()
-        ring = _Ring(pages, port, self._make_plane(pages, port, len(self._rings), ended), ended)
+        ended.set()  # nobody is at work on it yet
+        ring = _Ring(pages, port, make_plane(pages, port, len(self._rings), ended), ended)
         stack.callback(lambda: ring.plane.join())
         return ring
+
+    def start(self) -> None:
+        """Raises ``OSError`` if the host has no more threads; :meth:`close` ends those that run by then."""
+        for ring in self._rings:
+            _start(ring)
+
+    @property
+    def engine(self) -> str:
+        return self._rings[0].plane.engine
 
     def set_offer(self, offer: Offer) -> None:
         """Requests taken from now on are held to it."""
@@ -76,21 +90,22 @@ class Rings:
             ring.plane.offer = offer
 
     async def renew(self, make_plane: MakePlane) -> None:
-        """Finish what is under way, and go on with other planes; what the guest asks meanwhile waits.
+        """Finish what is under way, and go on with other planes; what the guest asks meanwhile waits. One at
+        a time; whoever cancels it closes the rings. Nothing is begun that :meth:`close` would not end.
 
-        Raises :class:`GuestFault` if a ring has broken meanwhile; it is not served any more then.
+        Raises :class:`GuestFault` if a ring has broken meanwhile, and ``OSError``: it is not served then.
         """
-        await self._stop()
+        if not self._closing:  # else its storage may hang, and nobody would cancel this any more
+            await self._stop()
         if self._closing:
             return
-        self._make_plane = make_plane
         for index, ring in enumerate(self._rings):
-            self._past.update(ring.plane.stats())
             ring.plane.join()
             ended = asyncio.Event()
-            ring.plane = make_plane(ring.pages, ring.port, index, ended)
-            ring.ended = ended
-            ring.plane.start()
+            plane = make_plane(ring.pages, ring.port, index, ended)
+            self._past.update(ring.plane.stats())
+            ring.plane, ring.ended = plane, ended
+            _start(ring)
 
     async def close(self) -> None:
         """Finish what is under way and give everything back. May be cancelled and called again."""
@@ -111,3 +126,12 @@ class Rings:
                 ring.plane.stop()
             for ring in running:
                 await ring.ended.wait()
+
+
+def _start(ring: _Ring) -> None:
+    ring.ended.clear()
+    try:
+        ring.plane.start()
+    except RuntimeError:  # what Python makes of the EAGAIN of pthread_create()
+        ring.ended.set()
+        raise OSError(errno.EAGAIN, "no more threads") from None
