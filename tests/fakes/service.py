@@ -70,6 +70,7 @@ class FakeService:
         self.consoles = Consoles(self.events.publish, self.console)
         self.consoles.xen.history.append(b"(XEN) Xen version 4.17\n")
         self.drives: dict[str, DriveInfo] = {}
+        self.asked_for: dict[str, DiskConfig] = {}
         self.store = Xenstore(self.events.publish)
         self.xenstore = self.store.client_of("rpc")
         self.xenstore.write("/tool/name", "web1")
@@ -285,9 +286,20 @@ class FakeService:
                 )
             return DriveAdded(old, False, None)
         drive = DriveInfo(
-            disk.vdev, 51712, disk.target, disk.access, disk.format, 1 << 20, 512, "Connected", "Connected"
+            disk.vdev,
+            51712,
+            disk.target,
+            disk.access,
+            disk.format,
+            1 << 20,
+            disk.sector_size,
+            "Connected",
+            "Connected",
+            limits=disk.limits.view(),
+            plane="native, io_uring",
         )
         self.drives[disk.vdev] = drive
+        self.asked_for[disk.vdev] = disk
         self.done.append("drive_add")
         self.events.publish("drive.added", vdev=disk.vdev)
         return DriveAdded(drive, True, 41.0 if wait else None)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from xenpvd.ctl.guest import drive_line
 from xenpvd.ctl.output import Verbs, emit, json_option, size, table
 from xenpvd.ctl.rundir import RunDir
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def limit_options(command: _Command) -> _Command:
+    for option in (
+        click.option("--burst", default=1.0, show_default=True, help="Seconds of both saved up when idle."),
+        click.option("--ops", default=0, help="Requests in a second; 0: no limit."),
+        click.option(
+            "--bytes", "rate", default="0", metavar="SIZE", help="In a second, as 10M; 0: no limit."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Verbs)
@@ -31,11 +47,13 @@ def list_(place: RunDir, name: str) -> None:
             size(each["size"]),
             each["state"],
             each["frontend_state"],
-            each["target"],
+            (each["plane"] or "-").partition(",")[0].partition(":")[0],
+            _limits(each["limits"]) or "-",
+            each["target"] + (f": {each['error']}" if each["error"] else ""),
         )
         for each in drives
     )
-    emit(drives, table(("VDEV", "ACCESS", "SIZE", "STATE", "GUEST", "TARGET"), rows))
+    emit(drives, table(("VDEV", "ACCESS", "SIZE", "STATE", "GUEST", "PLANE", "LIMITS", "TARGET"), rows))
 
 
 @drive.command()
@@ -44,6 +62,10 @@ def list_(place: RunDir, name: str) -> None:
 @click.argument("target", required=False)
 @click.option("--ro", is_flag=True, help="Read-only.")
 @click.option("--cdrom", is_flag=True, help="A CD-ROM: read-only, and without TARGET empty.")
+@click.option("--sector-size", type=click.Choice(["512", "4096"]), default="512", help="Of a logical sector.")
+@click.option("--no-discard", is_flag=True, help="Do not offer to give storage back.")
+@click.option("--persistent", is_flag=True, help="Offer persistent grants.")
+@limit_options
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has connected it.")
 @click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
 @json_option
@@ -55,6 +77,12 @@ def add(
     target: str | None,
     ro: bool,
     cdrom: bool,
+    sector_size: str,
+    no_discard: bool,
+    persistent: bool,
+    rate: str,
+    ops: int,
+    burst: float,
     no_wait: bool,
     timeout: float,
 ) -> None:
@@ -64,6 +92,10 @@ def add(
         "target": _absolute(target),
         "device": "cdrom" if cdrom else "disk",
         "access": "ro" if ro else "rw",
+        "sector_size": int(sector_size),
+        "discard": not no_discard,
+        "persistent": persistent,
+        "limits": _asked(rate, ops, burst),
         "wait": not no_wait,
         "timeout": timeout,
     }
@@ -112,20 +144,15 @@ def resize(place: RunDir, name: str, vdev: str, new_size: str | None, shrink: bo
 @drive.command()
 @click.argument("name")
 @click.argument("vdev")
-@click.option("--bytes", "rate", default="0", metavar="SIZE", help="In a second, as 10M; 0: no limit.")
-@click.option("--ops", default=0, help="Requests in a second; 0: no limit.")
-@click.option("--burst", default=1.0, show_default=True, help="Seconds of both that are saved up when idle.")
+@limit_options
 @json_option
 @click.pass_obj
 def limit(place: RunDir, name: str, vdev: str, rate: str, ops: int, burst: float) -> None:
     """Limit what VDEV may use of its storage; with no options it is unlimited again."""
-    params = {"vdev": vdev, "bytes_per_second": _bytes(rate), "ops_per_second": ops, "burst": burst}
+    params = {"vdev": vdev, **_asked(rate, ops, burst)}
     with place.connect(name) as client:
         told = client.call("drive.set_limits", params)
-    limits = told["limits"]
-    words = [f"{size(limits['bytes_per_second'])}/s"] if limits["bytes_per_second"] else []
-    words += [f"{limits['ops_per_second']} requests/s"] if limits["ops_per_second"] else []
-    emit(told, f"{vdev} has {', '.join(words) or 'no limits'}")
+    emit(told, f"{vdev} has {_limits(told['limits']) or 'no limits'}")
 
 
 @drive.command()
@@ -165,6 +192,16 @@ def _swap(place: RunDir, name: str, vdev: str, target: str) -> None:
     with place.connect(name) as client:
         told = client.call("drive.swap", {"vdev": vdev, "target": target})
     emit(told, f"{vdev} is {told['target']} now" if told["target"] else f"{vdev} is empty")
+
+
+def _asked(rate: str, ops: int, burst: float) -> dict[str, Any]:
+    return {"bytes_per_second": _bytes(rate), "ops_per_second": ops, "burst": burst}
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    words = [f"{size(limits['bytes_per_second'])}/s"] if limits["bytes_per_second"] else []
+    words += [f"{limits['ops_per_second']} requests/s"] if limits["ops_per_second"] else []
+    return ", ".join(words)
 
 
 def _absolute(target: str | None) -> str:
