@@ -32,6 +32,7 @@ MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
 _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
+_CHANNEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
@@ -48,6 +49,12 @@ def _regex(value: str) -> str:
     return value
 
 
+def _channel(name: str) -> str:
+    if name in ("0", "xen"):
+        raise ValueError(f"{name} is a console that every guest has")
+    return name
+
+
 Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
 #: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
 AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
@@ -58,6 +65,11 @@ Size = Annotated[int, BeforeValidator(_bytes)]
 Regex = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_regex)]
 #: What to do when a life is over: preserve keeps the daemon, and what the guest said, for a look.
 Policy = Literal["destroy", "restart", "preserve"]
+ChannelName = Annotated[
+    str,
+    Field(pattern=_CHANNEL, description="as the guest and viewers know it"),
+    AfterValidator(_channel),
+]
 Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
 
 #: pydantic's types of error and our patterns, in an operator's words
@@ -68,6 +80,7 @@ _WORDS = {
     _PATH: "it must be an absolute path",
     _MEDIUM: "it must be an absolute path",
     _KERNEL: "it must be an absolute path, or pvgrub",
+    _CHANNEL: "it takes letters, digits, '.', '_' and '-', and 64 at most",
     _VDEV: "it must be a disk's name, as xvda or xvdb1",
     _XEN_VERSION: "it must be two numbers, as 4.17",
 }
@@ -152,6 +165,16 @@ class ConsoleConfig(Strict):
     )
 
 
+class ChannelConfig(Strict):
+    """A further console of the guest, hvc1 and so on, which it knows by its name."""
+
+    name: ChannelName
+    number: int | None = Field(None, ge=1, le=9, description="of device/console/N; left out: a free one")
+    history: Size = Field(1 << 18, ge=4096, le=1 << 28, description="bytes of output that are kept")
+    input: Literal["single", "shared"] = "single"
+    log: AbsolutePath | None = Field(None, description="a file that gets the output as well")
+
+
 class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
@@ -177,10 +200,19 @@ class GuestConfig(Strict):
     shim: ShimConfig = Field(default_factory=lambda: ShimConfig.model_validate({}))
     disk: tuple[DiskConfig, ...] = Field((), max_length=MAX_DISKS)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
+    channel: tuple[ChannelConfig, ...] = Field((), max_length=9)
     on_poweroff: Policy = "destroy"
     on_reboot: Policy = "restart"
     on_crash: Policy = "preserve"
     on_watchdog: Policy = Field("restart", description="when the guest's Xen watchdog was not fed")
+
+    @field_validator("channel")
+    @classmethod
+    def _one_channel_per_name(cls, channels: tuple[ChannelConfig, ...]) -> tuple[ChannelConfig, ...]:
+        numbers = [channel.number for channel in channels if channel.number]
+        if len({channel.name for channel in channels}) < len(channels) or len(set(numbers)) < len(numbers):
+            raise ValueError("two channels have one name, or one number")
+        return channels
 
     @field_validator("disk")
     @classmethod

@@ -1,10 +1,11 @@
-"""The guest's consoles by name: "0" is its hvc0, "xen" the log of the Xen below it. With them their log files
-and what is watched for in them; all outlive a VM."""
+"""The guest's consoles by name: "0" is its hvc0, "xen" the log of the Xen below it, others are its
+channels (``channels.py``). With them their log files and what is watched for; all outlive a VM."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.logfile import LogFile, LogTerms
 from xenpvd.backends.console.viewer import Viewer
 from xenpvd.config import ConsoleConfig
-from xenpvd.errors import BadConfig, Busy, LimitReached, NotFound, TimedOut
+from xenpvd.errors import BadConfig, Busy, Exists, LimitReached, NotFound, TimedOut
 from xenpvd.events import Publish
 from xenpvd.patterns import compile
 from xenpvd.tasks import Tasks
@@ -40,11 +41,12 @@ class Consoles:
 
     def __init__(self, publish: Publish, main: Console | None = None) -> None:
         self._publish = publish
-        self.main = main or Console(publish, 1 << 20, MAIN)
+        self.main = main or Console(publish, 1 << 20, MAIN, number=0)
         self.xen = Console(publish, XEN_LOG, XEN, input="none")
         self._all = {MAIN: self.main, XEN: self.xen}
         self._logs: dict[str, LogFile] = {}
-        self._waits: dict[str, int] = dict.fromkeys(self._all, 0)
+        self._config = ConsoleConfig.model_validate({})
+        self._waits: Counter[str] = Counter()
         self._watching = Tasks()
         self._watched: tuple[str, ...] = ()
 
@@ -57,22 +59,43 @@ class Consoles:
 
     async def configure(self, config: ConsoleConfig) -> None:
         """As a definition has it, from now on. Raises :class:`HostError` for a log that cannot be written."""
+        self._config = config
         self.main.history.limit = config.history
         self.main.input = config.input
         for name, path in ((MAIN, config.log), (XEN, config.xen_log)):
-            terms = None
-            if path is not None:
-                terms = LogTerms(
-                    Path(path), config.log_max, config.log_keep, config.log_timestamps, config.log_safe
-                )
-            await self._log(name, terms)
+            await self._log(name, path)
         if config.match != self._watched:
             await self._watching.cancel()
             for pattern in config.match:
                 self._watching.spawn(self._watch(pattern), f"console pattern {pattern}")
             self._watched = config.match
 
-    async def _log(self, name: str, terms: LogTerms | None) -> None:
+    async def put(self, console: Console, log: str | None) -> None:
+        """One more. Raises :class:`Exists`, and :class:`HostError` for a log that cannot be written."""
+        if console.name in self._all:
+            raise Exists(f"there is a console {console.name} already.", kind="console", name=console.name)
+        self._all[console.name] = console
+        try:
+            await self._log(console.name, log)
+        except BaseException:
+            del self._all[console.name]
+            raise
+
+    async def drop(self, name: str) -> None:
+        """It is no more: whoever looks at it is told."""
+        console = self._all.pop(name)
+        for viewer in console.viewers:
+            console.detach(viewer, "the console was removed")
+        console.close()
+        if (logfile := self._logs.pop(name, None)) is not None:
+            await logfile.close()
+
+    async def _log(self, name: str, path: str | None) -> None:
+        config, terms = self._config, None
+        if path is not None:
+            terms = LogTerms(
+                Path(path), config.log_max, config.log_keep, config.log_timestamps, config.log_safe
+            )
         before = self._logs.get(name)
         if before is not None:
             if before.terms == terms:
@@ -89,10 +112,12 @@ class Consoles:
             logfile.reopen()
 
     def listing(self) -> list[ConsoleInfo]:
-        return [
-            replace(console.info(), log=str(self._logs[name].terms.path) if name in self._logs else None)
-            for name, console in self._all.items()
-        ]
+        return [self.info(name) for name in self._all]
+
+    def info(self, name: str) -> ConsoleInfo:
+        """Raises :class:`NotFound`."""
+        info, logfile = self.get(name).info(), self._logs.get(name)
+        return replace(info, log=None if logfile is None else str(logfile.terms.path))
 
     def read(self, name: str, since: int, ago: float | None, limit: int) -> ConsoleChunk:
         """``limit`` bytes at most, from offset ``since`` on (below 0: from the end), or of the last ``ago``
@@ -174,7 +199,8 @@ class Consoles:
         finally:
             self._waits[name] -= 1
         if found is None:
-            raise NotFound(f"{regex!r} will not come on console {name}: the daemon ends.", "pattern", regex)
+            why = "the console was removed, or the daemon ends"
+            raise NotFound(f"{regex!r} will not come on console {name}: {why}.", "pattern", regex)
         return found
 
     async def _watch(self, regex: str) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.console.backend import Console
+from xenpvd.backends.console.device import ConsoleDevice
 from xenpvd.backends.ops import EvtchnPort, XenstoreTx
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig
@@ -44,6 +45,7 @@ class Surroundings:
     uuid: str
     xenstore: Xenstore
     console: Console
+    channels: Mapping[int, Console]
     progress: Progress
     publish: Publish
     on_fault: Callable[[str, BaseException], None]
@@ -56,6 +58,7 @@ class Domain:
         self.config = config
         self.machine = machine
         self.drives: dict[str, BlockBackend] = {}
+        self.channels: dict[str, ConsoleDevice] = {}
         #: why this life is over, or is being ended: "poweroff", "crash", "reset", "destroyed" ...
         self.ended_by: str | None = None
         #: disks whose last requests had not ended when the VM had: their storage hangs
@@ -96,6 +99,8 @@ class Domain:
             domain._connect()
             for disk, opened in images.values():
                 domain.add_drive(disk, opened)
+            for devid, console in surroundings.channels.items():
+                domain.add_channel(devid, console)
             domain._watch_phases()
         except BaseException:
             await domain.end()
@@ -119,6 +124,20 @@ class Domain:
         self.drives[disk.vdev] = drive
         drive.start()
         return drive
+
+    def add_channel(self, devid: int, console: Console) -> None:
+        """Offer a further console to the guest."""
+        channel = ConsoleDevice(
+            console,
+            devid,
+            domid=DOMID,
+            xenstore=self._around.xenstore.client,
+            evtchn=self.machine,
+            gnttab=self.machine.grants,
+            on_fault=self._around.on_fault,
+        )
+        self.channels[console.name] = channel
+        channel.start()
 
     @property
     def ending(self) -> bool:
@@ -168,6 +187,7 @@ class Domain:
             last.push_async_callback(self._end_drives)
             # before the disks: who removes one waits until a connected guest has seen it, and this one won't
             last.push_async_callback(self._around.xenstore.disconnect, DOMID)
+            last.push_async_callback(self._end_channels)
             last.push_async_callback(self._around.console.disconnect)
 
     async def _end_drives(self) -> None:
@@ -179,6 +199,9 @@ class Domain:
                 self.hung.append(vdev)
 
         await asyncio.gather(*(end(vdev, drive) for vdev, drive in list(self.drives.items())))
+
+    async def _end_channels(self) -> None:
+        await asyncio.gather(*(channel.disconnect() for channel in self.channels.values()))
 
     def _close_machine(self) -> None:
         # a request that hangs may still be read from the guest's memory, and must not find zeros there

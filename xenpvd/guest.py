@@ -19,6 +19,7 @@ from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.socket import XenstoreSocket
 from xenpvd.backoff import Backoff
 from xenpvd.balloon import Balloon
+from xenpvd.channels import Channels
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
 from xenpvd.consoles import Consoles
@@ -50,6 +51,7 @@ class Guest:
         self.drives = Drives()
         self.xenstore = Xenstore(publish, self.fault)
         self.consoles = Consoles(publish)
+        self.channels = Channels(self.consoles, publish)
         self.requests = Requests(self, publish)
         self.balloon = Balloon(self, publish)
         self.domain: Domain | None = None
@@ -117,6 +119,8 @@ class Guest:
             begun = waited and config == self.config  # its images are open, those added to it, too
             self.config = config
             await self.consoles.configure(config.console)
+            if not begun:
+                await self.channels.configure(config.channel)
             self._backoff.forget()
             self.progress.begin_life()
             self.progress.switch(Runstate.STARTING)
@@ -214,7 +218,13 @@ class Guest:
             image = await in_thread(partial(load_image, config))
         self._shim = find_shim(config.shim.path) if config.type == "pv" else None
         around = Surroundings(
-            self._uuid, self.xenstore, self.consoles.main, self.progress, self._publish, self.fault
+            self._uuid,
+            self.xenstore,
+            self.consoles.main,
+            self.channels.devices,
+            self.progress,
+            self._publish,
+            self.fault,
         )
         self.domain = domain = await Domain.create(config, image, self.drives.images, around, self)
         self.machine = domain.machine

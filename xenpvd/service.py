@@ -7,12 +7,13 @@ from functools import partial
 from typing import Protocol
 
 from xenpvd import check
-from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
+from xenpvd.config import ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.errors import BadConfig, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.tasks import in_thread
 from xenpvd.views import (
+    ChannelAdded,
     DaemonInfo,
     DriveAdded,
     DriveInfo,
@@ -159,6 +160,17 @@ class Service:
 
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo:
         return await self._guest.drives.swap(self._guest.domain, vdev, target)
+
+    async def channel_add(self, config: ChannelConfig, wait: bool, timeout: float) -> ChannelAdded:
+        domain = self._guest.running(f"add channel {config.name}")
+        return await self._guest.channels.add(domain, config, wait, timeout)
+
+    async def channel_remove(self, name: str, force: bool, missing_ok: bool, timeout: float) -> bool:
+        if self._guest.state is Runstate.PAUSED and not force:
+            self._guest.running(f"remove channel {name}")  # it could not let go
+        return await self._guest.channels.remove(
+            self._guest.domain, name, force=force, missing_ok=missing_ok, timeout=timeout
+        )
 
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         return self._guest.xenstore.tree(path, depth)

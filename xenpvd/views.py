@@ -269,11 +269,12 @@ class ConsoleMatch:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleInfo:
-    """A console: what is kept of it begins at offset ``start`` and ends at ``end``. ``connected``: a guest
-    writes to it; ``boots``: how many have begun to. ``input``: single, shared or none; ``writer`` has the
-    keyboard; ``log`` is the file that it is logged to."""
+    """A console; ``number`` is that of the guest's device/console/N. What is kept begins at offset ``start``
+    and ends at ``end``. ``connected``: a guest writes to it; ``boots``: how many have begun to.
+    ``input``: single, shared or none; ``writer`` has the keyboard; ``log`` is the file it is logged to."""
 
     console: str
+    number: int | None
     input: str
     connected: bool
     start: int
@@ -282,6 +283,14 @@ class ConsoleInfo:
     writer: str | None
     viewers: int
     log: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAdded:
+    """``changed`` is false if the very same channel was there already."""
+
+    console: ConsoleInfo
+    changed: bool
 
 
 @dataclass(frozen=True, slots=True)

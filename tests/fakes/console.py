@@ -12,7 +12,7 @@ class FakeConsole(Console):
     """``echo`` makes a guest that prints what is typed."""
 
     def __init__(self, publish: Publish) -> None:
-        super().__init__(publish, 1 << 20)
+        super().__init__(publish, 1 << 20, number=0)
         self.typed = bytearray()
         self.echo = False
         self._typed_more = asyncio.Event()

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.fakes.console import FakeConsole
+from xenpvd.backends.console.backend import Console
 from xenpvd.backends.xenstore.server import Xenstore
-from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
+from xenpvd.config import ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.consoles import Consoles
 from xenpvd.errors import Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
 from xenpvd.rpc.models import API
 from xenpvd.views import (
+    ChannelAdded,
     DaemonInfo,
     DriveAdded,
     DriveInfo,
@@ -71,6 +73,7 @@ class FakeService:
         self.consoles.xen.history.append(b"(XEN) Xen version 4.17\n")
         self.drives: dict[str, DriveInfo] = {}
         self.asked_for: dict[str, DiskConfig] = {}
+        self.channels: dict[str, ChannelConfig] = {}
         self.store = Xenstore(self.events.publish)
         self.xenstore = self.store.client_of("rpc")
         self.xenstore.write("/tool/name", "web1")
@@ -334,6 +337,27 @@ class FakeService:
             raise NotFound(f"cannot change {vdev}: there is no such drive.", "drive", vdev)
         self.with_drive(vdev, **changes)
         return self.drives[vdev]
+
+    async def channel_add(self, config: ChannelConfig, wait: bool, timeout: float) -> ChannelAdded:
+        await self._pass("channel_add")
+        if (there := self.channels.get(config.name)) is not None:
+            if there != config:
+                raise Exists(f"cannot add channel {config.name}: there is another.", name=config.name)
+            return ChannelAdded(self.consoles.info(config.name), False)
+        number = config.number or 1
+        console = Console(self.events.publish, config.history, config.name, config.input, number)
+        await self.consoles.put(console, config.log)
+        self.channels[config.name] = config
+        return ChannelAdded(self.consoles.info(config.name), True)
+
+    async def channel_remove(self, name: str, force: bool, missing_ok: bool, timeout: float) -> bool:
+        await self._pass("channel_remove")
+        if self.channels.pop(name, None) is None:
+            if missing_ok:
+                return False
+            raise NotFound(f"cannot remove channel {name}: there is none.", "console", name)
+        await self.consoles.drop(name)
+        return True
 
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]:
         return self.store.tree(path, depth)

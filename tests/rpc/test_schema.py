@@ -99,6 +99,8 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "console.read": {},
         "console.write": {"text": "ls"},
         "console.list": {},
+        "channel.add": {"name": "agent"},
+        "channel.remove": {"name": "agent"},
         "console.viewers": {},
         "console.wait": {"regex": "^"},
         "console.kick": {"viewer": service.consoles.attach("0", "ro", None, None, "me").number},

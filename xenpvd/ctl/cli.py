@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xenpvd import paths
-from xenpvd.ctl import boot, consoles, drive, guest, look, machine, rundir, xen, xenstore
+from xenpvd.ctl import boot, channel, consoles, drive, guest, look, machine, rundir, xen, xenstore
 from xenpvd.ctl.output import Verbs, json_option
 
 
@@ -44,6 +44,7 @@ for verb in (
     guest.status,
     consoles.console,
     drive.drive,
+    channel.channel,
     machine.vcpu,
     machine.memory,
     guest.pause,

@@ -11,6 +11,7 @@ from xenpvd.config import (
     MEMORY_MAX_MIB,
     MEMORY_MIN_MIB,
     VCPUS_MAX,
+    ChannelConfig,
     DiskConfig,
     GuestConfig,
     LimitsConfig,
@@ -20,7 +21,7 @@ from xenpvd.config import (
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
-API = "1.4"
+API = "1.5"
 
 #: 2-level event channels of a 64-bit guest: 64 words of 64 bits; port 0 is none.
 PORT_MAX = 4095
@@ -42,7 +43,7 @@ Offset = Annotated[
     int, Field(ge=0, lt=1 << 63, description="a byte of the recording, counted from the first boot")
 ]
 ConsoleName = Annotated[
-    str, Field(max_length=64, description="0 is the guest's hvc0, xen the log of the Xen below it")
+    str, Field(max_length=64, description="0 is hvc0, xen the log of the Xen below it, else a channel's name")
 ]
 Ago = Annotated[float, Field(ge=0, le=1e9, description="instead of since: all of the last so many seconds")]
 
@@ -168,6 +169,23 @@ class DriveLimitsParams(LimitsConfig, DriveParams):
 
 class DriveSwapParams(DriveParams):
     target: Medium = Field(description="another image; nothing, to empty a cdrom")
+
+
+class ChannelAddParams(ChannelConfig):
+    model_config = ConfigDict(strict=True)
+
+    wait: bool = Field(True, description="answer when the guest has connected it")
+    timeout: Timeout = 30.0
+
+    def channel(self) -> ChannelConfig:
+        return ChannelConfig.model_validate(self.model_dump(include=set(ChannelConfig.model_fields)))
+
+
+class ChannelRemoveParams(Params):
+    name: ConsoleName
+    force: bool = Field(False, description="cut it off though the guest still uses it")
+    missing_ok: bool = False
+    timeout: Timeout = 10.0
 
 
 class ConsoleParams(Params):

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
+from xenpvd.config import ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.events import EventLog
 from xenpvd.views import (
+    ChannelAdded,
     ConsoleChunk,
     ConsoleInfo,
     ConsoleMatch,
@@ -197,6 +198,10 @@ class Service(Protocol):
     async def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo: ...
     async def drive_flush(self, vdev: str) -> None: ...
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo: ...
+
+    async def channel_add(self, config: ChannelConfig, wait: bool, timeout: float) -> ChannelAdded: ...
+    async def channel_remove(self, name: str, force: bool, missing_ok: bool, timeout: float) -> bool:
+        """True if one was removed, False if there was none and ``missing_ok``."""
 
     def xenstore_tree(self, path: str, depth: int) -> Iterable[XenstoreNode]: ...
     def xenstore_history(self) -> Iterable[XenstoreOperation]:

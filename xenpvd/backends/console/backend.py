@@ -43,15 +43,24 @@ class Console:
     """Outlives VMs: a reboot connects it anew, viewers and recording stay.
 
     ``input``: "single" (one keyboard at a time), "shared" (everybody who asked for one has one), or "none"
-    (there is nothing to type to, as for Xen's own log).
+    (there is nothing to type to, as for Xen's own log). ``number`` is that of device/console/N, 0 of the one
+    that is no device; None: the guest has none.
 
     Events: ``console.opened`` {console, offset, boot} where a VM's output begins, ``console.attached``
     {console, viewer, who, mode, offset}, ``console.detached`` {console, viewer, who, why}, ``console.error``
     {console, message}.
     """
 
-    def __init__(self, publish: Publish, history: int, name: str = "0", input: str = "single") -> None:
+    def __init__(
+        self,
+        publish: Publish,
+        history: int,
+        name: str = "0",
+        input: str = "single",
+        number: int | None = None,
+    ) -> None:
         self.name = name
+        self.number = number
         self.input = input
         self.history = History(history)
         self._publish = publish
@@ -181,6 +190,7 @@ class Console:
     def info(self) -> ConsoleInfo:
         return ConsoleInfo(
             console=self.name,
+            number=self.number,
             input=self.input,
             connected=self._ring is not None,
             start=self.history.start,

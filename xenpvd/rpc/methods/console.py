@@ -5,12 +5,12 @@ from __future__ import annotations
 from xenpvd.errors import Busy
 from xenpvd.rpc import models, results
 from xenpvd.rpc.registry import Call, method
-from xenpvd.views import ConsoleInfo, ConsoleViewerInfo
+from xenpvd.views import ChannelAdded, ConsoleInfo, ConsoleViewerInfo
 
 
 @method("console.list", "viewer")
 async def console_list(call: Call, params: models.NoParams) -> list[ConsoleInfo]:
-    """The consoles: "0" is the guest's hvc0, "xen" the log of the Xen below it, which takes no input."""
+    """The consoles: "0" is the guest's hvc0, "xen" the log of the Xen below it, others are its channels."""
     return call.service.consoles.listing()
 
 
@@ -86,3 +86,19 @@ async def console_kick(call: Call, params: models.ConsoleKickParams) -> None:
 async def console_clear(call: Call, params: models.ConsoleParams) -> None:
     """Forget what a console has printed so far; offsets go on. It stays in a log file."""
     call.service.consoles.clear(params.console)
+
+
+@method("channel.add", "operator")
+async def channel_add(call: Call, params: models.ChannelAddParams) -> ChannelAdded:
+    """Give the running guest one more console, hvc1 and so on. It is attached to by its name.
+
+    The very same channel once more is no fault (``changed`` is false); another one of that name is EXISTS.
+    """
+    return await call.service.channel_add(params.channel(), params.wait, params.timeout)
+
+
+@method("channel.remove", "operator")
+async def channel_remove(call: Call, params: models.ChannelRemoveParams) -> results.Removed:
+    """Take a channel from the guest; answers when the guest has let go of it. Its recording ends."""
+    removed = await call.service.channel_remove(params.name, params.force, params.missing_ok, params.timeout)
+    return results.Removed(removed=removed)
