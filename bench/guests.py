@@ -47,6 +47,13 @@ class Guest:
     def type(self, text: str) -> None:
         raise NotImplementedError
 
+    def attach(self) -> int:
+        """From where all that the console prints can be read, until :meth:`detach`; nobody expects then."""
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        pass
+
     def cpu(self) -> tuple[float, float]:
         """Seconds of CPU that the VMM's process has used, and those of them outside of the guest."""
         assert self.process is not None
@@ -84,6 +91,7 @@ class Xenpvd(Guest):
             ready.recv(64)
         self.client = Client.connect(self.folder / "bench" / "rpc.sock", LIMIT)
         self.at = 0
+        self.viewer: socket.socket | None = None
 
     def expect(self, text: str) -> str:
         until = {"for": f"console:{text}", "timeout": LIMIT, "since": self.at}
@@ -98,7 +106,23 @@ class Xenpvd(Guest):
         return said
 
     def type(self, text: str) -> None:
-        self.client.call("console.write", {"text": text})
+        if self.viewer is None:
+            self.client.call("console.write", {"text": text})
+        else:
+            self.viewer.sendall(text.encode())
+
+    def attach(self) -> int:
+        self.client.call("console.clear", {})
+        self.viewer = socket.socket(socket.AF_UNIX)
+        self.viewer.connect(str(self.folder / "bench" / "console0.sock"))
+        return self.viewer.fileno()
+
+    def detach(self) -> None:
+        assert self.viewer is not None
+        self.viewer.close()
+        self.viewer = None
+        while self.client.call("console.viewers", {}):
+            time.sleep(0.01)
 
     def end(self) -> None:
         self.client.close()
@@ -146,6 +170,10 @@ class Qemu(Guest):
             self.said += data.decode("latin-1")
         said, _, self.said = self.said.partition(text)
         return said
+
+    def attach(self) -> int:
+        assert self.process is not None and self.process.stdout is not None
+        return self.process.stdout.fileno()
 
     def type(self, text: str) -> None:
         assert self.process is not None and self.process.stdin is not None

@@ -31,6 +31,8 @@ def test_what_names_no_file_is_not_anchored() -> None:
         "ramdisk": "initrd",
         "shim": {"path": "auto"},
         "disk": [{"target": "a"}],
+        "console": {"log": "c.log", "xen_log": "/x.log"},
+        "channel": [{"name": "agent", "log": "a.log"}, {"name": "b"}],
     }
     paths.anchor(definition, Path("/etc/xenpvd"))
     assert definition == {
@@ -38,4 +40,6 @@ def test_what_names_no_file_is_not_anchored() -> None:
         "ramdisk": "/etc/xenpvd/initrd",
         "shim": {"path": "auto"},
         "disk": [{"target": "/etc/xenpvd/a"}],
+        "console": {"log": "/etc/xenpvd/c.log", "xen_log": "/x.log"},
+        "channel": [{"name": "agent", "log": "/etc/xenpvd/a.log"}, {"name": "b"}],
     }

@@ -30,9 +30,12 @@ def anchor(definition: dict[str, Any], folder: Path) -> None:
 
     What is not as it should be is left to the model, which says so.
     """
-    disks = definition.get("disk")
+    console = definition.get("console")
     places = [(definition, "kernel"), (definition, "ramdisk"), (definition.get("shim"), "path")]
-    places += [(disk, "target") for disk in (disks if isinstance(disks, list) else ())]
+    places += [(console, "log"), (console, "xen_log")]
+    for tables, key in (("disk", "target"), ("channel", "log")):
+        found = definition.get(tables)
+        places += [(table, key) for table in (found if isinstance(found, list) else ())]
     for table, key in places:
         if isinstance(table, dict) and isinstance(path := table.get(key), str) and path not in WORDS:
             table[key] = str(folder / path)
