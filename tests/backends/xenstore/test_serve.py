@@ -29,6 +29,7 @@ class Rig:
         self.handled: list[Message] = []
         self.resets = 0
         self.rest: float | None = None
+        self.looks: list[float] = []  # what the next looks at it find
         self.cut: list[BaseException] = []
         outbox = Outbox(Connection(Domain(1, Quota())), lambda: 0.0, lambda: None)
         self.server = RingServer(
@@ -39,7 +40,7 @@ class Rig:
             self.handle,
             self.reset,
             self.on_cut,
-            lambda: self.rest,
+            self.resting,
         )
         self.guest = XenstoreFrontend(self.page, self.port)
 
@@ -48,6 +49,9 @@ class Rig:
         if message.payload == b"boom":
             raise ZeroDivisionError
         self.server.deliver(message)
+
+    def resting(self) -> float | None:
+        return self.looks.pop(0) if self.looks else self.rest
 
     def reset(self) -> None:
         self.resets += 1
@@ -98,6 +102,14 @@ async def test_half_a_request_is_taken_and_waited_for(rig: Rig):
     assert rig.handled == []
     rig.guest.put(whole[9:])
     assert (await rig.guest.receive()).payload == b"hello"
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+async def test_a_rest_that_ends_while_it_is_looked_at(rig: Rig, looks: int):
+    await rig.settle()
+    rig.looks = [0.001] * looks
+    async with asyncio.timeout(5):
+        assert await rig.guest.ask(READ, b"x") == b"x"
 
 
 async def test_one_notify_for_many_replies(rig: Rig):

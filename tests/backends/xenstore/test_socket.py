@@ -12,6 +12,7 @@ import pytest
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore import quota
 from xenpvd.backends.xenstore import socket as module
+from xenpvd.backends.xenstore.domain import Domain
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.socket import XenstoreSocket
 
@@ -211,3 +212,12 @@ async def test_a_guests_socket(rig: Rig, tmp_path: Path):
     await server.stop()
     assert await guest.ended() and not (tmp_path / "g").exists()
     await server.stop()
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+async def test_a_rest_that_ends_while_it_is_looked_at(rig: Rig, monkeypatch: pytest.MonkeyPatch, looks: int):
+    client = await rig.client()
+    assert await client.ask(abi.XS_READ, b"/\0") == b""
+    left = [0.001] * looks
+    monkeypatch.setattr(Domain, "resting", lambda domain, now: left.pop() if left else None)
+    assert await client.ask(abi.XS_READ, b"/\0") == b""

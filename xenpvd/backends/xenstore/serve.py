@@ -100,11 +100,12 @@ class RingServer:
     async def _converse(self) -> None:
         """Until the guest breaks the protocol: raises :class:`ConnectionFault`."""
         while True:
+            rest = self._resting()  # before: it may end while we look, and nobody would kick for that
             if self._pump():
                 await asyncio.sleep(0)
                 continue
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._resting()):
+                async with asyncio.timeout(rest):
                     await self._kicks.wait()
 
     def _pump(self) -> bool:

@@ -137,6 +137,8 @@ class Peer(asyncio.Protocol):
     def _work(self) -> None:
         """Answer what can be answered, for a while."""
         self._turn = None
+        # before: it may end while we look, and nothing would come for that
+        rest = self._session.connection.domain.resting(monotonic())
         try:
             more = self._answer()
         except ConnectionFault as fault:
@@ -146,7 +148,6 @@ class Peer(asyncio.Protocol):
             self.cut("internal error")
         if self._closed:
             return
-        rest = self._session.connection.domain.resting(monotonic())
         if more or rest is not None:
             self._transport.pause_reading()
             self._turn = asyncio.get_running_loop().call_later(rest or 0, self._work)
