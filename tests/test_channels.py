@@ -11,11 +11,18 @@ from tests.fakes.console_frontend import ConsoleFrontend
 from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_xenbus import XenbusState
+from xenpvd.backends import device
 from xenpvd.config import ChannelConfig, GuestConfig
 from xenpvd.errors import BadConfig, Exists, HostError, NotFound, StateError, TimedOut
 from xenpvd.views import ChannelAdded, Runstate
 
 AGENT = ChannelConfig(name="agent")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there to look at what is gone."""
+    monkeypatch.setattr(device, "FORGET_TIMEOUT", 0.05)
 
 
 def nodes(number: int) -> str:
@@ -121,9 +128,6 @@ async def test_numbers_and_names(running: House, tmp_path: Path) -> None:
 async def test_a_definition_has_some_and_those_added_go_with_it(
     house: House, definition: GuestConfig, machines: list[FakeMachine]
 ) -> None:
-    first = definition.model_copy(update={"channel": (AGENT, ChannelConfig(name="other", number=1))})
-    with pytest.raises(BadConfig, match="number 1 is taken"):
-        await house.guest.start(first)
     first = definition.model_copy(update={"channel": (AGENT,), "on_poweroff": "preserve"})
     await house.guest.start(first)
     front = await take_up(house, machines[-1])
@@ -137,6 +141,16 @@ async def test_a_definition_has_some_and_those_added_go_with_it(
     assert [one.console for one in house.guest.consoles.listing()] == ["0", "xen", "agent"]
     assert house.guest.consoles.get("agent").history is history, "it goes on"
     assert house.guest.xenstore.exists(nodes(1)) and not house.guest.xenstore.exists(nodes(2))
+    await house.guest.destroy()
+    both = (ChannelConfig(name="other"), ChannelConfig(name="agent", number=1))
+    await house.guest.start(definition.model_copy(update={"channel": both}))
+    assert {one.console: one.number for one in house.guest.consoles.listing()}["other"] == 2
+
+
+async def test_two_remove_it_by_force_and_it_is_told_once(running: House) -> None:
+    await adding(running, wait=False)
+    assert await asyncio.gather(removing(running), removing(running)) == [True, True]
+    assert len(running.told("console.removed")) == 1
 
 
 @pytest.mark.parametrize("other", [{"name": "agent"}, {"name": "b", "number": 3}])

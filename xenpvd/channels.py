@@ -14,7 +14,7 @@ from xenpvd.backends.console.device import DEVIDS
 from xenpvd.config import ChannelConfig
 from xenpvd.consoles import Consoles
 from xenpvd.domain import Domain
-from xenpvd.errors import BadConfig, Busy, Exists, NotFound, StateError, TimedOut, XenpvdError
+from xenpvd.errors import BadConfig, Exists, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.events import Publish
 from xenpvd.views import ChannelAdded
 
@@ -53,7 +53,7 @@ class Channels:
         for name, channel in list(self._all.items()):
             if channel.config != wanted.get(name):
                 await self._drop(name)
-        for config in channels:
+        for config in sorted(channels, key=lambda channel: channel.number is None):  # those choose first
             if config.name not in self._all:
                 await self._put(config)
 
@@ -106,7 +106,7 @@ class Channels:
         """Take one from the guest; its recording ends. False if there was none and ``missing_ok``.
 
         Raises :class:`NotFound`, :class:`TimedOut` if the guest does not let go (it stays then),
-        :class:`StateError` if this life ends, and :class:`Busy` if it is being removed.
+        :class:`StateError` if this life ends, and :class:`Busy` if the guest is being asked already.
         """
         channel = self._all.get(name)
         if domain is None or channel is None or name not in domain.channels:
@@ -116,11 +116,10 @@ class Channels:
         device = domain.channels[name]
         with domain.held(f"remove channel {name}"):
             await device.remove(force=force, timeout=timeout)
-            if domain.channels.get(name) is not device:
-                raise Busy(f"cannot remove channel {name}: another call has done it.", by="another call")
-            del domain.channels[name]
-            await self._drop(name)
-        self._publish("console.removed", console=name, forced=force)
+            if domain.channels.get(name) is device:  # else another call has done it
+                del domain.channels[name]
+                await self._drop(name)
+                self._publish("console.removed", console=name, forced=force)
         return True
 
     async def _put(self, config: ChannelConfig) -> _Channel:
