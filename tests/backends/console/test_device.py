@@ -15,7 +15,7 @@ from xenpvd.abi.io_xenbus import XenbusState as S
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.device import ConsoleDevice
 from xenpvd.backends.xenstore.server import Xenstore
-from xenpvd.errors import TimedOut, XenpvdError
+from xenpvd.errors import StateError, TimedOut, XenpvdError
 
 FRONTEND = "/local/domain/1/device/console/2"
 BACKEND = "/local/domain/0/backend/console/1/2"
@@ -29,7 +29,9 @@ class Rig:
         self.client.mkdir("/local/domain/1/device")
         self.client.set_perms("/local/domain/1/device", ["n0", "r1"])
         self.evtchn, self.gnttab = FakeEvtchnOps(), FakeGnttab()
-        self.console = Console(lambda name, /, **data: self.events.append((name, data)), 1 << 16, "agent")
+        self.console = Console(
+            lambda name, /, **data: self.events.append((name, data)), 1 << 16, "agent", number=2
+        )
         self.guest = ConsoleFrontend()
         self.device = self.make()
 
@@ -99,6 +101,8 @@ async def test_the_recording_outlives_the_device_and_a_boot_is_marked(rig: Rig) 
     await rig.connect()
     rig.guest.put(b"last words")  # no kick: the VM stopped before
     await rig.device.disconnect()
+    with pytest.raises(StateError, match="the guest has not taken up console agent"):
+        await rig.console.type(b"?", 1)
     assert rig.console.history.read(0, 99) == (0, b"last words")
     assert not rig.console.info().connected
     rig.device = rig.make()

@@ -215,9 +215,10 @@ class Console:
                 ring = self._ring
                 while rest:
                     if ring is None or self._ring is not ring:
-                        raise StateError(
-                            "cannot type: the guest is not running. Start it.", "stopped", ["running"]
-                        )
+                        why = "the guest is not running. Start it"
+                        if self.number:  # a channel, which a running guest need not take up
+                            why = f"the guest has not taken up console {self.name}. See console.list"
+                        raise StateError(f"cannot type: {why}.", "stopped", ["running"])
                     room = INPUT_MAX - len(self._typed)
                     self._typed += rest[:room]
                     rest = rest[room:]
