@@ -160,13 +160,18 @@ def _python() -> str:
     return str(Path(sys.executable).resolve())
 
 
+def available(meminfo: str) -> int:
+    """MiB that a machine with this /proc/meminfo can still give."""
+    fields = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) // 1024
+
+
 def memory(meminfo: str) -> int:
     """MiB for a lab host on a machine with this /proc/meminfo. It takes them only as they are touched.
 
     Raises LabError if there are too few.
     """
-    fields = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
-    free = int(fields["MemAvailable"].split()[0]) // 1024
+    free = available(meminfo)
     if free < MEMORY_MIN_MIB:
         raise LabError(
             f"cannot start the lab host: it needs {MEMORY_MIN_MIB} MiB of memory, "

@@ -16,7 +16,7 @@ import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from lab.host import Host, in_use, last_words, up
 from lab.paths import CHECKOUT, cache
@@ -28,6 +28,13 @@ SKIPPED = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hyp
 PASSED_ON = ("TERM", "COLORTERM", "NO_COLOR", "PYTEST_ADDOPTS", "PYTHONASYNCIODEBUG", "XENPVD_")
 
 
+class Output(Protocol):
+    """What a job's output is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+    def flush(self) -> object: ...
+
+
 def run(
     argv: Sequence[str],
     kind: str = "xen",
@@ -35,8 +42,8 @@ def run(
     terminal: bool = False,
     results: Path | None = None,
     environ: Mapping[str, str] | None = None,
-    out: BinaryIO | None = None,
-    err: BinaryIO | None = None,
+    out: Output | None = None,
+    err: Output | None = None,
 ) -> int:
     """Run ``argv`` in the lab host of this kind (started if need be), give its exit status as a shell would.
 
@@ -65,13 +72,13 @@ def run(
             with sending:
                 peer.sendall(frame(kind, payload))
 
-        outputs = {STDOUT: out or sys.stdout.buffer, STDERR: err or sys.stderr.buffer}
+        outputs: dict[bytes, Output] = {STDOUT: out or sys.stdout.buffer, STDERR: err or sys.stderr.buffer}
         with _signals_passed_on(send), _terminal_handed_over(send) if terminal else nullcontext():
             return _receive(stream, outputs, results, kind)
 
 
 def _receive(
-    stream: BinaryIO, outputs: Mapping[bytes, BinaryIO], results: Path | None, kind: str = "xen"
+    stream: BinaryIO, outputs: Mapping[bytes, Output], results: Path | None, kind: str = "xen"
 ) -> int:
     archive = io.BytesIO()
     while (got := read_frame(stream)) is not None:

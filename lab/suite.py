@@ -2,15 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
 
 from lab import host, jobs, kvm, packages
 from lab.progress import LabError, step
 
 PYTEST = (sys.executable, "-m", "pytest")
-#: which lab host runs which tests, one after the other: a machine has CPUs and memory for one
+#: which lab host runs which tests
 PARTS = {"xen": "lab and not plain", "plain": "plain"}
+
+
+class _Held:
+    """A stdout that keeps what it is given until it may be seen. From any thread."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._kept: list[bytes] | None = []
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes) -> int:
+        with self._lock:
+            if self._kept is None:
+                return self._out.write(data)
+            self._kept.append(data)
+            return len(data)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def show(self) -> None:
+        """What was kept, and from now on all at once."""
+        with self._lock:
+            if self._kept is not None:
+                self._out.write(b"".join(self._kept))
+                self._out.flush()
+                self._kept = None
+
+
+class _Aside:
+    """A part in its lab host, beside what this thread does meanwhile."""
+
+    def __init__(self, kind: str) -> None:
+        self._held = _Held(sys.stdout.buffer)
+        self._outcome: int | BaseException = 1
+        self._thread = threading.Thread(target=self._run, args=(kind,), daemon=True)
+        self._thread.start()
+
+    def _run(self, kind: str) -> None:
+        try:
+            self._outcome = in_host(kind, self._held)
+        except BaseException as fault:
+            self._outcome = fault
+
+    def wait(self) -> int:
+        """Show what it says, and give its exit status. Raises :class:`LabError`."""
+        self._held.show()
+        self._thread.join()
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
+
+def here(tests: str = "") -> int:
+    return subprocess.call((*PYTEST, "-m", tests) if tests else PYTEST)
+
+
+def in_host(kind: str, out: _Held | None = None) -> int:
+    """One of ``PARTS``; a lab host that was not up is stopped again."""
+    was_up = host.running(kind) is not None
+    try:
+        return jobs.run((*PYTEST, "-m", PARTS[kind], "-p", "no:cacheprovider"), kind, out=out)
+    finally:
+        if not was_up:
+            with step("stop", f"lab host ({kind})"):
+                host.down(kind)
+
+
+def room_for_two(cpus: int, meminfo: str) -> bool:
+    """A lab host keeps one CPU busy, and may take all of its memory."""
+    return cpus > 1 and host.available(meminfo) >= 2 * host.MEMORY_MIB
 
 
 def main() -> int:
@@ -18,20 +93,13 @@ def main() -> int:
     packages.install(packages.TEST_PACKAGES)
     why = kvm.unfit()
     if not why:
-        return subprocess.call(PYTEST)
-    if status := subprocess.call((*PYTEST, "-m", "not lab")):
-        return status
+        return here()
     print(f"Real guests run in the lab: {why}.", flush=True)
-    for kind, tests in PARTS.items():
-        was_up = host.running(kind) is not None
-        try:
-            if status := jobs.run((*PYTEST, "-m", tests, "-p", "no:cacheprovider"), kind):
-                return status
-        finally:
-            if not was_up:
-                with step("stop", f"lab host ({kind})"):
-                    host.down(kind)
-    return 0
+    if room_for_two(os.cpu_count() or 1, Path("/proc/meminfo").read_text()):
+        print("The tests of the xen host run beside the others, and are shown after them.", flush=True)
+        aside = _Aside("xen")
+        return here("not lab") or in_host("plain") or aside.wait()
+    return here("not lab") or in_host("xen") or in_host("plain")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import pytest
 from lab import __main__ as cli
 from lab import host, jobs, kvm, suite
 from lab.progress import LabError
+from lab.suite import room_for_two
 from lab.wire import EXIT, READY, RESULTS, STDERR, STDOUT, Job, frame, read_frame
 
 
@@ -154,10 +156,11 @@ def test_a_host_is_what_its_kind_says(
             host._wait_ready(kind)
 
 
-def test_a_host_takes_the_memory_that_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    def meminfo(mib: int) -> str:
-        return f"MemTotal:  99999999 kB\nMemFree: 10 kB\nMemAvailable:  {mib * 1024} kB\n"
+def meminfo(mib: int) -> str:
+    return f"MemTotal:  99999999 kB\nMemFree: 10 kB\nMemAvailable:  {mib * 1024} kB\n"
 
+
+def test_a_host_takes_the_memory_that_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert host.memory(meminfo(20000)) == 8192
     assert capsys.readouterr().err == ""
     assert host.memory(meminfo(5000)) == 5000
@@ -171,21 +174,23 @@ def test_a_host_takes_the_memory_that_is_there(capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What ``make test`` does; the xen host was up before, the plain one was not."""
+    """What ``make test`` does; the xen host was up before, the plain one was not. A job says which it is."""
     done: list[Any] = []
 
     def local(argv: Sequence[str]) -> int:
         done.append(("here", *argv[3:]))
         return 0
 
-    def job(argv: Sequence[str], kind: str) -> int:
+    def job(argv: Sequence[str], kind: str, out: jobs.Output | None = None) -> int:
         done.append((kind, *argv[3:5]))
+        (out or sys.stdout.buffer).write(f"{kind} has run\n".encode())
         return 0
 
     monkeypatch.setattr(subprocess, "call", local)
     monkeypatch.setattr(jobs, "run", job)
     monkeypatch.setattr(host, "running", lambda kind: kind == "xen" or None)
     monkeypatch.setattr(host, "down", lambda kind: done.append(("down", kind)))
+    monkeypatch.setattr(suite, "room_for_two", lambda cpus, meminfo: False)
     return done
 
 
@@ -195,20 +200,63 @@ def test_where_kvm_is_fit_all_tests_run_at_once(runs: list[Any], monkeypatch: py
     assert runs == [("here",)]
 
 
+ALL = [
+    ("here", "-m", "not lab"),
+    ("xen", "-m", "lab and not plain"),
+    ("plain", "-m", "plain"),
+    ("down", "plain"),
+]
+
+
 def test_elsewhere_the_lab_hosts_take_turns(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
     assert suite.main() == 0
-    assert runs == [
-        ("here", "-m", "not lab"),
-        ("xen", "-m", "lab and not plain"),
-        ("plain", "-m", "plain"),
-        ("down", "plain"),
-    ]
+    assert runs == ALL
+
+
+def test_where_there_is_room_one_runs_beside_the_others_and_is_shown_last(
+    runs: list[Any], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
+    monkeypatch.setattr(suite, "room_for_two", lambda cpus, meminfo: True)
+    assert suite.main() == 0
+    assert sorted(runs) == sorted(ALL)
+    assert capfdbinary.readouterr().out.endswith(b"plain has run\nxen has run\n")
+
+
+@pytest.mark.parametrize(("kind", "status"), [("xen", 3), ("plain", 4), ("", 2)])
+def test_any_part_that_fails_is_a_failure(
+    runs: list[Any], monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+) -> None:
+    monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
+    monkeypatch.setattr(suite, "room_for_two", lambda cpus, meminfo: True)
+    monkeypatch.setattr(jobs, "run", lambda argv, at, out=None: status if at == kind else 0)
+    if not kind:
+        monkeypatch.setattr(subprocess, "call", lambda argv: status)
+    assert suite.main() == status
+
+
+def test_a_lab_host_that_cannot_be_had_is_told(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: Sequence[str], kind: str, out: jobs.Output | None = None) -> int:
+        if kind == "xen":
+            raise LabError("it went away")
+        return 0
+
+    monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
+    monkeypatch.setattr(suite, "room_for_two", lambda cpus, meminfo: True)
+    monkeypatch.setattr(jobs, "run", fail)
+    with pytest.raises(LabError, match="it went away"):
+        suite.main()
+
+
+def test_room_for_two() -> None:
+    assert room_for_two(2, meminfo(16384)) and room_for_two(8, meminfo(20000))
+    assert not room_for_two(1, meminfo(20000)) and not room_for_two(2, meminfo(16000))
 
 
 def test_the_first_part_that_fails_is_the_last(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
-    monkeypatch.setattr(jobs, "run", lambda argv, kind: 1)
+    monkeypatch.setattr(jobs, "run", lambda argv, kind, out=None: 1)
     assert suite.main() == 1
     assert runs == [("here", "-m", "not lab")]
     monkeypatch.setattr(subprocess, "call", lambda argv: 2)
