@@ -18,7 +18,7 @@ def definition(definition: dict[str, Any]) -> dict[str, Any]:
 def talk(daemon: Daemon, channel: str, device: str, word: str) -> None:
     """Both ways: what the guest writes to ``device`` is recorded, and what is typed there it reads."""
     since = next(c["end"] for c in daemon.call("console.list") if c["console"] == channel)
-    daemon.sh(f"stty -F {device} raw -echo; echo {word} > {device}; head -n 1 {device} > /tmp/{word} &")
+    daemon.sh(f"stty -F {device} raw -echo; echo {word} > {device}; head -n 1 {device} > /tmp/{word} & true")
     daemon.call("console.wait", console=channel, regex=f"^{word}", since=since, timeout=30)
     daemon.call("console.write", console=channel, text=f"typed {word}\n")
     assert f"typed {word}" in daemon.sh(f"wait; cat /tmp/{word}")
