@@ -67,24 +67,26 @@ def measure(one: Guest, size: int) -> Figure:
     fd = one.attach()
     try:
         one.type(f"echo burst-$((6 * 7)); yes {LINE} | head -c {size}; echo burst-$((7 * 7))\n")
-        before = _until(fd, BEGIN, b"")
+        rest, _ = _until(fd, BEGIN, b"")
         cpu, begin = one.cpu(), time.monotonic()
-        came = len(_until(fd, END, before, keep=len(END)))
+        _, came = _until(fd, END, rest)
         seconds = time.monotonic() - begin
         spent = [(after - then) / size * 1e6 for after, then in zip(one.cpu(), cpu, strict=True)]
     finally:
         one.detach()
-    assert came > 0
+    assert came >= size - (1 << 16), f"{came} bytes came of {size}"
     return Figure(size / seconds / 1e6, *spent)
 
 
-def _until(fd: int, text: bytes, said: bytes, keep: int = 1 << 16) -> bytes:
-    """Read until ``text`` has come; what came behind it. Of the rest, only ``keep`` bytes are looked at."""
+def _until(fd: int, text: bytes, said: bytes) -> tuple[bytes, int]:
+    """Read until ``text`` has come, after ``said``; what came behind it, and how many bytes were read."""
+    count = 0
     while text not in said:
         data = os.read(fd, 1 << 16)
         assert data, "the console ended"
-        said = said[-keep:] + data
-    return said.partition(text)[2]
+        count += len(data)
+        said = said[-len(text) :] + data
+    return said.partition(text)[2], count
 
 
 def show(found: dict[str, list[Figure]]) -> None:
