@@ -148,6 +148,18 @@ def test_an_event_that_has_no_room_makes_deaf_until_something_is_read():
     assert not rig.connection.deaf and rig.domain.memory == 90
 
 
+def test_deafness_ends_when_what_waits_is_too_old():
+    rig = Rig(watch_events=1, event_timeout=20)
+    rig.outbox.put(event("/a"))
+    rig.now = 5.0
+    rig.outbox.put(event("/b"))
+    assert rig.connection.deaf
+    rig.now = 20.1
+    assert not rig.connection.deaf, "or nobody would ever look how old it is"
+    rig.outbox.put(event("/c"))
+    assert drain(rig.outbox) == [event("/c")]
+
+
 def test_forgetting_gives_all_back():
     rig = Rig()
     for message in (reply(1), event("/a"), reply(2), event("/b")):

@@ -89,13 +89,31 @@ def test_a_domain_that_is_gone_has_nothing_any_more(store: FakeStore):
         store.set_perms(path, permissions.parse(words), store.own)
     before = get(store, "/kept").generation
     gone = store.release(1, store.own)
-    assert [[*nodes] for nodes in gone] == [["/home", "/home/a", "/home/a/theirs"]]
+    assert [[*nodes] for nodes, _ in gone] == [["/home", "/home/a", "/home/a/theirs"]]
+    assert permissions.words(gone[0][1]) == ["r0"], "the root's"
     assert permissions.words(get(store, "/kept").perms) == ["n2", "r3"]
     assert get(store, "/kept").generation != before, "who has looked at it in a transaction shall look again"
     assert permissions.words(get(store, "/").perms) == ["r0"]
     assert permissions.words(get(store, "@releaseDomain").perms) == ["n0"]
     assert (store.account(1).nodes, store.account(1).memory) == (0, 0)
     assert store.account(0).nodes == store.owned(0)
+
+
+def test_of_what_is_released_the_topmost_goes_first_whatever_was_written_last(store: FakeStore):
+    for path in ("/home/a", "/home/a/b", "/home/a-b"):
+        store.create(path, b"", store.guest)
+    for path in ("/home", "/home/a"):  # as a commit does, and is behind its children in the dict then
+        store.put(path, get(store, path).copy())
+    ((gone, _),) = store.release(1, store.own)
+    assert sorted(gone) == ["/home", "/home/a", "/home/a-b", "/home/a/b"]
+
+
+def test_the_next_domain_of_a_number_has_not_the_blame_of_the_last(store: FakeStore):
+    store.create("/shared/x", b"", store.own)
+    store.write("/shared/x", b"1", store.guest)
+    assert store.writer("/shared/x") == 1
+    store.release(1, store.own)
+    assert store.writer("/shared/x") == 0
 
 
 def test_every_change_has_its_own_generation(store: FakeStore):

@@ -11,7 +11,7 @@ from tests.fakes.store import FakeStore
 from xenpvd.backends.xenstore import path as paths
 from xenpvd.backends.xenstore import perms as permissions
 from xenpvd.backends.xenstore.domain import Domain
-from xenpvd.backends.xenstore.quota import DOM0
+from xenpvd.backends.xenstore.quota import DOM0, Quota
 from xenpvd.backends.xenstore.store import View
 from xenpvd.backends.xenstore.transaction import Transaction
 from xenpvd.errors import XenError
@@ -318,7 +318,7 @@ TestTransactions.settings = settings(max_examples=60, stateful_step_count=25, de
 
 
 def test_a_conflict_names_who_made_it(store: FakeStore):
-    """Unless it was oneself, or the node is gone."""
+    """Unless it was oneself."""
     for by, rival in ((store.guest, 1), (store.own, None)):
         transaction = begin(store)
         transaction.find("/a")
@@ -326,3 +326,38 @@ def test_a_conflict_names_who_made_it(store: FakeStore):
         with pytest.raises(XenError):
             transaction.commit()
         assert transaction.rival == rival
+
+
+def test_who_removes_is_blamed_as_who_writes(store: FakeStore):
+    transaction = begin(store)
+    transaction.find("/d/x")
+    transaction.find("/b")
+    store.remove("/d/x", store.guest)
+    store.write("/b", b"mine", store.own)
+    with pytest.raises(XenError):
+        transaction.commit()
+    assert transaction.rival == 1
+
+
+def test_our_own_change_does_not_hide_anothers(store: FakeStore):
+    transaction = begin(store)
+    for path in ("/a", "/b"):
+        transaction.find(path)
+    store.write("/a", b"mine", store.own)
+    store.write("/b", b"theirs", store.guest)
+    with pytest.raises(XenError):
+        transaction.commit()
+    assert transaction.rival == 1
+
+
+@pytest.mark.parametrize(("words", "rival"), [([b"n1"], None), ([b"n1", b"r2"], 1)])
+def test_nobody_is_blamed_for_what_the_other_may_not_read(
+    store: FakeStore, words: list[bytes], rival: int | None
+):
+    store.set_perms("/a", permissions.parse(words), store.own)
+    transaction = Transaction(store, Domain(2, Quota()))
+    transaction.find("/a")
+    store.write("/a", b"its own affair", store.guest)
+    with pytest.raises(XenError):
+        transaction.commit()
+    assert transaction.rival == rival

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from xenpvd.backends.xenstore import perms as permissions
@@ -132,8 +134,17 @@ def test_nothing_is_made_for_who_is_deaf(watches: Watches, guest: Connection):
         watches.add(connection, "/a", b"t", None, 0)
     changes = watches.fire([Change("/a", False, (OPEN,)), Change("/a/b", False, (OPEN,))])
     assert next(changes).connection is guest
-    guest.deaf = True
+    guest.deaf_until = inf
     assert [delivery.connection for delivery in changes] == [other, other]
+
+
+def test_what_an_outbox_would_merge_is_made_once(watches: Watches, guest: Connection):
+    for path, depth in (("/a", None), ("/a/b", None), ("/a/b/c", 9)):
+        watches.add(guest, path, b"t", depth, 0)
+    change = [Change("/a/b/c", False, (OPEN,))]
+    assert len(heard(watches.fire(change))) == 3
+    guest.merges = True
+    assert len(heard(watches.fire(change))) == 2, "a depth may keep one of them silent"
 
 
 def test_of_a_removal_only_what_is_watched_is_told(watches: Watches, guest: Connection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import ENOENT
 
 from xenpvd.backends.xenstore import path as paths
@@ -19,10 +20,17 @@ class Connection:
         self.name = name
         #: what relative paths begin with
         self.home = paths.home(domain.domid)
-        #: so much waits for it that no event fits in any more: none is even made
-        self.deaf = False
+        #: until when, by ``clock``, so much waits for it that no event fits in: none is even made
+        self.deaf_until = 0.0
+        self.clock: Callable[[], float] = float
+        #: whether all its events go through an outbox, which merges equal ones
+        self.merges = False
         self._transactions: dict[int, Transaction] = {}
         self._last_tx_id = 0
+
+    @property
+    def deaf(self) -> bool:
+        return bool(self.deaf_until) and self.clock() < self.deaf_until
 
     def begin(self, transaction: Transaction) -> int:
         """Keep a new transaction; returns its tx_id. Raises ``XenError`` ENOSPC beyond the quota."""

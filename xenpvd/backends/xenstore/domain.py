@@ -102,7 +102,9 @@ class Domains:
         self.of(domid).who = (domid, target)
 
     def released(self, domid: int) -> None:
-        """Nobody has the rights of a domain that is gone, and it has nobody's."""
+        """Nobody has the rights of a domain that is gone, and it has nobody's; nor does it rest."""
         for domain in self._domains.values():
             if domid in domain.who:
                 domain.who = (domain.domid,)
+        gone = self.of(domid)
+        gone.rest_until = gone.spared_until = 0.0

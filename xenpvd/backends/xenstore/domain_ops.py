@@ -59,7 +59,7 @@ def do_release(request: Request) -> bytes:
     connection = state.introduced.pop(domid)
     if connection is not None:
         state.reset(connection)
-    request.events += state.release(domid)
+    request.changes, request.events = state.release(domid)
     return OK
 
 

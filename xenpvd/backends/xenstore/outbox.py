@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 from xenpvd.abi.io_xs_wire import XS_WATCH_EVENT, XSD_SOCKMSG
@@ -32,7 +33,8 @@ class Outbox:
 
     Events are dropped beyond the quotas, or when they have waited for too long by ``clock`` (seconds) and
     another one comes; ``on_drop`` is called for the first since the reader last took something, and may
-    :meth:`clear` it. The connection is deaf from an event that had no room until the reader takes something.
+    :meth:`clear` it. The connection is deaf from an event that had no room until the reader takes something,
+    or the oldest event has waited for too long.
     Replies are never dropped: whoever handles requests must stop while the reader is :attr:`behind`.
     """
 
@@ -40,6 +42,7 @@ class Outbox:
         self, connection: Connection, clock: Callable[[], float], on_drop: Callable[[], None]
     ) -> None:
         self._connection = connection
+        connection.clock = clock
         self._domain = connection.domain
         self._clock = clock
         self._on_drop = on_drop
@@ -79,8 +82,11 @@ class Outbox:
         if message.payload in self._events:
             return
         dropped = self._expire(waiting.since - self._domain.quota.event_timeout)
-        full = self._connection.deaf = not self._has_room(waiting.size)
-        if not full:
+        full = not self._has_room(waiting.size)
+        if full:
+            self._connection.deaf_until = self._oldest_event() + self._domain.quota.event_timeout
+        else:
+            self._connection.deaf_until = 0.0
             if not message.payload.startswith(b"@"):
                 self._events.add(message.payload)
             self._append(waiting)
@@ -120,7 +126,7 @@ class Outbox:
 
     def sent(self, length: int) -> None:
         """``length`` bytes of :meth:`head` have gone."""
-        self._dropping = self._connection.deaf = False
+        self._dropping, self._connection.deaf_until = False, 0.0
         self._sending = self._sending[length:]
         if not self._sending and self._sending_reply:
             self._sending_reply = False
@@ -133,13 +139,17 @@ class Outbox:
         self._queue.clear()
         self._events.clear()
         self._sending = memoryview(b"")
-        self._sending_reply = self._dropping = self._connection.deaf = False
+        self._sending_reply = self._dropping = False
+        self._connection.deaf_until = 0.0
         self._replies = 0
+
+    def _oldest_event(self) -> float:
+        """Since when it waits."""
+        return next((waiting.since for waiting in self._queue if waiting.is_event), inf)
 
     def _expire(self, before: float) -> bool:
         """Drop the events that wait since before that time; were there any?"""
-        oldest = next((waiting for waiting in self._queue if waiting.is_event), None)
-        if oldest is None or oldest.since >= before:
+        if self._oldest_event() >= before:
             return False
         kept = deque(waiting for waiting in self._queue if not waiting.is_event or waiting.since >= before)
         self._charge(sum(waiting.size for waiting in kept) - self._bytes)

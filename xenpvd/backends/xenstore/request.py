@@ -60,15 +60,15 @@ class State:
         self.watches.reset(connection)
         connection.reset_transactions()
 
-    def release(self, domid: int) -> list[Delivery]:
+    def release(self, domid: int) -> tuple[list[Change], list[Delivery]]:
         """A domain is gone: nothing of it stays for the next one of its number. What watches hear of it."""
         self.domains.released(domid)
         changes = [
             change
-            for gone in self.store.release(domid, self.domains.of(0))
-            for change in self.watches.of_removal(gone, self.store.above(next(iter(gone))))
+            for gone, above in self.store.release(domid, self.domains.of(0))
+            for change in self.watches.of_removal(gone, above)
         ]
-        return [*self.watches.fire(changes), *self.special(paths.RELEASE_DOMAIN, domid)]
+        return changes, self.special(paths.RELEASE_DOMAIN, domid)
 
     def special(self, name: str, domid: int) -> list[Delivery]:
         """The events of @introduceDomain or @releaseDomain."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from time import monotonic
 
 from xenpvd.abi.io_xs_wire import XENSTORE_ERROR_COMM
 from xenpvd.abi.page import SharedPage
@@ -17,6 +18,8 @@ from xenpvd.tasks import Tasks
 
 #: Steps between two looks at the rest of the loop: a guest that never pauses must not starve it.
 BURST = 128
+#: Seconds after which it is the others' turn in any case: some requests take milliseconds
+TURN = 0.005
 
 #: Seconds that a guest which broke the protocol waits, before it can connect anew: each time is an event
 PENANCE = 1.0
@@ -110,12 +113,14 @@ class RingServer:
 
     def _pump(self) -> bool:
         """Move what can be moved, for a while; False if nothing is left to do before the next kick."""
-        moved = False
+        moved, until = False, monotonic() + TURN
         try:
             for _ in range(BURST):
                 if not self._step():
                     return False
                 moved = True
+                if monotonic() > until:
+                    break
             return True
         finally:
             if moved:

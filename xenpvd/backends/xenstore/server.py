@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
+from math import inf
 from typing import NamedTuple
 
 from xenpvd.abi.io_xs_wire import XS_DIRECTORY, XS_GET_PERMS, XS_READ
@@ -86,6 +88,7 @@ class Xenstore:
             raise ValueError(f"domain {domid} is connected")
         domain = self._state.domains.of(domid)
         connection = Connection(domain)
+        connection.merges = True
         outbox = Outbox(connection, clock, lambda: self._publish("xenstore.lost", domid=domid))
 
         def handle(message: Message) -> None:
@@ -154,7 +157,7 @@ class Xenstore:
 
     def _close(self, connection: Connection) -> None:
         self._state.reset(connection)
-        connection.deaf = True  # there may be events for it on their way
+        connection.deaf_until = inf  # there may be events for it on their way
         self._outlets.pop(connection, None)
         self._ringless.get(connection.domain.domid, {}).pop(connection, None)
 
@@ -180,7 +183,8 @@ class Xenstore:
         self._state.reset(connection)
         del self._outlets[connection]
         if self._state.introduced.pop(domid, None) is not None:  # else it was released before
-            self._route(self._state.release(domid))
+            changes, special = self._state.release(domid)
+            self._route(chain(self._state.watches.fire(changes), special))
 
     def quotas(self, domid: int) -> list[XenstoreQuota]:
         """A domain's, and what it has taken of them; 0 is no limit."""

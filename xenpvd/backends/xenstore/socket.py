@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 CLIENTS_MAX = 256
 #: Requests of one client between two looks at the rest of the loop
 BURST = 64
+#: Seconds after which it is the others' turn in any case: some requests take milliseconds
+TURN = 0.005
 
 
 class XenstoreSocket:
@@ -163,10 +165,13 @@ class Peer(asyncio.Protocol):
         """True if there may be more to do right now. Raises :class:`ConnectionFault`."""
         self._flush()
         domain = self._session.connection.domain
+        until = monotonic() + TURN
         for _ in range(BURST):
             if self._closed or self._outbox.behind or domain.resting(monotonic()) is not None:
                 return False
             if (message := self._parser.next()) is None:
                 return False
             self._session.call(message)
+            if monotonic() > until:
+                break
         return True

@@ -133,6 +133,7 @@ class View(ABC):
         raise XenError(ENOENT, path)
 
     def _nearest(self, path: str) -> Node:
+        """The node above that is there."""
         while (node := self.find(path := paths.parent(path))) is None:
             pass
         return node
@@ -140,6 +141,10 @@ class View(ABC):
     def readable(self, path: str, node: Node) -> tuple[Perms, Perms]:
         """The perms of which one must give READ to be told of a change of ``node``: its own, its parent's."""
         return node.perms, self.above(path)
+
+    def writer(self, path: str) -> int:
+        """Who has made it what it is; of a node that is missing, the one above."""
+        return (self.find(path) or self._nearest(path)).writer
 
     def above(self, path: str) -> Perms:
         """The perms of the parent."""
@@ -258,21 +263,25 @@ class Store(View):
             self._nodes[path] = node
             self._charge(node.perms[0].domid, 1, node.memory(path))
 
-    def release(self, domid: int, by: Domain) -> list[dict[str, Node]]:
+    def release(self, domid: int, by: Domain) -> list[tuple[dict[str, Node], Perms]]:
         """Remove the nodes of a domain that is gone, with all below them, and its rights to others' nodes:
-        the next domain of its number shall not have them. Returns what each :meth:`remove` gave."""
-        had = [
-            (path, node.perms)
-            for path, node in self._nodes.items()
-            if any(perm.domid == domid for perm in node.perms)
-        ]
+        the next domain of its number shall not have them, nor the blame for what this one wrote. Returns what
+        each :meth:`remove` gave, with the perms of the parent."""
+        had = []
+        for path, node in self._nodes.items():
+            if any(perm.domid == domid for perm in node.perms):
+                had.append((path, node.perms))
+            if node.writer == domid:
+                node.writer = 0
+        had.sort()  # what is above comes first, and takes with it what is below
         gone = []
         for path, perms in had:
             owner, *others = perms
             stays = path == "/" or path[0] == "@"
             if owner.domid == domid and not stays:
                 if path in self._nodes:  # else it went with one above it
-                    gone.append(self.remove(path, by))
+                    above = self.above(path)
+                    gone.append((self.remove(path, by), above))
             elif path in self._nodes:
                 owner = owner._replace(domid=0) if owner.domid == domid else owner
                 self.set_perms(path, (owner, *(perm for perm in others if perm.domid != domid)), by)

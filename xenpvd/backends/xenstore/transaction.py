@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from errno import EAGAIN, ENOMEM, ENOSPC
 
 from xenpvd.backends.xenstore.domain import Domain
-from xenpvd.backends.xenstore.perms import Perms
+from xenpvd.backends.xenstore.perms import READ, Perms, rights
 from xenpvd.backends.xenstore.store import NODE_HEADER, Change, Node, Store, View
 from xenpvd.errors import XenError
 
@@ -35,7 +35,7 @@ class Transaction(View):
 
     def __init__(self, store: Store, creator: Domain, began: float = 0.0) -> None:
         self.began = began
-        #: whose change made the commit fail, if it was another's
+        #: whose change made the commit fail, if it was another's, of a node that the creator may read
         self.rival: int | None = None
         self._store = store
         self._creator = creator
@@ -96,12 +96,10 @@ class Transaction(View):
         """
         if self._failed:
             raise XenError(self._failed, "an operation of the transaction has failed")
-        for path, access in self._accessed.items():
-            now = self._store.find(path)
-            if (now.generation if now is not None else None) != access.generation:
-                if now is not None and now.writer != self._creator.domid:
-                    self.rival = now.writer
-                raise XenError(EAGAIN, path)
+        conflicts = [path for path, access in self._accessed.items() if self._has_changed(path, access)]
+        if conflicts:
+            self.rival = next(filter(None, map(self._blame, conflicts)), None)
+            raise XenError(EAGAIN, conflicts[0])
         creator = self._creator
         creator.quota.check_nodes(creator.nodes, self._owned[creator.domid])
         if not creator.privileged:
@@ -112,6 +110,20 @@ class Transaction(View):
             if access.modified:
                 self._store.put(path, access.node)
         return list(self._changes())
+
+    def _has_changed(self, path: str, access: _Access) -> bool:
+        now = self._store.find(path)
+        return (None if now is None else now.generation) != access.generation
+
+    def _blame(self, path: str) -> int | None:
+        """Who has changed it; None for ourselves, and for what is none of our business: or whoever asks in
+        vain for another's nodes could keep that one from working."""
+        seen, now = self._accessed[path].perms, self._store.find(path)
+        perms = now.perms if seen is None and now is not None else seen
+        if perms is not None and not rights(perms, self._creator.who) & READ:
+            return None
+        writer = self._store.writer(path)
+        return None if writer == self._creator.domid else writer
 
     def forget(self) -> None:
         """Drop everything."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EEXIST, ENOENT
 from itertools import count
+from math import inf
+from operator import attrgetter
 from typing import NamedTuple
 
 from xenpvd.abi.io_xs_wire import XENSTORE_PAYLOAD_MAX, XS_WATCH_EVENT
@@ -26,19 +28,17 @@ class Delivery(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """``depth`` limits how many levels below ``path`` count; ``prefix`` is how many characters of a path its
-    owner does not see, as it asked for a relative one; ``seq`` is the order of registration."""
+    """``deepest`` is the level of the deepest paths that it hears of, ``inf`` without a ``depth``; ``prefix``
+    is how many characters of a path its owner does not see, as it asked for a relative one; ``seq`` is the
+    order of registration."""
 
     connection: Connection
     path: str
     token: bytes
     depth: int | None
+    deepest: float
     prefix: int
     seq: int
-
-    def reaches(self, path: str) -> bool:
-        """Is ``path``, its own or one below, near enough?"""
-        return self.depth is None or paths.level(path) - paths.level(self.path) <= self.depth
 
     def event(self, path: str) -> list[Delivery]:
         """The event that says ``path``; none if it would be too long for the wire."""
@@ -46,6 +46,23 @@ class Watch:
         if len(payload) > XENSTORE_PAYLOAD_MAX:
             return []
         return [Delivery(self.connection, Message(XS_WATCH_EVENT, 0, 0, payload))]
+
+
+_seq = attrgetter("seq")
+
+
+def _distinct(watches: list[Watch]) -> list[Watch]:
+    """Without those whose events are the same as another's, where the outbox would merge them."""
+    said: set[tuple[Connection, int, bytes]] = set()
+    kept = []
+    for watch in watches:
+        if watch.connection.merges and watch.depth is None:
+            says = watch.connection, watch.prefix, watch.token
+            if says in said:
+                continue
+            said.add(says)
+        kept.append(watch)
+    return kept
 
 
 class Watches:
@@ -68,7 +85,8 @@ class Watches:
         domain.check_memory(size)
         domain.watches += 1
         domain.memory += size
-        watch = Watch(connection, path, token, depth, prefix, next(self._seq))
+        deepest = inf if depth is None else paths.level(path) + depth
+        watch = Watch(connection, path, token, depth, deepest, prefix, next(self._seq))
         self._by_connection.setdefault(connection, {})[path, token] = watch
         self._by_path.setdefault(path, {})[connection, token] = watch
         return watch
@@ -93,20 +111,23 @@ class Watches:
     def fire(self, changes: Iterable[Change]) -> Iterator[Delivery]:
         """What ``changes`` make heard, one after the other, in the order in which the watches were set.
 
-        Made as it is taken, and nothing for who is deaf.
+        Made as it is taken, and nothing for who is deaf. A change and a watch have a fraction of a
+        microsecond: a guest can have many of both.
         """
         if not self._by_path:
             return
         above: dict[str, list[Watch]] = {}
         for path, exact, readers in changes:
             heard = [*self._by_path.get(path, {}).values()] if exact else self._from_above(path, above)
+            level = paths.level(path)
+            may: dict[tuple[int, ...], bool] = {}
             for watch in heard:
-                who = watch.connection
-                if (
-                    not who.deaf
-                    and watch.reaches(path)
-                    and any(rights(perms, who.domain.who) & READ for perms in readers)
-                ):
+                if watch.deepest < level:
+                    continue
+                who = watch.connection.domain.who
+                if who not in may:
+                    may[who] = any(rights(perms, who) & READ for perms in readers)
+                if may[who] and not watch.connection.deaf:
                     yield from watch.event(path)
 
     def of_removal(self, gone: dict[str, Node], above: Perms) -> Iterator[Change]:
@@ -120,7 +141,8 @@ class Watches:
                 yield Change(path, True, (node.perms, gone[paths.parent(path)].perms))
 
     def _from_above(self, path: str, known: dict[str, list[Watch]]) -> list[Watch]:
-        """The watches of ``path`` and of all above it; ``known`` has those of some paths, and gets more."""
+        """The watches of ``path`` and of all above it (of those that say the same, perhaps only the first);
+        ``known`` has those of some paths, and gets more."""
         new = []
         heard: list[Watch] = []
         for here in paths.upwards(path):
@@ -130,7 +152,7 @@ class Watches:
             new.append(here)
         for here in reversed(new):
             if here in self._by_path:
-                heard = sorted([*heard, *self._by_path[here].values()], key=lambda watch: watch.seq)
+                heard = _distinct(sorted([*heard, *self._by_path[here].values()], key=_seq))
             known[here] = heard
         return heard
 
