@@ -12,6 +12,7 @@ from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends import device
+from xenpvd.backends.console.logfile import LogFile
 from xenpvd.config import ChannelConfig, GuestConfig
 from xenpvd.errors import BadConfig, Exists, HostError, NotFound, StateError, TimedOut
 from xenpvd.views import ChannelAdded, Runstate
@@ -157,3 +158,69 @@ async def test_two_remove_it_by_force_and_it_is_told_once(running: House) -> Non
 def test_two_of_one_name_or_number(other: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="one name, or one number"):
         GuestConfig.model_validate({"kernel": "/k", "channel": [{"name": "agent", "number": 3}, other]})
+
+
+class SlowLog:
+    """Storage on which a log file takes its time to open."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opening, self.go = asyncio.Event(), asyncio.Event()
+        opened = LogFile.open
+
+        async def open_slowly(logfile: LogFile) -> None:
+            self.opening.set()
+            await self.go.wait()
+            await opened(logfile)
+
+        monkeypatch.setattr(LogFile, "open", open_slowly)
+
+
+async def test_an_add_whose_log_opens_too_late_leaves_nothing(
+    running: House,
+    definition: GuestConfig,
+    machines: list[FakeMachine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = SlowLog(monkeypatch)
+    add = adding(running, ChannelConfig(name="agent", log=str(tmp_path / "agent.log")), wait=False)
+    await slow.opening.wait()
+    with pytest.raises(NotFound):
+        running.guest.consoles.get("agent")
+    await running.guest.destroy()
+    other = definition.model_copy(update={"channel": (ChannelConfig(name="other"),)})
+    await running.guest.start(other)
+    front = await take_up(running, machines[1])
+    slow.go.set()
+    with pytest.raises(StateError, match="the guest has just ended"):
+        await add
+    assert [one.console for one in running.guest.consoles.listing()] == ["0", "xen", "other"]
+    front.prints(b"undisturbed")
+    assert await running.guest.consoles.get("other").history.wait(0)
+
+
+async def test_a_log_that_cannot_be_opened_leaves_no_console(running: House, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="cannot log console agent"):
+        await adding(running, ChannelConfig(name="agent", log=str(tmp_path)), wait=False)
+    assert (await adding(running, wait=False))[0].changed
+
+
+async def test_two_remove_a_connected_one_by_force(running: House, machines: list[FakeMachine]) -> None:
+    add = adding(running)
+    await take_up(running, machines[0])
+    await add
+    assert await asyncio.gather(removing(running), removing(running)) == [True, True]
+    assert not machines[0].grants.mapped
+
+
+async def test_a_remove_under_way_holds_up_no_end(
+    running: House, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "FORGET_TIMEOUT", 60)
+    add = adding(running)
+    await take_up(running, machines[0])
+    await add
+    remove = asyncio.gather(removing(running, force=True))
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(running.guest.reset(), 5)
+    assert await remove == [True]

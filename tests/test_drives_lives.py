@@ -338,3 +338,38 @@ async def test_a_guest_has_so_many_disks(
     with pytest.raises(BadConfig, match="the guest has 1 disks, as many as it may"):
         await adding(running, tmp_path / "b.img", wait=False)
     assert lock_is_free(tmp_path / "b.img")
+
+
+async def test_two_remove_it_by_force_and_it_is_told_once(
+    running: House, machines: list[FakeMachine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "FORGET_TIMEOUT", 0.05)
+    await adding(running, tmp_path / "b.img", wait=False)
+    await connect(running, machines, "xvdb")
+    both = await asyncio.gather(removing(running, "xvdb", force=True), removing(running, "xvdb", force=True))
+    assert both == [[True], [True]]
+    assert running.told("drive.removed") == [{"vdev": "xvdb", "forced": True}]
+
+
+async def test_a_resize_that_a_remove_overtakes_says_so(
+    running: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "FORGET_TIMEOUT", 0.05)
+    await adding(running, tmp_path / "b.img", wait=False)
+    drives, domain = running.guest.drives, running.guest.domain
+    planning, go = threading.Event(), threading.Event()
+    planned = Image.plan_resize
+
+    def plan_slowly(image: Image, size: int | None, unit: int) -> int:
+        planning.set()
+        assert go.wait(5)
+        return planned(image, size, unit)
+
+    monkeypatch.setattr(Image, "plan_resize", plan_slowly)
+    resize = asyncio.gather(drives.resize(domain, "xvdb", 1 << 21, False))
+    await asyncio.to_thread(planning.wait, 5)
+    await removing(running, "xvdb", force=True)
+    go.set()
+    with pytest.raises(NotFound, match="cannot resize xvdb: there is no such drive"):
+        await resize
+    assert (tmp_path / "b.img").stat().st_size == 1 << 20

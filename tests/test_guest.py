@@ -11,8 +11,17 @@ from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends.blkif.image import Image
-from xenpvd.config import DiskConfig, GuestConfig
-from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
+from xenpvd.config import ConsoleConfig, DiskConfig, GuestConfig
+from xenpvd.errors import (
+    BadConfig,
+    Exists,
+    HostError,
+    ImageError,
+    NotFound,
+    StateError,
+    TimedOut,
+    XenpvdError,
+)
 from xenpvd.tasks import in_thread
 from xenpvd.views import Phase, Runstate
 
@@ -380,3 +389,28 @@ async def test_a_guest_is_not_restarted_on_a_disk_that_hangs(
     await running.until(Runstate.CRASHED)
     assert running.guest.status("web1").reason == "not restarted: disk xvda hangs"
     assert machines[0].closed and not machines[0].released  # a write under way must not find zeros
+
+
+async def test_a_start_whose_log_cannot_be_written_leaves_the_guest_as_it_was(
+    house: House, definition: GuestConfig, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    """Also one that waits for its restart."""
+    bad = definition.model_copy(
+        update={"console": ConsoleConfig.model_validate({"log": str(tmp_path)}), "on_crash": "restart"}
+    )
+    with pytest.raises(HostError, match="cannot log console 0"):
+        await house.guest.start(bad)
+    assert house.guest.state == Runstate.DEFINED
+    good = definition.model_copy(update={"on_crash": "restart"})
+    await house.guest.start(good)
+    for _ in range(3):  # until a restart is late
+        machines[-1].end("crash")
+        await house.until(Runstate.STARTING)
+        if "restart in" in (house.reason or ""):
+            break
+        await house.until(Runstate.RUNNING)
+    with pytest.raises(HostError, match="cannot log console 0"):
+        await house.guest.start(bad)
+    assert house.guest.state == Runstate.STOPPED
+    await house.guest.start(good)
+    assert house.guest.state == Runstate.RUNNING

@@ -6,8 +6,9 @@ Xen calls them channels (docs/misc/channel.txt): a console of a name, for an age
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.device import DEVIDS
@@ -75,7 +76,7 @@ class Channels:
                 )
             domain.check_lives(f"add channel {name}")
             if there is None:
-                channel = await self._put(config)
+                channel = await self._put(config, partial(domain.check_lives, f"add channel {name}"))
                 domain.add_channel(channel.devid, channel.console)
                 self._publish("console.added", console=name, number=channel.devid)
         device = domain.channels[name]
@@ -122,16 +123,30 @@ class Channels:
                 self._publish("console.removed", console=name, forced=force)
         return True
 
-    async def _put(self, config: ChannelConfig) -> _Channel:
+    async def _put(self, config: ChannelConfig, check: Callable[[], None] = lambda: None) -> _Channel:
+        """``check`` is asked once the log is open, which may have taken its time."""
+        self._number(config)  # before a file is made for it
+        console = Console(self._publish, config.history, config.name, input=config.input)
+        logfile = await self._consoles.open_log(console, config.log)
+        try:
+            check()
+            console.number = devid = self._number(config)
+            self._consoles.put(console, logfile)
+        except BaseException:
+            if logfile is not None:
+                await logfile.close()
+            raise
+        channel = self._all[config.name] = _Channel(config, devid, console)
+        return channel
+
+    def _number(self, config: ChannelConfig) -> int:
+        """The one that is asked for, or a free one. Raises :class:`BadConfig`."""
         taken = self.devices
         devid = config.number or next((number for number in DEVIDS if number not in taken), None)
         if devid is None or devid in taken:
             why = f"number {devid} is taken" if devid else f"there are {len(taken)}, as many as there may be"
             raise BadConfig(f"cannot add channel {config.name}: {why}. Remove one, or choose another number.")
-        console = Console(self._publish, config.history, config.name, input=config.input, number=devid)
-        await self._consoles.put(console, config.log)
-        channel = self._all[config.name] = _Channel(config, devid, console)
-        return channel
+        return devid
 
     async def _drop(self, name: str) -> None:
         del self._all[name]

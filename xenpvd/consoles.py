@@ -70,16 +70,21 @@ class Consoles:
                 self._watching.spawn(self._watch(pattern), f"console pattern {pattern}")
             self._watched = config.match
 
-    async def put(self, console: Console, log: str | None) -> None:
-        """One more. Raises :class:`Exists`, and :class:`HostError` for a log that cannot be written."""
+    async def open_log(self, console: Console, path: str | None) -> LogFile | None:
+        """For one that is to be :meth:`put`. Raises :class:`HostError` if it cannot be written."""
+        if (terms := self._terms(path)) is None:
+            return None
+        logfile = LogFile(console.history, console.name, terms, self._publish, time.time)
+        await logfile.open()
+        return logfile
+
+    def put(self, console: Console, logfile: LogFile | None = None) -> None:
+        """One more. Raises :class:`Exists`."""
         if console.name in self._all:
             raise Exists(f"there is a console {console.name} already.", kind="console", name=console.name)
         self._all[console.name] = console
-        try:
-            await self._log(console.name, log)
-        except BaseException:
-            del self._all[console.name]
-            raise
+        if logfile is not None:
+            self._logs[console.name] = logfile
 
     async def drop(self, name: str) -> None:
         """It is no more: whoever looks at it is told."""
@@ -91,20 +96,20 @@ class Consoles:
             await logfile.close()
 
     async def _log(self, name: str, path: str | None) -> None:
-        config, terms = self._config, None
-        if path is not None:
-            terms = LogTerms(
-                Path(path), config.log_max, config.log_keep, config.log_timestamps, config.log_safe
-            )
         before = self._logs.get(name)
         if before is not None:
-            if before.terms == terms:
+            if before.terms == self._terms(path):
                 return
             await self._logs.pop(name).close()
-        if terms is not None:
-            logfile = LogFile(self._all[name].history, name, terms, self._publish, time.time)
-            await logfile.open()
+        logfile = await self.open_log(self._all[name], path)
+        if logfile is not None:
             self._logs[name] = logfile
+
+    def _terms(self, path: str | None) -> LogTerms | None:
+        if path is None:
+            return None
+        config = self._config
+        return LogTerms(Path(path), config.log_max, config.log_keep, config.log_timestamps, config.log_safe)
 
     def reopen_logs(self) -> None:
         """They were renamed, as logrotate does."""

@@ -11,7 +11,7 @@ from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig
 from xenpvd.domain import Domain
-from xenpvd.errors import BadConfig, Exists, NotFound, StateError, TimedOut, XenpvdError
+from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
 from xenpvd.tasks import in_thread
 from xenpvd.views import DriveAdded, DriveInfo
 
@@ -108,7 +108,11 @@ class Drives:
                 f"cannot resize {vdev} to {size} bytes: it has {drive.image.size}, and what is beyond would "
                 "be lost. Allow that with shrink, once the guest has given it up."
             )
-        await drive.resize(size)
+        try:
+            await drive.resize(size)
+        except ImageError:
+            self._there(domain, vdev, "resize")  # it may have been removed meanwhile
+            raise
         return drive.info()
 
     async def set_limits(self, domain: Domain | None, vdev: str, limits: LimitsConfig) -> DriveInfo:

@@ -118,14 +118,13 @@ class Guest:
                 )
             begun = waited and config == self.config  # its images are open, those added to it, too
             self.config = config
-            await self.consoles.configure(config.console)
-            if not begun:
-                await self.channels.configure(config.channel)
             self._backoff.forget()
             self.progress.begin_life()
             self.progress.switch(Runstate.STARTING)
             try:
+                await self.consoles.configure(config.console)
                 if not begun:
+                    await self.channels.configure(config.channel)
                     self.requests.forget()
                     self.balloon.forget()
                     self.drives.close_all()

@@ -346,7 +346,7 @@ class FakeService:
             return ChannelAdded(self.consoles.info(config.name), False)
         number = config.number or 1
         console = Console(self.events.publish, config.history, config.name, config.input, number)
-        await self.consoles.put(console, config.log)
+        self.consoles.put(console, await self.consoles.open_log(console, config.log))
         self.channels[config.name] = config
         return ChannelAdded(self.consoles.info(config.name), True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -146,3 +147,15 @@ async def test_a_guest_that_does_not_let_go_keeps_it(rig: Rig) -> None:
     assert await rig.console.history.wait(0)
     await rig.device.remove(force=True, timeout=1)
     assert not rig.store.exists(FRONTEND) and not rig.store.exists(BACKEND)
+
+
+async def test_what_the_host_has_no_more_of_leaves_nothing_mapped(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(port: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(rig.evtchn, "bind_interdomain", short)
+    await rig.connect()
+    assert rig.device.error == "the host has not enough for it: Too many open files"
+    assert not rig.gnttab.mapped

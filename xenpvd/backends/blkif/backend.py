@@ -56,6 +56,14 @@ def _offer(disk: DiskConfig, image: Image) -> Offer:
     )
 
 
+def _resize(image: Image, size: int) -> None:
+    """In a thread, for which the disk may be removed; ``image`` is its own."""
+    try:
+        image.resize(size)
+    finally:
+        image.close()
+
+
 def _log_fault(name: str, fault: BaseException) -> None:
     log.error("%s failed", name, exc_info=fault)
 
@@ -105,6 +113,7 @@ class BlockBackend:
         self._renewing = asyncio.Lock()
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._told_size = image.size
+        self._removed = False
         self._shown: tuple[str, str] | None = None
         self._error: str | None = None
         self._device = XenbusDevice(
@@ -165,7 +174,9 @@ class BlockBackend:
         ``force`` cuts it off without asking.
         """
         await self._device.remove(force=force, timeout=timeout)
-        self._publish("drive.removed", vdev=self.disk.vdev, forced=force)
+        if not self._removed:  # else another call has told it
+            self._removed = True
+            self._publish("drive.removed", vdev=self.disk.vdev, forced=force)
 
     async def resize(self, size: int | None) -> None:
         """The guest sees the image's new size: ``size`` bytes, or what it has become.
@@ -177,7 +188,8 @@ class BlockBackend:
         if wanted < image.size:  # no request may go beyond the new end
             self._hold_to(replace(self._offer, sectors=wanted // SECTOR_SIZE))
         try:
-            await in_thread(partial(image.resize, wanted))
+            await in_thread(partial(_resize, image.dup(), wanted))
+            image.size = wanted
         finally:
             self._announce()
 

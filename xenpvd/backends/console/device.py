@@ -6,6 +6,7 @@ the ring, and offers a port; what passes there is the :class:`Console`'s, which 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from xenpvd.backends.console.backend import Console
@@ -85,21 +86,25 @@ class ConsoleDevice:
 
     def on_connect(self, frontend: Frontend) -> None:
         gref, remote = frontend.number("ring-ref"), frontend.number("port")
-        try:
-            grant = self._gnttab.map(gref)
-        except GrantError as fault:
-            raise GuestFault(f"ring-ref {gref} cannot be mapped: {fault}") from None
-        try:
-            port = self._evtchn.bind_interdomain(remote)
-        except XenError as fault:
-            grant.unmap()
-            raise GuestFault(f"port {remote} cannot be bound: {fault}") from None
-        self._grant = grant
-        self.console.connect(grant.page, port)
+        with contextlib.ExitStack() as stack:
+            try:
+                grant = self._gnttab.map(gref)
+            except GrantError as fault:
+                raise GuestFault(f"ring-ref {gref} cannot be mapped: {fault}") from None
+            stack.callback(grant.unmap)
+            try:
+                port = self._evtchn.bind_interdomain(remote)
+            except XenError as fault:
+                raise GuestFault(f"port {remote} cannot be bound: {fault}") from None
+            stack.callback(port.close)
+            self.console.connect(grant.page, port)
+            stack.pop_all()
+            self._grant = grant
 
     async def on_disconnect(self) -> None:
         if self._grant is not None:
             await self.console.disconnect()
+        if self._grant is not None:  # else another call has done it meanwhile
             grant, self._grant = self._grant, None
             grant.unmap()
 

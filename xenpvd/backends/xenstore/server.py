@@ -179,6 +179,8 @@ class Xenstore:
         if domid not in self._servers:
             return
         connection, server = self._servers.pop(domid)
+        for look in self.client.looks.values():  # it will not look any more
+            look.set()
         await server.close()
         self._state.reset(connection)
         del self._outlets[connection]
