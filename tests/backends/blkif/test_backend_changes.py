@@ -177,6 +177,7 @@ async def test_a_plane_left_behind_writes_to_no_other_image(rig: Rig, limits: Dr
     backend, front = rig.disk()
     await backend.set_limits(limits)
     ring = await front.connect()
+    ring.read(0, 8)  # it has opened all that it wants to
     number = backend.image.fd
     backend.image.close()
     other = rig.image("other")

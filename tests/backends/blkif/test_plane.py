@@ -85,7 +85,7 @@ def test_full_rings_of_requests(disk: Disk) -> None:
     )  # in groups, half a ring at most
 
 
-def test_the_guest_is_notified_only_as_it_asked(disk: Disk) -> None:
+def test_the_guest_is_notified_only_as_it_asked(disk: Disk, native: bool) -> None:
     ring = disk.ring
     for n in range(32):
         ring.put(pack_request(FLUSH, id=n))
@@ -96,7 +96,7 @@ def test_the_guest_is_notified_only_as_it_asked(disk: Disk) -> None:
     assert sorted(ring.take()) == [(n, FLUSH, 0) for n in range(32)]
     stats = disk.plane.stats()
     assert stats["notifications"] == 1
-    assert stats["notifications_suppressed"] >= 3
+    assert stats["notifications_suppressed"] >= (1 if native else 3), "in groups of 16, or of 8"
 
 
 def test_requests_from_before_the_start_need_no_kick(disk: Disk) -> None:
