@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.guests import Guest, Qemu, Xenpvd, at_home, qemu_version
+from bench.guests import Guest, Qemu, Xenpvd, at_home, at_the_shell, qemu_version
 from lab import guest
 
 MIB = 1 << 20
@@ -48,17 +48,10 @@ def booted(which: type[Guest]) -> Iterator[Guest]:
     folder = Path(tempfile.mkdtemp(prefix="xenpvd-bench-", dir="/dev/shm"))
     disk = folder / "xvda.img"
     guest.make_disk(disk, 16 * MIB, {})
-    one = which(folder, guest.definition(disk), [disk])
     try:
-        one.start()
-        one.expect(guest.READY)
-        one.type("dmesg -n 1\n")
-        one.expect(guest.PROMPT)
-        yield one
-        one.type("poweroff\n")
-        one.end()
+        with at_the_shell(which(folder, guest.definition(disk), [disk])) as one:
+            yield one
     finally:
-        one.kill()
         shutil.rmtree(folder)
 
 

@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.guests import Guest, Qemu, QemuUring, Xenpvd, at_home, qemu_version
+from bench.guests import Guest, Qemu, QemuUring, Xenpvd, at_home, at_the_shell, qemu_version
 from lab import fio, guest
 
 MIB = 1 << 20
@@ -83,17 +83,10 @@ def booted(which: type[Guest], args: argparse.Namespace) -> Iterator[Guest]:
             file.write(b"\xa5" * MIB)
     device = run("losetup", "-f", "--show", image) if args.loop else ""
     disks = [tools, Path(device or image)]
-    one = which(folder, guest.definition(tools, vcpus=args.vcpus), disks)
     try:
-        one.start()
-        one.expect(guest.READY)
-        one.type("dmesg -n 1\n")
-        one.expect(guest.PROMPT)
-        yield one
-        one.type("poweroff\n")
-        one.end()
+        with at_the_shell(which(folder, guest.definition(tools, vcpus=args.vcpus), disks)) as one:
+            yield one
     finally:
-        one.kill()
         if device:
             run("losetup", "-d", device)
         shutil.rmtree(folder)

@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lab import fio, jobs, kvm, packages
+from lab.guest import PROMPT, READY
 from lab.paths import asset
 from lab.progress import LabError
 from xenpvd import __version__
@@ -70,6 +72,21 @@ class Guest:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+@contextmanager
+def at_the_shell(one: Guest) -> Iterator[Guest]:
+    """The guest booted and quiet at its shell; it is shut down in the end."""
+    try:
+        one.start()
+        one.expect(READY)
+        one.type("dmesg -n 1\n")
+        one.expect(PROMPT)
+        yield one
+        one.type("poweroff\n")
+        one.end()
+    finally:
+        one.kill()
 
 
 class Xenpvd(Guest):

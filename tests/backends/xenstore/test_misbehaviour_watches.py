@@ -193,13 +193,17 @@ async def test_i7_k8_events_that_nobody_will_get_take_no_memory(tmp_path: Path) 
     assert most < 4 << 20
 
 
-@pytest.mark.parametrize("kind", ["merged", "not due"])
+@pytest.mark.parametrize("kind", ["merged", "not due", "too long"])
 async def test_i7_events_that_nobody_hears_cost_next_to_nothing(tmp_path: Path, kind: str) -> None:
     """128 watches and 600 writes in one commit: 77,000 pairs. On a ring, where equal events are merged."""
     async with Survivors("ring", tmp_path) as world:
         guest = await world.guest(1)
         for n in range(128):
-            words = ["data" + "/a" * n, "same"] if kind == "merged" else ["data", f"{n}", "0"]
+            words = {
+                "merged": ["data" + "/a" * n, "same"],
+                "not due": ["data", f"{n}", "0"],
+                "too long": ["data", f"{n}".ljust(4000, "t")],
+            }[kind]
             assert await guest.ask(abi.XS_WATCH, "".join(f"{word}\0" for word in words).encode()) == OK
         tx = await begin(guest)
         for n in range(600):

@@ -148,6 +148,19 @@ def test_an_event_that_has_no_room_makes_deaf_until_something_is_read():
     assert not rig.connection.deaf and rig.domain.memory == 90
 
 
+def test_a_reply_that_waits_takes_no_events_room():
+    """As of the request that has set a watch, whose first event comes right behind."""
+    rig = Rig(memory=100)
+    rig.domain.memory = 90
+    rig.outbox.put(reply(1))
+    rig.outbox.put(event("/a"))
+    assert drain(rig.outbox) == [reply(1), event("/a")] and rig.drops == 0
+    rig.outbox.put(reply(2))
+    rig.outbox.head()
+    rig.outbox.put(event("/a"))
+    assert drain(rig.outbox) == [reply(2), event("/a")] and rig.drops == 0
+
+
 def test_deafness_ends_when_what_waits_is_too_old():
     rig = Rig(watch_events=1, event_timeout=20)
     rig.outbox.put(event("/a"))

@@ -97,7 +97,8 @@ class Outbox:
     def _has_room(self, size: int) -> bool:
         """For one more event. There always is for one, as a domain that owns too much must get on, too."""
         domain = self._domain
-        return self.empty or (
+        no_event = len(self._queue) == self._replies and (not self._sending or self._sending_reply)
+        return no_event or (
             len(self._queue) - self._replies < domain.quota.watch_events
             and self._bytes < BYTES_MAX
             and domain.memory + size <= domain.quota.memory

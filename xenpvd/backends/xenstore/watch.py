@@ -42,9 +42,9 @@ class Watch:
 
     def event(self, path: str) -> list[Delivery]:
         """The event that says ``path``; none if it would be too long for the wire."""
-        payload = join(path[self.prefix :], self.token)
-        if len(payload) > XENSTORE_PAYLOAD_MAX:
+        if len(path) - self.prefix + len(self.token) + 2 > XENSTORE_PAYLOAD_MAX:
             return []
+        payload = join(path[self.prefix :], self.token)
         return [Delivery(self.connection, Message(XS_WATCH_EVENT, 0, 0, payload))]
 
 
