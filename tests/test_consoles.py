@@ -92,6 +92,28 @@ async def test_a_pattern_of_nothing_holds_up_nobody(bench: Bench) -> None:
     assert len(bench.told("console.match")) == 1
 
 
+@pytest.mark.parametrize("pattern", ["x*", "$", "(panic)?"])
+async def test_a_pattern_that_matches_nothing_waits_for_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    looks = []
+    find = module.search.find
+
+    async def counted(*args: Any) -> Any:
+        looks.append(args)
+        return await find(*args)
+
+    monkeypatch.setattr(module.search, "find", counted)
+    await bench.configure(match=[pattern])
+    bench.consoles.main.history.append(b"abc\n")
+    for _ in range(5):
+        await bench.settle()
+    before = len(looks)
+    for _ in range(5):
+        await bench.settle()
+    assert len(looks) == before <= 7
+
+
 @pytest.mark.parametrize("pattern", ["", "(", "(?=x)"])
 def test_a_pattern_that_is_none_is_refused_by_the_definition(pattern: str) -> None:
     with pytest.raises(ValueError, match="match"):

@@ -463,3 +463,24 @@ async def test_stop_does_not_wait_for_ever(
         assert not door._callers
     assert await raw.status() == 0
     await raw.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("localhost:8080", "http://localhost:8080", 200),
+        ("x", None, 200),  # no browser
+        ("evil.example:8080", "http://evil.example:8080", 403),  # a name of its own that points at us
+        ("localhost:8080", "http://evil.example", 403),
+        ("localhost:8080", "null", 403),
+        ("localhost:8080", "http://[", 403),
+    ],
+)
+@pytest.mark.parametrize("what", ["POST /rpc", "GET /", "GET /openrpc.json", "GET /readyz"])
+async def test_no_foreign_page_has_an_answer(
+    web: aiohttp.ClientSession, service: FakeService, host: str, origin: str | None, status: int, what: str
+) -> None:
+    method, path = what.split()
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    async with web.request(method, path, headers=headers, json=PING if method == "POST" else None) as reply:
+        assert reply.status == status

@@ -145,6 +145,8 @@ async def test_a_query_that_is_none(web: aiohttp.ClientSession, service: FakeSer
         ("localhost:8080", "http://localhost:9090", False),
         ("evil.example:8080", "http://evil.example:8080", False),
         ("localhost:8080", "null", False),
+        ("localhost:8080", "http://[", False),
+        ("[", "http://[", False),
     ],
 )
 async def test_no_foreign_page_reaches_it(

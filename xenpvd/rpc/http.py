@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
@@ -27,6 +28,9 @@ from xenpvd.rpc.service import Service
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 from xenpvd.views import Runstate
+
+#: What a browser may have reached us as, by a tunnel: another name is somebody else's, that points at us
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 #: Seconds that a connection may stay without a whole request's head, and that a body may take.
 IDLE_MAX = 30.0
@@ -55,7 +59,7 @@ class HttpServer:
     async def start(self) -> None:
         """Listen. A client never finds a socket at ``path`` that refuses it. Raises :class:`HostError`."""
         sock = listen(self._path)
-        app = web.Application(client_max_size=MESSAGE_MAX, middlewares=[_discreet])
+        app = web.Application(client_max_size=MESSAGE_MAX, middlewares=[_discreet, _no_foreign_page])
         app.router.add_post("/rpc", self._rpc)
         app.router.add_get("/", page.index)
         app.router.add_get("/page/{name}", page.file)
@@ -215,6 +219,23 @@ async def _discreet(request: web.Request, handler: _Handler) -> web.StreamRespon
     except Exception as fault:
         told = fault_of(fault, f"{request.method} {request.path}")
         raise web.HTTPInternalServerError(text=told.message + "\n") from None
+
+
+@web.middleware
+async def _no_foreign_page(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Any page in the world can make a browser speak to a port of its own machine, but a browser says for
+    whom it does (with every POST and WebSocket)."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is not None and not _is_ours(origin, request.host):
+        raise web.HTTPForbidden(text=f"cannot answer for {origin}: open the page that is served here.\n")
+    return await handler(request)
+
+
+def _is_ours(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host and urlsplit(f"//{host}").hostname in _LOCAL
+    except ValueError:  # a bracket that is not closed
+        return False
 
 
 def _not_garbage(record: logging.LogRecord) -> bool:
