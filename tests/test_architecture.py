@@ -46,7 +46,7 @@ SANS_IO = (
     )),
     "backends.ops", "backends.ring", "backends.xenbus",
     "backends.blkif.request", "backends.blkif.terms", "backends.blkif.vdev",
-    "backends.console.ring", "backends.console.timeline",
+    "backends.console.ring", "backends.console.safe", "backends.console.timeline",
     *(f"backends.xenstore.{name}" for name in (
         "call", "connection", "control", "domain", "domain_ops", "history", "node_ops", "outbox", "path",
         "perms", "quota", "request", "ring", "store", "transaction", "watch", "wire",

@@ -220,8 +220,6 @@ class Consoles:
             else:
                 self._publish("console.match", skipped=skipped, **_event(found, regex))
                 told, skipped = now, 0
-            if since > history.end:  # it has matched nothing, at the very end, and would again
-                await history.wait(history.end)
 
     async def close(self) -> None:
         """The daemon ends: every viewer is told, and the logs are written to their ends."""

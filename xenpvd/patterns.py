@@ -1,4 +1,5 @@
-"""Regular expressions of users: RE2's, which take linear time whatever they are and whatever they look at."""
+"""Regular expressions of users: RE2's, whose time grows with their size and with what they look at, never
+faster than that."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ from typing import Any
 
 import re2
 
-#: A compiled one, for bytes; re2 has no types.
+#: A compiled one, for bytes, and what it finds; re2 has no types.
 Pattern = Any
+Match = Any
 
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False

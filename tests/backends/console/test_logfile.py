@@ -135,9 +135,8 @@ async def test_a_full_disk_is_told_once_and_nothing_is_lost_that_is_kept(
     bench.history.append(b"0123456789")
     await bench.until(lambda: bool(bench.told))
     bench.history.append(b"more")
-    assert bench.told == [
-        {"console": "0", "path": str(bench.path), "error": "No space left on device", "lost": 0}
-    ]
+    error = "it cannot be written: No space left on device"
+    assert bench.told == [{"console": "0", "path": str(bench.path), "error": error, "lost": 0}]
     room[0] = 1 << 20
     await bench.has(b"0123456789more")
     await bench.until(lambda: len(bench.told) == 2)
@@ -162,6 +161,49 @@ async def test_what_is_no_longer_kept_is_missing_and_the_file_says_so(
     await bench.has(b"a" * 100 + b"\n[36864 bytes are missing]\n" + b"b" * 4096)
     await bench.until(lambda: len(bench.told) == 2)
     assert bench.told[1]["lost"] == 36864
+
+
+async def test_who_prints_faster_than_it_is_written_is_told_of_what_is_missing(bench: Bench) -> None:
+    bench.history.limit = 4096
+    await bench.begin()
+    bench.history.append(b"a" * 5000)
+    await bench.until(lambda: bool(bench.told))
+    assert [(told["error"], told["lost"]) for told in bench.told] == [(None, 904)]
+    assert bench.path.read_bytes() == b"\n[904 bytes are missing]\n" + b"a" * 4096
+
+
+@pytest.mark.parametrize("blocked", ["console.log.new", "console.log.2"])
+async def test_without_a_new_file_it_grows_and_the_older_ones_stay(bench: Bench, blocked: str) -> None:
+    """A folder is in the way, as a descriptor too few would be."""
+    folder, older = bench.path.with_name(blocked), bench.path.with_name("console.log.1")
+    (folder / "not empty").mkdir(parents=True)
+    older.write_bytes(b"older")
+    await bench.begin(size=4096)
+    for letter in (b"a", b"b", b"c"):
+        bench.history.append(letter * 3000)
+        await bench.until(lambda: bench.path.read_bytes().endswith(letter * 3000))  # noqa: B023
+    assert bench.path.read_bytes() == b"a" * 3000 + b"b" * 3000 + b"c" * 3000
+    assert older.read_bytes() == b"older" and {path.name for path in bench.path.parent.iterdir()} == {
+        "console.log",
+        "console.log.1",
+        blocked,
+    }
+    (told,) = bench.told
+    assert "grows beyond its size" in told["error"] and "Is a directory" in told["error"]
+    folder.rename(bench.path.with_name("away"))
+    bench.history.append(b"d" * 3000)
+    await bench.has(b"d" * 3000)
+    await bench.until(lambda: len(bench.told) == 2)
+    assert bench.told[1]["error"] is None and bench.path.with_name("console.log.2").read_bytes() == b"older"
+
+
+async def test_one_that_was_deleted_is_made_anew(bench: Bench) -> None:
+    await bench.begin()
+    bench.history.append(b"one")
+    await bench.has(b"one")
+    bench.path.unlink()
+    bench.history.append(b"two")
+    await bench.has(b"two")
 
 
 async def test_at_the_end_the_last_bytes_are_written(bench: Bench) -> None:

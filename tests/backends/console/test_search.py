@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from random import choices
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xenpvd.backends.console import search
 from xenpvd.backends.console.history import History
@@ -65,14 +69,77 @@ async def test_a_flood_is_looked_at_once() -> None:
     history, looked, tasks = History(1 << 20), 0, Tasks()
 
     class Pattern:
-        def search(self, data: bytes) -> None:
-            nonlocal looked
-            looked += len(data)
+        programsize = 1
 
-    tasks.spawn(search.find(history, Pattern(), 0), "wait")
+        def search(self, data: bytes, begin: int, end: int) -> None:
+            nonlocal looked
+            looked += end - begin
+
+    waiting = tasks.spawn(search.find(history, Pattern(), 0), "wait")
     for _ in range(500):
         await asyncio.sleep(0)
         history.append(b"x" * 2048)
     await asyncio.sleep(0)
+    assert not waiting.done()
     await tasks.cancel()
-    assert looked <= 500 * (2048 + search.MATCH_MAX)
+    assert 500 * 2048 <= looked <= 500 * (2048 + search.MATCH_MAX)
+
+
+@pytest.mark.parametrize("regex", ["^b", r"\bb", "^b$"])
+async def test_a_line_begins_where_one_does_and_not_where_a_search_does(regex: str) -> None:
+    history, tasks = History(1 << 16), Tasks()
+    history.append(b"ab")
+    waiting = tasks.spawn(search.find(history, compile(regex), 1), "wait")
+    for piece in (b"", b"a", b"b", b"bb", b"c\nb"):
+        history.append(piece)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert waiting.done() == (b"\n" in piece)
+    match = await asyncio.wait_for(waiting, 5)
+    assert match is not None and match.start == 8
+
+
+async def test_from_an_offset_that_is_still_to_come() -> None:
+    history, tasks = History(1 << 16), Tasks()
+    history.append(b"x")
+    waiting = tasks.spawn(search.find(history, compile("x"), 3), "wait")
+    for _ in range(3):
+        history.append(b"x")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    match = await asyncio.wait_for(waiting, 5)
+    assert match is not None and match.start == 3
+
+
+@given(
+    data=st.lists(st.sampled_from([b"a", b"b", b"\n", b"ab", b"aab\n"]), max_size=40).map(b"".join),
+    regex=st.sampled_from(["^a", "a$", "ab", "b\na", r"\bb", "a+b", "^$", "a*b\n^b", "b?", "^ab\n"]),
+    since=st.integers(0, 20),
+    step=st.integers(1, 9),
+)
+def test_steps_find_what_one_look_at_all_finds(data: bytes, regex: str, since: int, step: int) -> None:
+    history = History(1 << 16)
+    history.append(data)
+    history.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "STEP", step)
+        patch.setattr(search, "MATCH_MAX", len(data) + 1)
+        match = asyncio.run(search.find(history, compile(regex), since))
+    whole = compile(regex).search(data, since) if since <= len(data) else None
+    assert (match and (match.start, match.end)) == (whole and whole.span())
+
+
+async def test_a_heavy_pattern_holds_up_nobody() -> None:
+    """For this one RE2 has no room for its fast way: 30 us a byte, for half a minute."""
+    history, tasks = History(1 << 20), Tasks()
+    history.append(bytes(choices(b"xy", k=1 << 20)))
+    waiting = tasks.spawn(search.find(history, compile("(x|y|xy|yx|xx|yy){500}z"), 0), "wait")
+    longest = 0.0
+    for _ in range(100):
+        begin = time.thread_time()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.thread_time() - begin)
+    assert not waiting.done() and longest < 0.1
+    waiting.cancel()
+    light = await asyncio.wait_for(search.find(history, compile("x"), 0), 5)
+    assert light is not None, "the thread still has its last piece: the light ones need none"

@@ -14,10 +14,12 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from time import localtime, strftime
 
 from xenpvd.backends.console.history import History
+from xenpvd.backends.console.safe import SafeText
 from xenpvd.errors import HostError
 from xenpvd.events import Publish
 from xenpvd.tasks import Tasks, in_thread
@@ -29,9 +31,6 @@ CHUNK = 1 << 16
 RETRY = 1.0
 #: Seconds that the last bytes get when the daemon ends
 GRACE = 2.0
-
-#: all control characters but tab and line feed become a dot, as terminals obey them
-_SAFE = bytes(ord(".") if (byte < 32 and byte not in b"\t\n") or byte == 127 else byte for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,9 @@ class LogTerms:
 class LogFile:
     """Follows ``history`` from offset ``since`` on, from :meth:`open` to :meth:`close`.
 
-    Event ``console.log`` {console, path, error, lost}: writing began to fail (``error`` says why), or goes on
-    again (null; ``lost`` bytes are missing).
+    Event ``console.log`` {console, path, error, lost}: writing, or making a new file, began to fail (``error``
+    says why), or goes on well (null); ``lost`` bytes are missing, whether anything failed or the guest was
+    faster.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class LogFile:
         self._now = now
         self._tasks = Tasks()
         self._offset = history.end
+        self._safe = SafeText()
         self._rest = b""
         self._line_begins = True
         self._lost = 0
-        self._failing = False
+        self._error: str | None = None
         self._reopen = False
         self._ending = False
         self._fd = -1
@@ -104,24 +105,27 @@ class LogFile:
     async def _follow(self) -> None:
         while True:
             try:
-                await self._write_all()
+                unrotated = await self._write_all()
             except OSError as fault:
-                self._tell(fault.strerror or str(fault))
+                self._tell(f"it cannot be written: {fault.strerror}")
                 await asyncio.sleep(RETRY)
                 continue
-            self._tell(None)
+            self._tell(unrotated)
             if self._ending or self._history.closed:
                 return
             await self._history.changed()
 
-    async def _write_all(self) -> None:
+    async def _write_all(self) -> str | None:
+        """Returns why the file grows beyond its size, if it must."""
+        unrotated = None
         while self._rest or self._take():
             reopen, self._reopen = self._reopen, False
             try:
-                await in_thread(partial(self._write, reopen))
+                unrotated = await in_thread(partial(self._write, reopen))
             except OSError:
                 self._reopen |= reopen
                 raise
+        return unrotated
 
     def _take(self) -> bool:
         """The next piece of the recording into ``_rest``; False if there is none."""
@@ -136,7 +140,7 @@ class LogFile:
 
     def _formatted(self, data: bytes) -> bytes:
         if self.terms.safe:
-            data = data.replace(b"\r\n", b"\n").translate(_SAFE)
+            data = self._safe.feed(data)
         if not (self.terms.timestamps and data):
             return data
         now = self._now()
@@ -149,46 +153,67 @@ class LogFile:
         return text
 
     def _tell(self, error: str | None) -> None:
-        if (error is not None) is self._failing:
+        failed, self._error = self._error, error
+        if error == failed and not (error is None and self._lost):
             return
-        self._failing = error is not None
         path = str(self.terms.path)
-        what = f"goes on, {self._lost} bytes lost" if error is None else f"cannot be written: {error}"
-        log.warning("%s: %s", path, what)
+        log.warning("%s: %s", path, error or f"it is written, {self._lost} bytes are missing")
         self._publish("console.log", console=self._name, path=path, error=error, lost=self._lost)
         self._lost = 0
 
     # ---- below: in a thread, one at a time
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(self.terms.path, flags, 0o640)
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(fd)
-            raise OSError(errno.EINVAL, "it is no regular file")
+        self._follow_on(_opened(self.terms.path))
+
+    def _follow_on(self, fd: int) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._size = fd, found.st_size
+        self._fd, self._size = fd, os.fstat(fd).st_size
 
-    def _write(self, reopen: bool) -> None:
-        """``_rest``, or as much as can be before an OSError."""
-        if reopen:
+    def _write(self, reopen: bool) -> str | None:
+        """``_rest``, or as much as can be before an OSError. Returns why there is no new file, if one is due."""
+        unrotated = None
+        if reopen or not os.fstat(self._fd).st_nlink:  # somebody deleted it: nobody would ever read it
             self._open()
         if self._size and self._size + len(self._rest) > self.terms.size:
-            self._rotate()
+            try:
+                self._rotate()
+            except OSError as fault:  # better too long than lost
+                unrotated = f"it grows beyond its size, a new one cannot be made: {fault.strerror}"
         while self._rest:
             done = os.write(self._fd, self._rest)
             self._size += done
             self._rest = self._rest[done:]
+        return unrotated
 
     def _rotate(self) -> None:
+        """The new file is there before any is renamed: if it cannot be made, the older ones stay as they are."""
         path, keep = self.terms.path, self.terms.keep
-        for number in range(keep, 0, -1):
-            older = path.with_name(f"{path.name}.{number}")
-            newer = path.with_name(f"{path.name}.{number - 1}") if number > 1 else path
-            if newer.exists():
-                newer.replace(older)
         if not keep:
             os.ftruncate(self._fd, 0)
-        self._open()
+            self._size = 0
+            return
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1))]
+        new = path.with_name(f"{path.name}.new")
+        fd = _opened(new)
+        try:
+            for newer, older in reversed(list(pairwise(names))):
+                if newer.exists():
+                    newer.replace(older)
+            new.replace(path)
+        except OSError:
+            os.close(fd)
+            new.unlink(missing_ok=True)
+            raise
+        self._follow_on(fd)
+
+
+def _opened(path: Path) -> int:
+    """A descriptor to append to ``path``. Raises OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, 0o640)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return fd
