@@ -173,7 +173,7 @@ class Consoles:
         for console in self._all.values():
             for viewer in console.viewers:
                 if viewer.number == number:
-                    console.detach(viewer, f"ended by {by}")
+                    console.kick(viewer, f"ended by {by}")
                     return
         raise NotFound(f"there is no viewer {number}. See console.viewers.", "viewer", str(number))
 

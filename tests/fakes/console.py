@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from xenpvd.backends.console.backend import Console
 from xenpvd.events import Publish
 
 
 class FakeConsole(Console):
-    """``echo`` makes a guest that prints what is typed."""
+    """``echo`` makes a guest that prints what is typed, ``deaf`` one that never takes it; ``typing`` is set
+    when somebody begins."""
 
     def __init__(self, publish: Publish) -> None:
         super().__init__(publish, 1 << 20, number=0)
         self.typed = bytearray()
-        self.echo = False
+        self.echo = self.deaf = False
+        self.typing = asyncio.Event()
         self._typed_more = asyncio.Event()
 
     def print(self, data: bytes) -> None:
         self.record(data)
 
-    async def type(self, data: bytes, timeout: float | None = None) -> None:
+    async def type(
+        self, data: bytes, timeout: float | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.typing.set()
+        while self.deaf:
+            check()
+            self._taken.clear()
+            await self._taken.wait()
         self.typed += data
         if self.echo:
             self.print(data)

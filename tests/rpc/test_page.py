@@ -195,16 +195,48 @@ async def test_a_lost_connection_is_taken_up_where_it_was(
     service.console.print(b"first\r\n")
     page = await browser.open(url)
     await page.shows("first")
-    service.consoles.kick(service.console.viewers[0].number, "the boss")
+    service.console.detach(service.console.viewers[0], "too slow")
     await page.text("link", "connection lost")
     service.console.print(b"meanwhile\r\n")
     await page.shows("meanwhile")
     service.console.print(b"after\r\n")
     await page.shows("after")
     screen = await page.value(SCREEN)
-    assert [screen.count(word) for word in ("first", "ended by the boss", "meanwhile", "after")] == [
+    assert [screen.count(word) for word in ("first", "too slow", "meanwhile", "after")] == [
         1,
         1,
         1,
         1,
     ]
+
+
+async def test_who_was_ended_comes_back_when_asked_only(
+    browser: Browser, url: str, service: FakeService
+) -> None:
+    page = await browser.open(url)
+    await page.text("role", "read-write")
+    service.consoles.kick(service.console.viewers[0].number, "the boss")
+    await page.text("link", "ended by the boss")
+    await page.until("document.getElementById('back').hidden", "False")
+    assert not service.console.viewers
+    await page.value("document.getElementById('back').click()")
+    await page.text("link", "connected")
+    assert len(service.console.viewers) == 1
+
+
+async def test_a_paste_of_any_length(browser: Browser, url: str, service: FakeService) -> None:
+    page = await browser.open(url)
+    await page.text("role", "read-write")
+    await browser.call("Input.insertText", page.session, text="x" * 200_000 + "!")
+    await service.console.wait_typed(b"!")
+    assert len(service.console.typed) == 200_001
+
+
+async def test_only_what_is_asked_now_is_answered(browser: Browser, url: str, service: FakeService) -> None:
+    """A terminal answers to ESC [ 5 n; the guest that asked before this one came expects nothing."""
+    service.console.print(b"old \x1b[5n question\r\n")
+    page = await browser.open(url)
+    await page.shows("old  question")
+    service.console.print(b"new \x1b[5n question\r\n")
+    await service.console.wait_typed(b"\x1b[0n")
+    assert service.console.typed == b"\x1b[0n"

@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import until
 from xenpvd.rpc.http import HttpServer
+from xenpvd.tasks import Tasks
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ async def test_hello_replay_and_live_both_ways(web: aiohttp.ClientSession, servi
             "viewer": service.console.viewers[0].number,
             "role": "rw",
             "offset": 0,
+            "live": 11,
             "epoch": service.events.epoch,
             "guest": "web1",
             "state": "running",
@@ -91,7 +93,7 @@ async def test_what_happens_to_the_guest_is_told(web: aiohttp.ClientSession, ser
         assert await note(ws) == {"type": "state", "state": "stopped"}
         service.consoles.kick(service.console.viewers[0].number, "the boss")
         assert await note(ws) == {"type": "end", "why": "ended by the boss"}
-        assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE
+        assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE and ws.close_code == 1008
 
 
 async def test_where_a_boot_begins_is_told_among_the_bytes(
@@ -128,7 +130,22 @@ async def test_denied(web: aiohttp.ClientSession, service: FakeService, place: s
         assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE and ws.close_code == 1008
 
 
-@pytest.mark.parametrize("query", ["mode=x", "since=-1", "since=x", "since=1e99", "other=1"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "mode=x",
+        "since=-1",
+        "since=x",
+        "since=1e99",
+        "other=1",
+        "since=1_0",
+        "since=%201",
+        "since=3.0",
+        "since=%D9%A1",
+        "since=1&since=2",
+        "mode=ro&mode=rw",
+    ],
+)
 async def test_a_query_that_is_none(web: aiohttp.ClientSession, service: FakeService, query: str) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError, match="400"):
         await web.ws_connect(f"/console/0?{query}")
@@ -169,6 +186,52 @@ async def test_what_is_no_wish_ends_it(web: aiohttp.ClientSession, service: Fake
         await ws.send_str(text)
         assert (await ws.receive()).type is aiohttp.WSMsgType.CLOSE and ws.close_code == 1003
     await until(lambda: not service.console.viewers)
+
+
+async def test_the_longest_message(web: aiohttp.ClientSession, service: FakeService) -> None:
+    async with web.ws_connect("/console/0") as ws:
+        await ws.send_bytes(bytes(1 << 16))
+    await until(lambda: len(service.console.typed) == 1 << 16)  # though it left at once
+
+
+@pytest.mark.parametrize("messages", [1, 100])
+async def test_who_leaves_while_the_guest_takes_nothing(
+    web: aiohttp.ClientSession, service: FakeService, messages: int
+) -> None:
+    """Be it that more waits than is read of a socket."""
+    service.console.deaf = True
+    ws = await web.ws_connect("/console/0?mode=rw")
+    sending = Tasks()
+    sending.spawn(send(ws, [bytes(1 << 16)] * messages), "paste")
+    await service.console.typing.wait()
+    assert service.console.viewers
+    ws._response.connection.transport.abort()  # type: ignore[union-attr]
+    await until(lambda: not service.console.viewers)
+    await sending.cancel()
+    await ws.close()
+
+
+async def send(ws: Socket, messages: list[bytes]) -> None:
+    with contextlib.suppress(ConnectionError, aiohttp.ClientConnectionResetError):
+        for message in messages:
+            await ws.send_bytes(message)
+
+
+async def test_the_keyboard_is_taken_from_one_whose_paste_waits(
+    web: aiohttp.ClientSession, service: FakeService
+) -> None:
+    service.console.deaf = True
+    async with web.ws_connect("/console/0") as one, web.ws_connect("/console/0") as two:
+        await note(one), await note(two)
+        await one.send_bytes(b"a long paste")
+        await service.console.typing.wait()
+        await one.ping()
+        await two.send_json({"type": "steal"})
+        notes = {told["type"]: told for told in (await note(one), await note(one))}
+        assert notes["role"]["role"] == "ro" and "read-only" in notes["denied"]["why"]
+        assert await note(two) == {"type": "role", "role": "rw"}
+        await one.send_json({"type": "steal"})
+        assert await note(one) == {"type": "role", "role": "rw"}
 
 
 async def test_a_message_too_long_ends_it(web: aiohttp.ClientSession, service: FakeService) -> None:

@@ -254,7 +254,7 @@ class Hangup:
     An epoll set with no events asked for reports EPOLLHUP only, which a half-close does not raise (unix(7)).
     """
 
-    def __init__(self, transport: asyncio.BaseTransport, left: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.BaseTransport, left: Callable[[], object]) -> None:
         """Raises OSError (EMFILE)."""
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()

@@ -50,11 +50,20 @@ class ConsoleViewer(Protocol):
     def offset(self) -> int:
         """Where the next :meth:`read` begins."""
 
+    @property
+    def live(self) -> int:
+        """Where it attached: what comes before was printed earlier."""
+
+    @property
+    def kicked(self) -> bool:
+        """Somebody ended it."""
+
     async def read(self) -> bytes:
         """The next bytes, waiting for some; b"" at the end (viewer closed, console gone, too slow)."""
 
     async def write(self, data: bytes) -> None:
-        """Type ``data``; waits while the guest does not take it. Raises ``Busy`` when mode is ``ro``."""
+        """Type ``data``; waits while the guest does not take it. Raises ``Busy`` when mode is ``ro``, or the
+        viewer has ended, or that comes to be meanwhile."""
 
     def boot_at(self, offset: int) -> int | None:
         """The number of the boot whose output begins there, if one's does."""

@@ -1,22 +1,28 @@
 """A console over a WebSocket: binary messages are its bytes, texts are JSON about it.
 
-To the client: ``hello`` {console, viewer, role, offset, epoch, guest, state} first, then ``role`` {role},
-``state`` {state}, ``opened`` {offset, boot}, ``denied`` {why}, ``end`` {why}. From it: ``steal``. ``offset``
-is that of the first byte that follows: who counts can come back with ``since`` and has no gap and no repeat,
-unless it is another daemon (``epoch``).
+To the client: ``hello`` {console, viewer, role, offset, live, epoch, guest, state} first, then ``role``
+{role}, ``state`` {state}, ``opened`` {offset, boot}, ``denied`` {why}, ``end`` {why}. From it: ``steal``.
+``offset`` is that of the first byte that follows: who counts can come back with ``since`` and has no gap and
+no repeat, unless it is another daemon (``epoch``). What comes before ``live`` was printed earlier.
+
+Who is not wanted (no such console, ended by somebody) sees the close code POLICY_VIOLATION, and should not
+come back by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from aiohttp import WSCloseCode, WSMsgType, web
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from xenpvd.errors import XenpvdError
+from xenpvd.rpc.connection import Hangup
 from xenpvd.rpc.console import GRACE, attach_as_can
 from xenpvd.rpc.models import Offset
 from xenpvd.rpc.service import ConsoleViewer, Service
@@ -27,23 +33,34 @@ log = logging.getLogger(__name__)
 
 #: Bytes of one message from a client
 MESSAGE_MAX = 1 << 16
+#: Messages with typed bytes that wait for the guest; those behind them wait in the socket
+TYPED_MAX = 16
+
+
+def _digits(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ValueError("not a number")
+    return int(text)
 
 
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    since: Offset | None = None
+    since: Annotated[Offset, BeforeValidator(_digits)] | None = None
     mode: Literal["rw", "ro", "steal", "auto"] = "auto"
 
 
 async def serve(service: Service, request: web.Request) -> web.WebSocketResponse:
     """Attach until either side ends. Raises 400 as HTTP; what the console refuses is ``denied``."""
+    asked = dict(request.query)
     try:
-        query = _Query.model_validate(dict(request.query))
+        query = _Query.model_validate(asked)
+        wrong = "" if len(asked) == len(request.query) else "twice the same"
     except ValidationError as fault:
-        places = ", ".join(str(error["loc"][0]) for error in fault.errors())
-        raise web.HTTPBadRequest(text=f"cannot attach: {places} cannot be used.\n") from None
-    ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX)
+        wrong = ", ".join(str(error["loc"][0]) for error in fault.errors())
+    if wrong:
+        raise web.HTTPBadRequest(text=f"cannot attach: {wrong} cannot be used.\n")
+    ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX + 1)  # aiohttp's is the first that is too long
     await ws.prepare(request)
     await _Client(service, ws, request).serve(request.match_info["console"], query)
     return ws
@@ -57,6 +74,7 @@ class _Client:
         self._request = request
         self._who = f"{credentials(request.transport)}, websocket"
         self._tasks = Tasks(self._broken)
+        self._typed = asyncio.Queue[bytes](TYPED_MAX)
         self._notes: dict[str, dict[str, Any]] = {}  # the newest of each type, for one who reads slowly
         self._noted = asyncio.Event()
 
@@ -68,16 +86,23 @@ class _Client:
             await self._ws.close(code=WSCloseCode.POLICY_VIOLATION)
             return
         events, _, _ = self._service.events.subscribe(["guest.state"])
+        hangup = None
         try:
+            assert self._request.transport is not None
+            # it may leave while too much is typed to read on
+            hangup = Hangup(self._request.transport, viewer.close)
             await self._greet(name, viewer)
             self._tasks.spawn(self._serve_output(viewer), "websocket output")
             self._tasks.spawn(self._serve_end(viewer), "websocket end")
             self._tasks.spawn(self._serve_notes(), "websocket notes")
             self._tasks.spawn(self._serve_events(events), "websocket events")
+            self._tasks.spawn(self._serve_typing(viewer), "websocket typing")
             await self._serve_input(viewer)
         except ConnectionError:
             pass
         finally:
+            if hangup is not None:
+                hangup.close()
             events.close()
             log.info("%s left console %s: %s", self._who, name, viewer.close())
             await self._tasks.cancel()
@@ -98,6 +123,7 @@ class _Client:
                 "viewer": viewer.number,
                 "role": viewer.mode,
                 "offset": viewer.offset,
+                "live": viewer.live,
                 "epoch": self._service.daemon_info().epoch,
                 "guest": status.name,
                 "state": status.state,
@@ -120,7 +146,7 @@ class _Client:
                 await self._ws.send_json({"type": "opened", "offset": offset, "boot": boot})
             await self._ws.send_bytes(data)
         await self._ws.send_json({"type": "end", "why": viewer.close()})
-        await self._ws.close(code=WSCloseCode.GOING_AWAY)
+        await self._ws.close(code=WSCloseCode.POLICY_VIOLATION if viewer.kicked else WSCloseCode.GOING_AWAY)
 
     async def _serve_end(self, viewer: ConsoleViewer) -> None:
         """Of one that does not read: it would not hear of its end either."""
@@ -143,15 +169,31 @@ class _Client:
 
     async def _serve_input(self, viewer: ConsoleViewer) -> None:
         async for message in self._ws:
-            try:
-                if message.type is WSMsgType.BINARY:
-                    await viewer.write(message.data)
-                elif message.type is WSMsgType.TEXT and _wish(message.data) == "steal":
+            if message.type is WSMsgType.BINARY:
+                await self._typed.put(message.data)
+            elif message.type is WSMsgType.TEXT and _wish(message.data) == "steal":
+                with self._told():
                     viewer.steal()
-                else:
-                    await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)
-            except XenpvdError as fault:
-                self._note("denied", why=str(fault))
+            else:
+                await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await self._typed.join()  # what it typed before it left
+
+    async def _serve_typing(self, viewer: ConsoleViewer) -> None:
+        """Beside the reader, which has to hear of other things while the guest takes nothing."""
+        while True:
+            data = await self._typed.get()
+            with self._told():
+                await viewer.write(data)
+            self._typed.task_done()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except XenpvdError as fault:
+            self._note("denied", why=str(fault))
 
     def _broken(self, name: str, fault: BaseException) -> None:
         if not isinstance(fault, ConnectionError):

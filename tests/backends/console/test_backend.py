@@ -283,6 +283,50 @@ async def test_one_keyboard(bench: Bench) -> None:
     assert [event["who"] for event in bench.told("console.attached")] == ["first", "looker", "thief", "again"]
 
 
+@pytest.mark.parametrize("how", ["steal", "kick"])
+async def test_who_loses_the_keyboard_types_no_more(bench: Bench, how: str) -> None:
+    """The taker's ^C is the next thing that the guest reads behind what it has been given."""
+    first = bench.console.attach("rw", None, "first")
+    paste = bench.tasks.spawn(first.write(b"a" * SIZE), "paste")
+    queued = bench.tasks.spawn(first.write(b"b"), "behind it")
+    assert await bench.waits(paste)
+    if how == "kick":
+        bench.console.kick(first, "ended by the boss")
+    second = bench.console.attach("steal", None, "second")
+    for task in (paste, queued):
+        with pytest.raises(Busy, match=r"read-only" if how == "steal" else r"over \(ended by the boss\)"):
+            await task
+    await second.write(b"\x03")
+    taken = b""
+    while not taken.endswith(b"\x03"):
+        taken += bench.guest.reads()
+        await asyncio.sleep(0)
+    assert taken == b"a" * IN_SIZE + b"\x03"
+
+
+async def test_what_was_typed_by_one_who_left_still_comes(bench: Bench) -> None:
+    viewer = bench.console.attach("rw", None, "a program")
+    await viewer.write(b"a" * 5000)
+    viewer.close()
+    taken = b""
+    while len(taken) < 5000:
+        taken += bench.guest.reads()
+        await asyncio.sleep(0)
+    with pytest.raises(Busy, match=r"over \(detached\)"):
+        await viewer.write(b"x")
+
+
+async def test_of_a_shared_console_that_is_no_longer_the_first_one_keeps_the_keyboard(bench: Bench) -> None:
+    bench.console.input = "shared"
+    viewers = [bench.console.attach(mode, None, mode) for mode in ("ro", "rw", "rw")]
+    late = bench.tasks.spawn(viewers[2].write(b"a" * SIZE), "paste")
+    assert await bench.waits(late)
+    bench.console.input = "single"
+    assert [viewer.mode for viewer in viewers] == ["ro", "rw", "ro"]
+    with pytest.raises(Busy):
+        await late
+
+
 async def test_close_ends_a_read_that_waits(bench: Bench) -> None:
     viewer, other = (bench.console.attach("ro", None, who) for who in "ab")
     task = bench.tasks.spawn(viewer.read(), "read")

@@ -35,7 +35,7 @@ MARKS_MAX = 256
 _numbers = count(1)
 
 
-def _nothing(mode: str) -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -61,7 +61,7 @@ class Console:
     ) -> None:
         self.name = name
         self.number = number
-        self.input = input
+        self._input = input
         self.history = History(history)
         self._publish = publish
         self._tasks = Tasks(self._on_fault)
@@ -75,6 +75,18 @@ class Console:
         self._boots = 0
         #: at which offsets boots began, and their numbers; of the last ones
         self.marks: dict[int, int] = {}
+
+    @property
+    def input(self) -> str:
+        return self._input
+
+    @input.setter
+    def input(self, input: str) -> None:
+        self._input = input
+        if input == "single":  # the first one keeps it
+            for other in [viewer for viewer in self._viewers if viewer.mode == "rw"][1:]:
+                other.mode = "ro"
+            self._taken.set()
 
     def opened(self) -> None:
         """A VM begins: what is recorded from here on is its output."""
@@ -165,18 +177,31 @@ class Console:
         return viewer
 
     def give_keyboard(self, viewer: Viewer) -> None:
-        """To ``viewer``, and to it alone unless it is shared. Raises :class:`Unsupported`."""
+        """To ``viewer``, and to it alone unless it is shared: then nothing comes any more of what the one who
+        had it typed and the guest has not read. Raises :class:`Unsupported`."""
         self._check_keyboard("attach with a keyboard")
         if self.input == "single":
             for other in self._viewers:
-                if other is not viewer:
+                if other is not viewer and other.mode == "rw":
                     other.mode = "ro"
+                    self._forget_typed()
         viewer.mode = "rw"
+
+    def _forget_typed(self) -> None:
+        self._typed.clear()
+        self._taken.set()
 
     def _check_keyboard(self, what: str) -> None:
         if self.input == "none":
             why = f"cannot {what}: console {self.name} is for reading only. Attach with mode ro."
             raise Unsupported(why, feature="console input")
+
+    def kick(self, viewer: Viewer, why: str) -> None:
+        """End it against its will, with what it has typed and the guest has not read."""
+        viewer.kicked = True
+        if viewer.mode == "rw" and self.input == "single":
+            self._forget_typed()
+        self.detach(viewer, why)
 
     def detach(self, viewer: Viewer, why: str) -> None:
         if viewer.ended is None:
@@ -186,6 +211,7 @@ class Console:
                 "console.detached", console=self.name, viewer=viewer.number, who=viewer.who, why=why
             )
             self.history.wake()  # a read of its own that waits
+            self._taken.set()  # and its typing
 
     def info(self) -> ConsoleInfo:
         return ConsoleInfo(
@@ -200,8 +226,11 @@ class Console:
             viewers=len(self._viewers),
         )
 
-    async def type(self, data: bytes, timeout: float | None = None) -> None:
+    async def type(
+        self, data: bytes, timeout: float | None = None, check: Callable[[], None] = _nothing
+    ) -> None:
         """Give ``data`` to the guest; waits while too much is not taken yet. Nothing is dropped silently.
+        ``check`` raises, and so ends it, when whoever types may no longer.
 
         Raises :class:`Unsupported` if there is no keyboard; :class:`StateError` if there is no running guest
         to take it, or not any more; :class:`TimedOut` after ``timeout`` seconds, its data ``written`` the
@@ -214,6 +243,7 @@ class Console:
             async with asyncio.timeout(timeout), self._typing:
                 ring = self._ring
                 while rest:
+                    check()
                     if ring is None or self._ring is not ring:
                         why = "the guest is not running. Start it"
                         if self.number:  # a channel, which a running guest need not take up

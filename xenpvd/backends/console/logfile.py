@@ -47,9 +47,9 @@ class LogTerms:
 class LogFile:
     """Follows ``history`` from offset ``since`` on, from :meth:`open` to :meth:`close`.
 
-    Event ``console.log`` {console, path, error, lost}: writing, or making a new file, began to fail (``error``
-    says why), or goes on well (null); ``lost`` bytes are missing, whether anything failed or the guest was
-    faster.
+    Event ``console.log`` {console, path, error, lost}: writing, or making a new file, began to fail
+    (``error`` says why), or goes on well (null); ``lost`` bytes are missing, as something failed or as the
+    guest was faster.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class LogFile:
         self._fd, self._size = fd, os.fstat(fd).st_size
 
     def _write(self, reopen: bool) -> str | None:
-        """``_rest``, or as much as can be before an OSError. Returns why there is no new file, if one is due."""
+        """``_rest``, or as much as can be before an OSError. Returns why there is no new file that is due."""
         unrotated = None
         if reopen or not os.fstat(self._fd).st_nlink:  # somebody deleted it: nobody would ever read it
             self._open()
@@ -188,7 +188,7 @@ class LogFile:
         return unrotated
 
     def _rotate(self) -> None:
-        """The new file is there before any is renamed: if it cannot be made, the older ones stay as they are."""
+        """The new file is there before any is renamed: if it cannot be made, all stay as they are."""
         path, keep = self.terms.path, self.terms.keep
         if not keep:
             os.ftruncate(self._fd, 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 
-#: what terminals obey: C0 but tab and line feed, DEL, and C1 (ESC, CSI and all that), also as a raw byte, which
-#: surrogateescape keeps at U+DC80 and up
+#: what terminals obey: C0 but tab and line feed, DEL, and C1 (ESC, CSI and all that), also as a raw byte,
+#: which surrogateescape keeps at U+DC80 and up
 _CONTROLS = [*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0xDC80, 0xDCA0)]
 #: what makes text look like another: marks of direction (UAX #9), and separators that are line ends to some
 _MARKS = [0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]

@@ -31,7 +31,9 @@ class Viewer:
         self.number = number
         self.who = who
         self.offset = offset
+        self.live = console.history.end
         self.ended: str | None = None
+        self.kicked = False
         self._end = asyncio.Event()
         self._mode = mode
         self._on_mode = on_mode
@@ -74,12 +76,17 @@ class Viewer:
         return b""
 
     async def write(self, data: bytes) -> None:
-        """Type ``data``; waits while the guest does not take it. Raises :class:`Busy` if it is read-only."""
-        if self.mode != "rw":
-            raise Busy(
-                "cannot type: this viewer is read-only. Attach with mode steal.", by=self._console.writer
-            )
-        await self._console.type(data)
+        """Type ``data``; waits while the guest does not take it. Raises :class:`Busy` if it is read-only or
+        has ended, or comes to be meanwhile: then the rest is not typed."""
+        self._check_keyboard()
+        await self._console.type(data, check=self._check_keyboard)
+
+    def _check_keyboard(self) -> None:
+        if self.ended is not None:
+            raise Busy(f"cannot type: this viewer is over ({self.ended}). Attach again.", by=self.ended)
+        if self._mode != "rw":
+            why = "cannot type: this viewer is read-only. Attach with mode steal."
+            raise Busy(why, by=self._console.writer)
 
     def boot_at(self, offset: int) -> int | None:
         """The number of the boot whose output begins there, if one's does."""

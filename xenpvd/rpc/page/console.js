@@ -5,6 +5,8 @@ import { Terminal } from "./xterm.mjs";
 import { FitAddon } from "./addon-fit.mjs";
 
 const RETRY_MAX = 8000; // ms
+const PIECE = 16384; // bytes of one message
+const UNWANTED = 1008; // the close code of who should not come back by itself
 
 const element = (id) => document.getElementById(id);
 const terminal = new Terminal({ scrollback: 10000, cursorBlink: true, convertEol: false });
@@ -19,6 +21,8 @@ const name = asked.get("console") ?? "0";
 const mode = asked.get("mode") === "ro" ? "ro" : "auto";
 let offset = null; // of the next byte; null: nothing has been shown yet
 let epoch = null; // of the daemon that counts so
+let live = 0; // the offset up to which it was printed earlier
+let replaying = false; // what the terminal would answer to that, nobody asks any more
 let socket = null;
 let retry = 250;
 
@@ -30,7 +34,12 @@ function connect() {
   socket.binaryType = "arraybuffer";
   socket.onmessage = (message) =>
     typeof message.data === "string" ? told(JSON.parse(message.data)) : shown(new Uint8Array(message.data));
-  socket.onclose = () => {
+  socket.onclose = (closed) => {
+    if (closed.code === UNWANTED) {
+      terminal.options.disableStdin = true;
+      element("back").hidden = false;
+      return;
+    }
     link(`connection lost; again in ${(retry / 1000).toFixed(1)} s`, true);
     setTimeout(connect, retry);
     retry = Math.min(retry * 2, RETRY_MAX);
@@ -39,7 +48,10 @@ function connect() {
 
 function shown(bytes) {
   offset += bytes.length;
-  terminal.write(bytes);
+  const caughtUp = offset >= live;
+  terminal.write(bytes, () => {
+    if (caughtUp) replaying = false;
+  });
 }
 
 function told(note) {
@@ -54,7 +66,8 @@ function told(note) {
         return;
       }
       if (offset !== null && note.offset > offset) line(`${note.offset - offset} bytes are no longer kept`);
-      [offset, epoch] = [note.offset, note.epoch];
+      [offset, epoch, live] = [note.offset, note.epoch, note.live];
+      replaying = offset < live;
       element("guest").textContent = note.console === "0" ? note.guest : `${note.guest}: ${note.console}`;
       document.title = `${note.guest} console`;
       link("connected", false);
@@ -75,6 +88,7 @@ function told(note) {
       break;
     case "end":
       line(note.why);
+      link(note.why, true);
       break;
   }
 }
@@ -105,9 +119,19 @@ function send(data) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(data);
 }
 
+function typed(bytes) {
+  if (replaying) return;
+  for (let at = 0; at < bytes.length; at += PIECE) send(bytes.subarray(at, at + PIECE));
+}
+
 const encoder = new TextEncoder();
-terminal.onData((text) => send(encoder.encode(text)));
-terminal.onBinary((text) => send(Uint8Array.from(text, (letter) => letter.charCodeAt(0))));
+terminal.onData((text) => typed(encoder.encode(text)));
+terminal.onBinary((text) => typed(Uint8Array.from(text, (letter) => letter.charCodeAt(0))));
+element("back").onclick = () => {
+  element("back").hidden = true;
+  connect();
+  terminal.focus();
+};
 element("steal").onclick = () => {
   send(JSON.stringify({ type: "steal" }));
   terminal.focus();
