@@ -18,7 +18,7 @@ from typing import Any
 #: sys.executable may be a fake daemon's by now.
 PYTHON = sys.executable
 
-_MAIN = "import sys; sys.executable = sys.argv.pop(1); from xenpvd.ctl.cli import main; main()"
+MAIN = "import sys; sys.executable = sys.argv.pop(1); from xenpvd.ctl.cli import main; main()"
 
 
 class Session:
@@ -62,7 +62,7 @@ class Terminal:
     @contextlib.contextmanager
     def __call__(self, *args: str) -> Iterator[Session]:
         master, slave = pty.openpty()
-        command = [PYTHON, "-c", _MAIN, sys.executable, "--run-dir", str(self._run_dir), *args]
+        command = [PYTHON, "-c", MAIN, sys.executable, "--run-dir", str(self._run_dir), *args]
         process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         try:
             with process:

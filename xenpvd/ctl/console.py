@@ -72,6 +72,11 @@ def converse(
     return end
 
 
+def carry(sock: socket.socket, pending: bytes, stdin: int, stdout: int) -> End:
+    """As :func:`converse` does, between other descriptors and with no words. Raises OSError of ``stdout``."""
+    return _Carry(sock, stdin, stdout, None, True, True).run(pending, None, lambda: False)
+
+
 class _Carry:
     """The loop between the terminal and the guest: one poll, and nothing that blocks but stdout."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,16 +65,34 @@ _console_option = click.option(
     help="The key that leaves: ^A to ^_, or a letter. Default also by XENPVCTL_ESCAPE.",
 )
 @_since_option
+@click.option(
+    "--pty",
+    "link",
+    type=click.Path(path_type=Path),
+    metavar="LINK",
+    help="Make LINK a terminal that other programs can open, for as long as this runs.",
+)
 @json_option
 @click.pass_obj
 def console(
-    place: RunDir, name: str, which: str, mode: str | None, escape: str, since: dict[str, Any]
+    place: RunDir,
+    name: str,
+    which: str,
+    mode: str | None,
+    escape: str,
+    since: dict[str, Any],
+    link: Path | None,
 ) -> None:
     """Sit down at a guest's console.
 
     What it printed so far comes first (see --since). Without a terminal stdin is typed until its
     end, and stdout gets what the guest prints.
     """
+    mode = mode or ("rw" if which == "0" else "ro")
+    title = f"{name} console" if which == "0" else f"{name} console {which}"
+    if link is not None:
+        _serve_pty(place, name, title, link, {"console": which, "mode": mode, **since})
+        return
     from xenpvd.ctl import console as terminal
 
     try:
@@ -80,19 +100,38 @@ def console(
     except ValueError as fault:
         raise click.BadParameter(str(fault), param_hint="--escape") from None
     with place.connect(name) as client:
-        if since.get("since", 0) < 0:
-            since = {"since": client.call("console.read", {"console": which, "max": 1, **since})["start"]}
         others = sum(viewer["console"] == which for viewer in client.call("console.viewers"))
-        mode = mode or ("rw" if which == "0" else "ro")
-        attached, sock, pending = client.attach(mode, console=which, **since)
+        attached, sock, pending = _attach(client, console=which, mode=mode, **since)
         rw = attached["mode"] == "rw"
         words = "read-write" if rw else "read-only"
         if others:
             words += f", {others} other viewer{'s' if others > 1 else ''}"
-        title = f"{name} console" if which == "0" else f"{name} console {which}"
         end = terminal.converse(sock, pending, name=f"{title} ({words})", escape=key, keyboard=rw)
     if end is terminal.End.CLOSED:
         _explain_end(place, name, attached["viewer"])
+
+
+def _attach(client: Client, **params: Any) -> tuple[dict[str, Any], socket.socket, bytes]:
+    if params.get("since", 0) < 0:
+        start = {"console": params["console"], "max": 1, "since": params["since"]}
+        params["since"] = client.call("console.read", start)["start"]
+    return client.attach(**params)
+
+
+def _serve_pty(place: RunDir, name: str, title: str, link: Path, params: dict[str, Any]) -> None:
+    from xenpvd.ctl import pty
+
+    viewer = 0
+
+    def attach() -> tuple[socket.socket, bytes]:
+        nonlocal viewer
+        attached, sock, pending = _attach(place.connect(name), **params)
+        viewer = attached["viewer"]
+        return sock, pending
+
+    place.connect(name).close()
+    pty.serve(link, attach, lambda path: click.echo(f"{title} is {path}, {link}; ^C ends it", err=True))
+    _explain_end(place, name, viewer)
 
 
 def _explain_end(place: RunDir, name: str, viewer: int) -> None:

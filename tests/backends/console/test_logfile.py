@@ -188,6 +188,7 @@ async def test_without_a_new_file_it_grows_and_the_older_ones_stay(bench: Bench,
         "console.log.1",
         blocked,
     }
+    await bench.until(lambda: bool(bench.told))
     (told,) = bench.told
     assert "grows beyond its size" in told["error"] and "Is a directory" in told["error"]
     folder.rename(bench.path.with_name("away"))

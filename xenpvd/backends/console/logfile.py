@@ -75,7 +75,7 @@ class LogFile:
     async def open(self) -> None:
         """Begin. Raises :class:`HostError`."""
         try:
-            await in_thread(self._open)
+            self._follow_on(await in_thread(partial(_opened, self.terms.path), os.close))
         except OSError as fault:
             raise HostError(
                 f"cannot log console {self._name} to {self.terms.path}: {fault.strerror}. Check the path "

@@ -1,0 +1,101 @@
+"""A console as a pty: whoever opens it is a viewer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.conftest import Daemon
+from tests.ctl.terminal import MAIN, PYTHON
+from tests.rpc.conftest import until
+
+
+class Served:
+    def __init__(self, run_dir: Path, link: Path, *options: str) -> None:
+        command = [PYTHON, "-c", MAIN, sys.executable, "--run-dir", str(run_dir)]
+        command += ["console", "web1", "--pty", str(link), *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.said = self.process.stderr.readline()
+
+    def end(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=10)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Path:
+    return tmp_path / "web1.tty"
+
+
+@pytest.fixture
+def served(run_dir: Path, daemon: Daemon, link: Path) -> Iterator[Served]:
+    daemon.do(lambda: daemon.service.console.print(b"login: "))
+    served = Served(run_dir, link)
+    yield served
+    served.process.kill()
+    served.end()
+
+
+def read(fd: int, text: bytes) -> None:
+    seen = b""
+    while text not in seen:
+        seen += os.read(fd, 4096)
+
+
+def test_each_opening_is_a_viewer(served: Served, daemon: Daemon, link: Path) -> None:
+    assert served.said == f"web1 console is {link.readlink()}, {link}; ^C ends it\n"
+    assert not daemon.service.console.viewers
+    for number in (b"1", b"2"):
+        fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+        read(fd, b"login: ")
+        assert not termios.tcgetattr(fd)[3] & (termios.ECHO | termios.ICANON)
+        os.write(fd, b"root" + number + b"\r\x03")
+        daemon.wait(daemon.service.console.wait_typed(b"root" + number + b"\r\x03"))
+        daemon.do(lambda: daemon.service.console.print(b"welcome\r\n"))
+        read(fd, b"welcome\r\n")
+        os.close(fd)
+        daemon.wait(until(lambda: not daemon.service.console.viewers))
+    served.process.send_signal(signal.SIGINT)
+    assert served.end() == (130, "")
+    assert not link.is_symlink()
+
+
+def test_typed_and_closed_at_once(served: Served, daemon: Daemon, link: Path) -> None:
+    link.write_bytes(b"reboot\r")
+    daemon.wait(daemon.service.console.wait_typed(b"reboot\r"))
+
+
+def test_it_ends_with_a_viewer_that_was_ended(served: Served, daemon: Daemon, link: Path) -> None:
+    fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+    read(fd, b"login: ")
+    daemon.do(lambda: daemon.service.consoles.kick(daemon.service.console.viewers[0].number, "the boss"))
+    status, said = served.end()
+    os.close(fd)
+    assert status == 1 and "ended by the boss" in said and not link.is_symlink()
+
+
+def test_a_link_that_is_none(run_dir: Path, daemon: Daemon, link: Path) -> None:
+    link.write_bytes(b"precious")
+    served = Served(run_dir, link)
+    assert "there is something else" in served.said and served.end()[0] == 1
+    assert link.read_bytes() == b"precious"
+    served = Served(run_dir, link / "missing")
+    assert "Not a directory" in served.said and served.end()[0] == 1
+
+
+def test_a_link_of_one_who_was_killed_is_taken_over(served: Served, run_dir: Path, link: Path) -> None:
+    served.process.kill()
+    served.end()
+    assert link.is_symlink()
+    again = Served(run_dir, link)
+    assert "web1 console is" in again.said
+    again.process.terminate()
+    assert again.end()[0] == 143 and not link.is_symlink()
