@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xenpvd import paths
-from xenpvd.ctl import boot, channel, consoles, drive, guest, look, machine, rundir, xen, xenstore
+from xenpvd.ctl import boot, channel, consoles, drive, guest, import_xl, look, machine, rundir, xen, xenstore
 from xenpvd.ctl.output import Verbs, json_option
 
 
@@ -68,6 +68,7 @@ for verb in (
     look.call,
     boot.check,
     boot.doctor,
+    import_xl.import_xl,
     consoles.log,
     consoles.viewers,
     consoles.kick,
