@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from tests.ctl.conftest import Daemon
 from xenpvd.ctl.cli import cli
 
-VERBS = """run start list status console drive channel vcpu memory pause resume shutdown reboot reset destroy
-           sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch xenstore-history
-           xenstore-quota evtchn grant hypercalls events call check doctor import-xl log viewers kick"""
+VERBS = """run start list status console drive channel vcpu memory pause resume shutdown reboot reset
+           destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
+           xenstore-history xenstore-quota evtchn grant hypercalls events call check doctor import-xl log
+           viewers kick completion"""
 
 #: What a verb over the socket must not load: it costs more than all the rest.
 HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio subprocess ctypes importlib.metadata tempfile xenpvd.rpc xenpvd.config xenpvd.vmm"  # noqa: E501

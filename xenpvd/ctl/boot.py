@@ -12,6 +12,7 @@ import click
 
 from xenpvd import paths
 from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.completion import definitions
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
 from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
 from xenpvd.ctl.waiting import timeout_option, told
@@ -34,7 +35,7 @@ _accel_option = click.option(
 
 
 @click.command()
-@click.argument("guest")
+@click.argument("guest", shell_complete=definitions)
 @click.option(
     "--wait",
     "phase",

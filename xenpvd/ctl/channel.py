@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from xenpvd.ctl.completion import consoles, guest_argument
 from xenpvd.ctl.output import Verbs, emit, json_option, table
 from xenpvd.ctl.rundir import RunDir
 
@@ -16,7 +17,7 @@ def channel() -> None:
 
 
 @channel.command("list")
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def list_(place: RunDir, name: str) -> None:
@@ -39,11 +40,11 @@ def list_(place: RunDir, name: str) -> None:
 
 
 @channel.command()
-@click.argument("name")
+@guest_argument
 @click.argument("channel")
 @click.option("--number", type=click.IntRange(1, 9), help="Of device/console/N; else a free one.")
 @click.option("--shared", is_flag=True, help="Each viewer has a keyboard.")
-@click.option("--log", metavar="FILE", help="A file that gets the output as well.")
+@click.option("--log", type=click.Path(), metavar="FILE", help="A file that gets the output as well.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has connected it.")
 @click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
 @json_option
@@ -74,8 +75,8 @@ def add(
 
 
 @channel.command()
-@click.argument("name")
-@click.argument("channel")
+@guest_argument
+@click.argument("channel", shell_complete=consoles)
 @click.option("--force", is_flag=True, help="Cut it off though the guest still uses it.")
 @click.option("--missing-ok", is_flag=True, help="It is no fault if there is none.")
 @click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")

@@ -7,7 +7,20 @@ from pathlib import Path
 import click
 
 from xenpvd import paths
-from xenpvd.ctl import boot, channel, consoles, drive, guest, import_xl, look, machine, rundir, xen, xenstore
+from xenpvd.ctl import (
+    boot,
+    channel,
+    completion,
+    consoles,
+    drive,
+    guest,
+    import_xl,
+    look,
+    machine,
+    rundir,
+    xen,
+    xenstore,
+)
 from xenpvd.ctl.output import Verbs, json_option
 
 
@@ -72,6 +85,7 @@ for verb in (
     consoles.log,
     consoles.viewers,
     consoles.kick,
+    completion.completion,
 ):
     cli.add_command(verb)
 

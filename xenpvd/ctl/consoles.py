@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
+from xenpvd.ctl import completion
 from xenpvd.ctl.client import Client, NoAnswer
+from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import Failure, duration, emit, json_option, table, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
@@ -47,12 +49,13 @@ _console_option = click.option(
     "which",
     default="0",
     show_default=True,
+    shell_complete=completion.consoles,
     help="0 is the guest's own (hvc0), xen the log of the Xen below it.",
 )
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @_console_option
 @click.option("--ro", "mode", flag_value="ro", help="Watch only.")
 @click.option("--steal", "mode", flag_value="steal", help="Take the keyboard from who has it.")
@@ -150,7 +153,7 @@ def _explain_end(place: RunDir, name: str, viewer: int) -> None:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @_console_option
 @_since_option
 @json_option
@@ -185,7 +188,7 @@ def _recorded(client: Client, which: str, since: dict[str, Any], end: int) -> It
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def viewers(place: RunDir, name: str) -> None:
@@ -202,8 +205,8 @@ def viewers(place: RunDir, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.argument("viewer", type=int)
+@guest_argument
+@click.argument("viewer", type=int, shell_complete=completion.viewers)
 @json_option
 @click.pass_obj
 def kick(place: RunDir, name: str, viewer: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from xenpvd.ctl.completion import drive_argument, guest_argument
 from xenpvd.ctl.guest import drive_line
 from xenpvd.ctl.output import Verbs, emit, json_option, size, table
 from xenpvd.ctl.rundir import RunDir
@@ -33,7 +34,7 @@ def drive() -> None:
 
 
 @drive.command("list")
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def list_(place: RunDir, name: str) -> None:
@@ -57,9 +58,9 @@ def list_(place: RunDir, name: str) -> None:
 
 
 @drive.command()
-@click.argument("name")
+@guest_argument
 @click.argument("vdev")
-@click.argument("target", required=False)
+@click.argument("target", type=click.Path(), required=False)
 @click.option("--ro", is_flag=True, help="Read-only.")
 @click.option("--cdrom", is_flag=True, help="A CD-ROM: read-only, and without TARGET empty.")
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), default="512", help="Of a logical sector.")
@@ -111,8 +112,8 @@ def add(
 
 
 @drive.command()
-@click.argument("name")
-@click.argument("vdev")
+@guest_argument
+@drive_argument
 @click.option("--force", is_flag=True, help="Cut it off though the guest still uses it.")
 @click.option("--missing-ok", is_flag=True, help="It is no fault if there is none.")
 @click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")
@@ -127,8 +128,8 @@ def remove(place: RunDir, name: str, vdev: str, force: bool, missing_ok: bool, t
 
 
 @drive.command()
-@click.argument("name")
-@click.argument("vdev")
+@guest_argument
+@drive_argument
 @click.argument("new_size", metavar="[SIZE]", required=False)
 @click.option("--shrink", is_flag=True, help="It may become smaller; what is beyond is lost.")
 @json_option
@@ -142,8 +143,8 @@ def resize(place: RunDir, name: str, vdev: str, new_size: str | None, shrink: bo
 
 
 @drive.command()
-@click.argument("name")
-@click.argument("vdev")
+@guest_argument
+@drive_argument
 @limit_options
 @json_option
 @click.pass_obj
@@ -156,8 +157,8 @@ def limit(place: RunDir, name: str, vdev: str, rate: str, ops: int, burst: float
 
 
 @drive.command()
-@click.argument("name")
-@click.argument("vdev")
+@guest_argument
+@drive_argument
 @json_option
 @click.pass_obj
 def flush(place: RunDir, name: str, vdev: str) -> None:
@@ -168,9 +169,9 @@ def flush(place: RunDir, name: str, vdev: str) -> None:
 
 
 @drive.command()
-@click.argument("name")
-@click.argument("vdev")
-@click.argument("target")
+@guest_argument
+@drive_argument
+@click.argument("target", type=click.Path())
 @json_option
 @click.pass_obj
 def swap(place: RunDir, name: str, vdev: str, target: str) -> None:
@@ -179,8 +180,8 @@ def swap(place: RunDir, name: str, vdev: str, target: str) -> None:
 
 
 @drive.command()
-@click.argument("name")
-@click.argument("vdev")
+@guest_argument
+@drive_argument
 @json_option
 @click.pass_obj
 def eject(place: RunDir, name: str, vdev: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import duration, emit, json_option, size, table
 from xenpvd.ctl.rundir import NoGuest, RunDir
 from xenpvd.ctl.waiting import timeout_option, told
@@ -50,7 +51,7 @@ def _glance(place: RunDir, name: str) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def status(place: RunDir, name: str) -> None:
@@ -90,7 +91,7 @@ def drive_line(drive: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @click.option("--reboot", "mode", flag_value="reboot", help="Boot it again.")
 @click.option("--halt", "mode", flag_value="halt", help="Halt, do not power off.")
 @timeout_option(60.0)
@@ -103,7 +104,7 @@ def shutdown(place: RunDir, name: str, mode: str | None, timeout: float, destroy
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @timeout_option(60.0)
 @json_option
 @click.pass_obj
@@ -126,7 +127,7 @@ def _shut_down(place: RunDir, name: str, mode: str, timeout: float, destroy: boo
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def destroy(place: RunDir, name: str) -> None:
@@ -135,7 +136,7 @@ def destroy(place: RunDir, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def reset(place: RunDir, name: str) -> None:
@@ -144,7 +145,7 @@ def reset(place: RunDir, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def pause(place: RunDir, name: str) -> None:
@@ -153,7 +154,7 @@ def pause(place: RunDir, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def resume(place: RunDir, name: str) -> None:
@@ -168,7 +169,7 @@ def _change(place: RunDir, name: str, method: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @click.argument("key")
 @timeout_option(10.0)
 @json_option

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment
 from xenpvd.ctl.rundir import RunDir
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @click.argument("patterns", nargs=-1)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens.")
 @json_option
@@ -50,7 +51,7 @@ def _brief(value: Any) -> str:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @click.argument("method")
 @click.argument("params", nargs=-1, metavar="[KEY=VALUE...|-]")
 @json_option

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import Verbs, emit, json_option, mib, table
 from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import timeout_option, told
@@ -21,7 +22,7 @@ def vcpu() -> None:
 
 
 @vcpu.command("list")
-@click.argument("name")
+@guest_argument
 @click.option("--regs", is_flag=True, help="The registers as well; each vCPU stops for a moment.")
 @json_option
 @click.pass_obj
@@ -49,7 +50,7 @@ def _registers(regs: dict[str, int]) -> Iterator[str]:
 
 
 @vcpu.command("set")
-@click.argument("name")
+@guest_argument
 @click.argument("count", type=int)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
 @timeout_option(30.0, "that")
@@ -71,7 +72,7 @@ def memory() -> None:
 
 
 @memory.command()
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def show(place: RunDir, name: str) -> None:
@@ -99,7 +100,7 @@ def _mib(count: int | None) -> str:
 
 
 @memory.command("set")
-@click.argument("name")
+@guest_argument
 @click.argument("size", metavar="MIB", type=int)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
 @timeout_option(60.0, "that")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import Verbs, emit, json_option, table
 from xenpvd.ctl.rundir import RunDir
 
@@ -18,7 +19,7 @@ def evtchn() -> None:
 
 
 @evtchn.command("list")
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def list_ports(place: RunDir, name: str) -> None:
@@ -41,7 +42,7 @@ def list_ports(place: RunDir, name: str) -> None:
 
 
 @evtchn.command()
-@click.argument("name")
+@guest_argument
 @click.argument("port", type=int)
 @json_option
 @click.pass_obj
@@ -59,7 +60,7 @@ def grant() -> None:
 
 
 @grant.command("list")
-@click.argument("name")
+@guest_argument
 @json_option
 @click.pass_obj
 def list_grants(place: RunDir, name: str) -> None:
@@ -82,7 +83,7 @@ def list_grants(place: RunDir, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@guest_argument
 @click.option("--recent", default=0, metavar="N", help="The newest N calls as well, decoded; at most 256.")
 @json_option
 @click.pass_obj

@@ -12,12 +12,13 @@ from typing import Any
 
 import click
 
+from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import emit, json_option, moment, plain, table
 from xenpvd.ctl.rundir import RunDir
 
 
 @click.command("xenstore-ls")
-@click.argument("name")
+@guest_argument
 @click.argument("path", default="/")
 @click.option("-f", "--full", is_flag=True, help="Full paths, no indentation.")
 @click.option("-p", "--perms", is_flag=True, help="Permissions as well.")
@@ -41,7 +42,7 @@ def xenstore_ls(place: RunDir, name: str, path: str, full: bool, perms: bool, de
 
 
 @click.command("xenstore-read")
-@click.argument("name")
+@guest_argument
 @click.argument("path")
 @json_option
 @click.pass_obj
@@ -54,7 +55,7 @@ def xenstore_read(place: RunDir, name: str, path: str) -> None:
 
 
 @click.command("xenstore-write")
-@click.argument("name")
+@guest_argument
 @click.argument("path")
 @click.argument("value")
 @json_option
@@ -67,7 +68,7 @@ def xenstore_write(place: RunDir, name: str, path: str, value: str) -> None:
 
 
 @click.command("xenstore-rm")
-@click.argument("name")
+@guest_argument
 @click.argument("path")
 @json_option
 @click.pass_obj
@@ -79,7 +80,7 @@ def xenstore_rm(place: RunDir, name: str, path: str) -> None:
 
 
 @click.command("xenstore-watch")
-@click.argument("name")
+@guest_argument
 @click.argument("paths", nargs=-1, required=True)
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many lines.")
 @json_option
@@ -100,7 +101,7 @@ def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], count: int 
 
 
 @click.command("xenstore-history")
-@click.argument("name")
+@guest_argument
 @click.argument("match", default="")
 @click.option("-n", "--max", "newest", default=50, show_default=True, help="The newest so many.")
 @json_option
@@ -122,7 +123,7 @@ def _operation(operation: dict[str, Any]) -> str:
 
 
 @click.command("xenstore-quota")
-@click.argument("name")
+@guest_argument
 @click.argument("limits", nargs=-1, metavar="[QUOTA=LIMIT...]")
 @json_option
 @click.pass_obj

@@ -1,0 +1,201 @@
+"""TAB: the script, and what it completes, asked as the shells ask and in the shells themselves."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import CompletionItem, ShellComplete
+
+from tests.ctl.conftest import Daemon, Xenpvctl
+from tests.ctl.terminal import Session
+from xenpvd import paths
+from xenpvd.ctl import completion
+from xenpvd.ctl.cli import cli
+
+#: what a shell's user types, without a start file of their own
+SHELLS = {
+    "bash": ("bash --norc -i", "source <(xenpvctl completion bash)"),
+    "zsh": ("zsh -f -i", "autoload -Uz compinit; compinit -u -D; source <(xenpvctl completion zsh)"),
+}
+
+
+def complete(run_dir: Path, *words: str) -> list[CompletionItem]:
+    """What there is for the last of ``words``."""
+    shell = ShellComplete(cli, {}, "xenpvctl", "_XENPVCTL_COMPLETE")
+    return shell.get_completions(["--run-dir", str(run_dir), *words[:-1]], words[-1])
+
+
+def values(run_dir: Path, *words: str) -> list[str]:
+    return [item.value for item in complete(run_dir, *words)]
+
+
+def needs(shell: str) -> str:
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"no {shell} here: apt install {shell}")
+    return found
+
+
+def test_guests(run_dir: Path, daemon: Daemon, dead: str) -> None:
+    (run_dir / "$(reboot)").mkdir()
+    (run_dir / "$(reboot)" / "rpc.sock").touch()
+    assert values(run_dir, "status", "") == ["gone", "web1"]
+    assert values(run_dir, "status", "w") == ["web1"]
+    assert values(run_dir, "drive", "list", "") == ["gone", "web1"]
+    assert values(run_dir / "none", "status", "") == []
+
+
+def test_every_name_of_a_guest_is_completed() -> None:
+    def walk(command: click.Command) -> Iterator[click.Command]:
+        yield command
+        if isinstance(command, click.Group):
+            for each in command.commands.values():
+                yield from walk(each)
+
+    without = [
+        command.name
+        for command in walk(cli)
+        for param in command.params
+        if param.name == "name"
+        and isinstance(param, click.Argument)
+        # click keeps it there
+        and param._custom_shell_complete is not completion.guests
+    ]
+    assert without == []
+
+
+def test_drives_consoles_and_viewers(run_dir: Path, daemon: Daemon, xenpvctl: Xenpvctl) -> None:
+    xenpvctl("drive", "add", "web1", "xvdb", "/srv/b.img")
+    xenpvctl("channel", "add", "web1", "agent")
+    items = complete(run_dir, "drive", "resize", "web1", "xvd")
+    assert ("xvdb", "/srv/b.img") in [(item.value, item.help) for item in items]
+    for verb in ("remove", "resize", "limit", "flush", "swap", "eject"):
+        assert "xvdb" in values(run_dir, "drive", verb, "web1", "x")
+    assert values(run_dir, "drive", "resize", "web1", "sd") == []
+    assert values(run_dir, "console", "web1", "-c", "") == ["0", "xen", "agent"]
+    assert values(run_dir, "channel", "remove", "web1", "a") == ["agent"]
+    viewer = daemon.do(lambda: daemon.service.consoles.attach("0", "ro", None, None, "me").number)
+    assert values(run_dir, "kick", "web1", "") == [str(viewer)]
+
+
+def test_files(run_dir: Path, daemon: Daemon) -> None:
+    for words in (("check", "/e"), ("import-xl", "/e"), ("drive", "add", "web1", "xvdb", "/e")):
+        assert [(item.type, item.value) for item in complete(run_dir, *words)] == [("file", "/e")]
+
+
+def test_definitions_or_files(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "CONFIG_DIR", tmp_path)
+    for name in ("web1.toml", "web2.toml", "db.toml", "web3.cfg"):
+        (tmp_path / name).touch()
+    assert [(item.type, item.value) for item in complete(run_dir, "start", "w")] == [
+        ("file", "w"),
+        ("plain", "web1"),
+        ("plain", "web2"),
+    ]
+
+
+def test_nobody_answers(run_dir: Path, dead: str) -> None:
+    assert values(run_dir, "drive", "flush", dead, "") == []
+    assert values(run_dir, "drive", "flush", "none", "") == []
+    assert values(run_dir, "console", "-c", "") == []  # whose?
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_daemon_that_hangs(run_dir: Path, greets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "ANSWER_TIMEOUT", 0.1)
+    (run_dir / "mute").mkdir()
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(run_dir / "mute" / "rpc.sock"))
+        mute.listen()
+
+        def greet() -> None:
+            with mute.accept()[0] as peer:
+                if greets:
+                    peer.sendall(b'{"method": "daemon.hello", "params": {"api": "1.0"}}\n')
+                while peer.recv(4096):
+                    pass
+
+        server = threading.Thread(target=greet)
+        server.start()
+        assert values(run_dir, "drive", "flush", "mute", "") == []
+        server.join()  # the client has left
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script(xenpvctl: Xenpvctl, shell: str) -> None:
+    script = xenpvctl("completion", shell).stdout
+    assert f"_XENPVCTL_COMPLETE={shell}_complete" in script
+    assert xenpvctl.json("completion", shell) == {"shell": shell, "script": script}
+
+
+@pytest.fixture
+def installed(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """xenpvctl is on PATH, and finds the guests of this test."""
+    script = tmp_path / "bin" / "xenpvctl"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m xenpvd.ctl.cli "$@"\n')
+    script.chmod(0o755)
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv("XENPVD_RUN_DIR", str(run_dir))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tab_in_the_shell(shell: str, installed: None, daemon: Daemon, xenpvctl: Xenpvctl) -> None:
+    needs(shell)
+    xenpvctl("drive", "add", "web1", "xvdb", "/srv/b.img")
+    command, setup = SHELLS[shell]
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command.split(),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    try:
+        session = Session(process, master, slave)
+        session.type(f"PS1='$ '; {setup}; echo rea''dy\n".encode())
+        session.expect("ready")
+        for typed, completed in (
+            ("hyperc\t", "alls "),
+            ("drive resi\t", "ze "),
+            ("status w\t", "eb1 "),
+            ("drive flush web1 xvd\t", "b "),
+        ):
+            session.type(f"xenpvctl {typed}".encode())
+            session.expect("xenpvctl " + typed.rstrip() + completed)
+            session.type(b"\x15")  # ^U: away with the line
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def test_tab_in_fish(tmp_path: Path, installed: None, daemon: Daemon, xenpvctl: Xenpvctl) -> None:
+    fish = needs("fish")
+    xenpvctl("drive", "add", "web1", "xvdb", "/srv/b.img")
+    script = tmp_path / "xenpvctl.fish"
+    script.write_text(xenpvctl("completion", "fish").stdout)
+
+    def tab(line: str) -> str:
+        code = f"source {script}; complete -C '{line}'"
+        argv = [fish, "--no-config", "-c", code]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
+
+    assert "web1\n" in tab("xenpvctl status w")
+    assert "xvdb\t/srv/b.img\n" in tab("xenpvctl drive flush web1 x")
