@@ -104,8 +104,8 @@ class ShimConfig(Strict):
 class LimitsConfig(Strict):
     """How much of its storage a disk may use; 0 is no limit."""
 
-    bytes_per_second: int = Field(0, ge=0, le=1 << 40)
-    ops_per_second: int = Field(0, ge=0, le=1 << 30)
+    bytes_per_second: int = Field(0, ge=0, le=1 << 40, description="all its rings together")
+    ops_per_second: int = Field(0, ge=0, le=1 << 30, description="requests, all its rings together")
     burst: float = Field(
         1.0, ge=0, le=3600, allow_inf_nan=False, description="seconds of both that an idle disk saves up"
     )
@@ -120,8 +120,8 @@ class DiskConfig(Strict):
     vdev: Vdev
     device: Literal["disk", "cdrom"] = Field("disk", description="a cdrom is read-only, and may be empty")
     target: Medium = Field("", validate_default=True, description="a raw image file or a block device")
-    access: Literal["rw", "ro"] = "rw"
-    format: Literal["raw"] = "raw"
+    access: Literal["rw", "ro"] = Field("rw", description="ro: the guest may only read")
+    format: Literal["raw"] = Field("raw", description="of the image")
     sector_size: Literal[512, 4096] = Field(
         512, description="bytes of a logical sector; 4096 only for a disk that has been partitioned so"
     )
@@ -171,7 +171,9 @@ class ChannelConfig(Strict):
     name: ChannelName
     number: int | None = Field(None, ge=1, le=9, description="of device/console/N; left out: a free one")
     history: Size = Field(1 << 18, ge=4096, le=1 << 28, description="bytes of output that are kept")
-    input: Literal["single", "shared"] = "single"
+    input: Literal["single", "shared"] = Field(
+        "single", description="one keyboard at a time, or one for each viewer"
+    )
     log: AbsolutePath | None = Field(None, description="a file that gets the output as well")
 
 
@@ -189,21 +191,21 @@ class GuestConfig(Strict):
     memory: int = Field(
         512, ge=MEMORY_MIN_MIB, le=MEMORY_MAX_MIB, description="MiB of RAM, the shim's included"
     )
-    vcpus: int = Field(1, ge=1, le=VCPUS_MAX)
+    vcpus: int = Field(1, ge=1, le=VCPUS_MAX, description="virtual CPUs, each a package with one core")
     kernel: str = Field(
         pattern=_KERNEL,
         max_length=4096,
         description="the kernel, as it lies in /boot; pvgrub starts the one that the disk's GRUB menu names",
     )
-    ramdisk: AbsolutePath | None = None
+    ramdisk: AbsolutePath | None = Field(None, description="its initrd; not with pvgrub")
     cmdline: str = Field("", max_length=1000, description="the kernel's command line")
     shim: ShimConfig = Field(default_factory=lambda: ShimConfig.model_validate({}))
     disk: tuple[DiskConfig, ...] = Field((), max_length=MAX_DISKS)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
     channel: tuple[ChannelConfig, ...] = Field((), max_length=9)
-    on_poweroff: Policy = "destroy"
-    on_reboot: Policy = "restart"
-    on_crash: Policy = "preserve"
+    on_poweroff: Policy = Field("destroy", description="when the guest has switched itself off")
+    on_reboot: Policy = Field("restart", description="when it has asked for a reboot")
+    on_crash: Policy = Field("preserve", description="when it has crashed")
     on_watchdog: Policy = Field("restart", description="when the guest's Xen watchdog was not fed")
 
     @field_validator("channel")

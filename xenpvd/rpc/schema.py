@@ -20,6 +20,7 @@ from xenpvd.rpc.errors import (
     METHOD_NOT_FOUND,
     PARSE_ERROR,
 )
+from xenpvd.rpc.events import EVENTS
 from xenpvd.rpc.registry import Method
 
 REF = "#/components/schemas/"
@@ -79,6 +80,7 @@ def document(methods: Mapping[str, Method]) -> Schema:
             {"name": name, "summary": summary, "params": named[name]}
             for name, (_, summary) in NOTIFICATIONS.items()
         ],
+        "x-events": [{"name": name, **event._asdict()} for name, event in EVENTS.items()],
     }
 
 
@@ -129,25 +131,29 @@ def markdown(api: Schema) -> str:
             lines += [method["description"], ""]
         for param in method["params"]:
             default = param["schema"].get("default")
-            kind = _kind(param["schema"]) + (
+            type_ = kind(param["schema"]) + (
                 "" if param["required"] else f", default `{json.dumps(default)}`"
             )
             lines.append(
-                f"- `{param['name']}` ({kind}){': ' + param['summary'] if 'summary' in param else ''}"
+                f"- `{param['name']}` ({type_}){': ' + param['summary'] if 'summary' in param else ''}"
             )
         lines += [""] if method["params"] else []
-        lines += [f"Result: {_kind(method['result']['schema'])}", ""]
+        lines += [f"Result: {kind(method['result']['schema'])}", ""]
     lines += ["## Shapes", ""]
     for name, schema in sorted(api["components"]["schemas"].items()):
         if "enum" in schema:
             lines += [f"- **{name}**: {', '.join(map(str, schema['enum']))}"]
         else:
-            members = (f"`{key}` {_kind(member)}" for key, member in schema.get("properties", {}).items())
+            members = (f"`{key}` {kind(member)}" for key, member in schema.get("properties", {}).items())
             lines += [f"- **{name}**: {', '.join(members)}"]
     lines += ["", "## Notifications", ""]
     lines += [
-        f"- `{note['name']}` ({_kind(note['params'])}): {note['summary']}" for note in api["x-notifications"]
+        f"- `{note['name']}` ({kind(note['params'])}): {note['summary']}" for note in api["x-notifications"]
     ]
+    lines += ["", "## Events", ""]
+    for event in api["x-events"]:
+        data = ", ".join(f"`{key}`" for key in event["data"]) or "no data"
+        lines.append(f"- **{event['name']}** ({data}): {event['summary']}")
     lines += [
         "",
         "## Errors",
@@ -163,17 +169,18 @@ def markdown(api: Schema) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kind(schema: Schema) -> str:
+def kind(schema: Schema) -> str:
+    """A type in a few words, values in backticks."""
     if "$ref" in schema:
         return str(schema["$ref"]).removeprefix(REF)
     if choices := schema.get("anyOf", schema.get("oneOf")):
-        return " or ".join(_kind(choice) for choice in choices)
+        return " or ".join(kind(choice) for choice in choices)
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`" if isinstance(schema["const"], str) else json.dumps(schema["const"])
     if schema.get("type") == "array":
-        return f"list of {_kind(schema['items'])}" if "items" in schema else "list"
+        return f"list of {kind(schema['items'])}" if "items" in schema else "list"
     low, high = schema.get("minimum"), schema.get("maximum")
     limits = f" {low:.0f} to {high:.0f}" if low is not None and high is not None else ""
     return str(schema.get("type", "any")) + limits
