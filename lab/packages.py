@@ -101,7 +101,15 @@ QEMU = Asset(
 )
 
 GUEST_ASSETS = (*GUEST_KERNELS.values(), *SHIMS.values(), GRUB, XEN_TOOLS)
-HOST_PACKAGES = ("busybox-static", "debian-archive-keyring", "e2fsprogs", "gcc", "libatomic1", "libc6-dev")
+HOST_PACKAGES = (
+    "busybox-static",
+    "debian-archive-keyring",
+    "e2fsprogs",
+    "gcc",
+    "libatomic1",
+    "libc6-dev",
+    "mandoc",
+)
 LAB_PACKAGES = ("qemu-system-x86",)
 #: for tests only, which say what is missing where it is not there
 TEST_PACKAGES = ("chromium",)

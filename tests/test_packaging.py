@@ -38,9 +38,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_in_the_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"xenpvd"}  # neither lab nor tests
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {
+        "xenpvd"
+    }  # no lab, no tests
     assert {"xenpvd/py.typed", "xenpvd/schemas/openrpc.json", "xenpvd/daemon.py"} <= set(names)
     assert {f"xenpvd/rpc/page/{name}" for name in ("index.html", "console.js", "xterm.mjs")} <= set(names)
+    pages = {name.partition(".data/data/share/man/")[2] for name in names if ".data/" in name}
+    assert pages == {f"man{page.suffix[1:]}/{page.name}" for page in (ROOT / "docs" / "man").iterdir()}
     native = [name for name in names if name.startswith("xenpvd/backends/blkif/native-")]
     assert [f"xenpvd/backends/blkif/{build.library().name}"] == native
     assert "any.whl" not in wheel.name, "a wheel with a library is this machine's"

@@ -28,7 +28,12 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Guest definition (TOML) to run.")
 @click.option("--name", help="The guest's name; default: the definition's, or its file's.")
-@click.option("--run-dir", type=click.Path(path_type=Path), envvar="XENPVD_RUN_DIR", help="Where sockets go.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="XENPVD_RUN_DIR",
+    help="Where sockets go.",
+)
 @click.option("--start/--no-start", default=True, help="Boot the guest at once, or wait for guest.start.")
 @click.option("--stop-timeout", default=60.0, show_default=True, help="Seconds a guest has to shut down.")
 @click.option(
@@ -37,9 +42,19 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
     help="Run every guest so, whatever it says itself.",
 )
 @click.option("--http", is_flag=True, help="Serve HTTP on http.sock, beside rpc.sock.")
-@click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True)
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--loop",
+    type=click.Choice(["uvloop", "asyncio"]),
+    default="uvloop",
+    show_default=True,
+    help="The event loop.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much is written to stderr.",
 )
 @click.version_option(__version__, message="%(version)s")
 def main(

@@ -180,7 +180,7 @@ class ChannelConfig(Strict):
 class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
-    name: Name = "guest"
+    name: Name = Field("guest", description="the guest's name; left out in a file: the file's")
     type: Literal["pv", "pvh"] = Field(
         "pv", description="pv runs a PV kernel in Xen's shim; pvh starts a kernel with a PVH entry by itself"
     )

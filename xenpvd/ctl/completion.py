@@ -80,10 +80,10 @@ def _fitting(names: list[str], incomplete: str) -> list[CompletionItem]:
 @json_option
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete xenpvctl's verbs, guests, disks and consoles.
+    """Print what makes a shell complete xenpvctl's verbs, guests, disks and consoles.
 
-    For bash and zsh: source <(xenpvctl completion SHELL) in .bashrc or .zshrc; for fish: xenpvctl completion
-    fish > ~/.config/fish/completions/xenpvctl.fish.
+    In .bashrc: source <(xenpvctl completion bash); zsh alike. For fish it goes to
+    ~/.config/fish/completions/xenpvctl.fish.
     """
     program = "xenpvctl"
     kind = get_completion_class(shell)
