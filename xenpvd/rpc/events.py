@@ -58,8 +58,8 @@ EVENTS = {
         ("console", "pattern", "start", "end", "text", "skipped"),
     ),
     "console.log": Happening(
-        "A log file cannot be written or made anew, or, with error null, is written well; lost bytes of what the "
-        "guest printed are missing from it.",
+        "A log file cannot be written or made anew, or, with error null, is written well; lost bytes of what "
+        "the guest printed are missing from it.",
         ("console", "path", "error", "lost"),
     ),
     "console.error": Happening("The daemon failed to serve a console.", ("console", "message")),
