@@ -21,7 +21,15 @@ from lab.mdoc import escape, items, prose, words
 from lab.paths import CHECKOUT
 from xenpvd import config
 from xenpvd.__main__ import main as daemon
-from xenpvd.config import ChannelConfig, ConsoleConfig, DiskConfig, GuestConfig, LimitsConfig, ShimConfig
+from xenpvd.config import (
+    AccessConfig,
+    ChannelConfig,
+    ConsoleConfig,
+    DiskConfig,
+    GuestConfig,
+    LimitsConfig,
+    ShimConfig,
+)
 from xenpvd.ctl.cli import cli
 from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.schema import kind
@@ -33,6 +41,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "shim": ShimConfig,
     "console": ConsoleConfig,
     "channel": ChannelConfig,
+    "access": AccessConfig,
     "disk": DiskConfig,
     "disk.limits": LimitsConfig,
 }

@@ -13,7 +13,7 @@ LINES_MAX = 500
 
 #: what guest.py is made of
 INSIDE = ("domain", "drives", "consoles", "channels", "check", "requests", "balloon", "progress", "backoff")
-LEAVES = ("errors", "events", "tasks", "config", "views", "paths", "sockets", "patterns")
+LEAVES = ("access", "errors", "events", "tasks", "config", "views", "paths", "sockets", "patterns")
 
 #: what a module may import of ours, by patterns; the first row that fits counts
 MAY_IMPORT = [

@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import tiny_shim
 from tests.fakes.machine import FakeMachine
 from tests.rpc.conftest import Peer
-from xenpvd.config import GuestConfig
+from xenpvd.config import AccessConfig, GuestConfig
 from xenpvd.daemon import Daemon, NameLock
 from xenpvd.errors import Busy, HostError
 from xenpvd.views import Runstate
@@ -334,6 +334,42 @@ def test_the_command_with_http(tmp_path: Path) -> None:
     status, said = process.end()
     assert status == 0 and "Traceback" not in said
     assert not path.exists()
+
+
+async def test_a_socket_for_looking(tmp_path: Path, halls: list[Hall]) -> None:
+    halls.append(hall := Hall(tmp_path / "run", None))
+    await hall.peer()
+    place = hall.socket.with_name("rpc-ro.sock")
+    assert (hall.socket.stat().st_mode & 0o777, place.stat().st_mode & 0o777) == (0o660, 0o666)
+    assert hall.socket.parent.stat().st_mode & 0o777 == 0o750
+    hall.peers.append(looker := await Peer.connect(place))
+    assert (await looker.result("guest.status"))["state"] == "defined"
+    assert (await looker.fault("daemon.quit"))["data"]["reason"] == "PERMISSION"
+
+
+async def test_who_may_what_does_not_come_by_rpc(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    access = {"operator": ["group:root"]}
+    halls.append(hall := Hall(tmp_path / "run", None))
+    peer = await hall.peer()
+    config = definition.model_dump(mode="json") | {"access": access}
+    fault = await peer.fault("guest.start", config=config)
+    assert fault["data"]["reason"] == "VALIDATION" and "is the daemon's" in fault["message"]
+    await peer.result("guest.start", config=definition.model_dump(mode="json"))
+
+
+async def test_with_roles_everybody_may_knock(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    access = AccessConfig.model_validate({"operator": ["group:root"]})
+    halls.append(hall := Hall(tmp_path / "run", definition.model_copy(update={"access": access})))
+    await hall.peer()
+    assert hall.socket.parent.stat().st_mode & 0o777 == 0o751
+    modes = {path.name: path.stat().st_mode & 0o777 for path in hall.socket.parent.glob("*.sock")}
+    assert modes == {
+        "rpc.sock": 0o666, "rpc-ro.sock": 0o666, "console0.sock": 0o666, "xenstored.sock": 0o660,
+    }  # fmt: skip
 
 
 def test_without_http_its_library_is_not_loaded(tmp_path: Path) -> None:

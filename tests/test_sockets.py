@@ -44,7 +44,7 @@ async def test_who_is_at_the_other_end(tmp_path: Path) -> None:
     server = await asyncio.get_running_loop().create_unix_server(Peer, sock=listen(tmp_path / "a.sock"))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "a.sock"))
-        assert await found == (os.getpid(), os.getuid())
+        assert await found == (os.getpid(), os.getuid(), os.getgid(), tuple(os.getgroups()))
     server.close()
 
 

@@ -35,6 +35,7 @@ _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z
 _CHANNEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
+_WHO = r"^(user|group):[A-Za-z0-9_][A-Za-z0-9._-]*$"
 _XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
 
 
@@ -77,6 +78,7 @@ _WORDS = {
     "extra_forbidden": "there is no such key",
     "missing": "it is missing",
     _NAME: "it takes a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and has 63 at most",
+    _WHO: "it must be user:NAME or group:NAME",
     _PATH: "it must be an absolute path",
     _MEDIUM: "it must be an absolute path",
     _KERNEL: "it must be an absolute path, or pvgrub",
@@ -177,6 +179,24 @@ class ChannelConfig(Strict):
     log: AbsolutePath | None = Field(None, description="a file that gets the output as well")
 
 
+Who = Annotated[
+    str, Field(pattern=_WHO, max_length=64, description="user:alice or group:ops, by name or number")
+]
+
+
+class AccessConfig(Strict):
+    """Who may do what, beside root and the daemon's own user. Without it the sockets' file modes decide.
+
+    It is the daemon's: it counts in the file that the daemon was started with.
+    """
+
+    viewer: tuple[Who, ...] = Field((), max_length=64, description="may look")
+    operator: tuple[Who, ...] = Field(
+        (), max_length=64, description="may steer the guest, with what files the daemon may use"
+    )
+    admin: tuple[Who, ...] = Field((), max_length=64, description="may do everything")
+
+
 class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
@@ -203,6 +223,7 @@ class GuestConfig(Strict):
     disk: tuple[DiskConfig, ...] = Field((), max_length=MAX_DISKS)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
     channel: tuple[ChannelConfig, ...] = Field((), max_length=9)
+    access: AccessConfig = Field(default_factory=lambda: AccessConfig.model_validate({}))
     on_poweroff: Policy = Field("destroy", description="when the guest has switched itself off")
     on_reboot: Policy = Field("restart", description="when it has asked for a reboot")
     on_crash: Policy = Field("preserve", description="when it has crashed")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import xenpvd
-from xenpvd.config import GuestConfig
+from xenpvd.access import Access
+from xenpvd.config import AccessConfig, GuestConfig
 from xenpvd.errors import Busy, HostError, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
@@ -86,6 +87,7 @@ class Daemon:
         self.name = name
         self._accel = accel
         self.config = None if config is None else self.as_run(config)
+        self._access = Access(config.access if config is not None else AccessConfig())
         self.events = EventLog()
         self.guest = Guest(self.events.publish, self._guest_over)
         self._directory = run_dir / name
@@ -125,16 +127,21 @@ class Daemon:
             lock.release()
 
     def _servers(self) -> list[_Server]:
-        service = Service(self.guest, self)
+        service, access, place = Service(self.guest, self), self._access, self._directory
+        mode = 0o660
+        if access.restricted:  # anybody may connect, and is told what they may
+            place.chmod(0o751)
+            mode = 0o666
         servers: list[_Server] = [
-            self.guest.xenstore_socket(self._directory / "xenstored.sock"),
-            RpcServer(service, self._directory / "rpc.sock"),
-            ConsoleSocket(self.guest.consoles, self._directory / "console0.sock", "0"),
+            self.guest.xenstore_socket(place / "xenstored.sock"),
+            RpcServer(service, place / "rpc.sock", access.role, mode),
+            RpcServer(service, place / "rpc-ro.sock", access.look, 0o666),
+            ConsoleSocket(self.guest.consoles, place / "console0.sock", "0", access.role, mode),
         ]
         if self._http:
             from xenpvd.rpc.http import HttpServer  # aiohttp takes its time to import
 
-            servers.append(HttpServer(service, self._directory / "http.sock"))
+            servers.append(HttpServer(service, place / "http.sock", access.role, mode))
         return servers
 
     async def _start_guest(self, config: GuestConfig) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from xenpvd import check
-from xenpvd.config import ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
+from xenpvd.config import AccessConfig, ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.errors import BadConfig, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
@@ -76,8 +76,16 @@ class Service:
         config = config or self._guest.config or self._daemon.config
         if config is None:
             raise BadConfig("cannot start: this daemon has no guest definition. Pass one as config.")
+        self._check_access(config)
         await self._guest.start(self._daemon.as_run(config), paused)
         return self.guest_status()
+
+    def _check_access(self, config: GuestConfig) -> None:
+        """Who may start a guest cannot say who may what."""
+        own = self._daemon.config
+        if config.access not in (AccessConfig(), own.access if own is not None else AccessConfig()):
+            why = "who may what is the daemon's: it counts in the file that xenpvd is started with"
+            raise BadConfig(f"cannot start: access: {why}. Leave it out here.", [("access", why)])
 
     async def guest_pause(self) -> GuestStatus:
         await self._guest.pause()

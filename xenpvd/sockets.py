@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import secrets
 import socket
@@ -14,7 +15,12 @@ from typing import NamedTuple
 
 from xenpvd.errors import HostError
 
+log = logging.getLogger(__name__)
+
 BACKLOG = 64
+
+#: asm-generic/socket.h; Python has no name for it
+SO_PEERGROUPS = 59
 
 
 def listen(path: Path, mode: int = 0o660) -> socket.socket:
@@ -58,13 +64,20 @@ class Credentials(NamedTuple):
 
     pid: int
     uid: int
+    gid: int
+    groups: tuple[int, ...]
 
     def __str__(self) -> str:
         return f"uid {self.uid}, pid {self.pid}"
 
 
 def credentials(transport: asyncio.BaseTransport) -> Credentials:
-    """Of a unix socket's peer (SO_PEERCRED)."""
-    raw = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, uid, _ = struct.unpack("iii", raw)
-    return Credentials(pid, uid)
+    """Of a unix socket's peer."""
+    sock = transport.get_extra_info("socket")
+    pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)  # as much as Python takes
+    except OSError:  # more than 256
+        log.warning("pid %d, uid %d is in too many groups: only its first one, %d, counts", pid, uid, gid)
+        groups = b""
+    return Credentials(pid, uid, gid, struct.unpack(f"{len(groups) // 4}I", groups))

@@ -19,6 +19,7 @@ import pytest
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import until
 from tests.rpc.test_dispatch import ROWS, bare
+from xenpvd.access import Role
 from xenpvd.errors import HostError
 from xenpvd.rpc import http
 from xenpvd.rpc.connection import CONNECTIONS_MAX
@@ -484,3 +485,29 @@ async def test_no_foreign_page_has_an_answer(
     headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
     async with web.request(method, path, headers=headers, json=PING if method == "POST" else None) as reply:
         assert reply.status == status
+
+
+async def test_roles(service: FakeService, path: Path) -> None:
+    roles: list[Role | None] = ["viewer", None]
+    door = HttpServer(service, path, lambda peer: roles[0], 0o666)
+    await door.start()
+    async with aiohttp.ClientSession("http://x", connector=aiohttp.UnixConnector(str(path))) as web:
+        async with web.post("/rpc", json=ADD) as reply:
+            assert (await reply.json())["error"]["data"]["need"] == "operator"
+        async with web.post("/rpc", json=PING) as reply:
+            assert "error" not in await reply.json()
+        for mode in ("rw", "steal"):
+            async with web.ws_connect(f"/console/0?mode={mode}") as ws:
+                told = await ws.receive_json(timeout=5)
+                assert told["type"] == "denied" and "that takes operator" in told["why"]
+        async with web.ws_connect("/console/0") as ws:
+            assert (await ws.receive_json(timeout=5))["role"] == "ro"
+            await ws.send_json({"type": "steal"})
+            assert "that takes operator" in (await ws.receive_json(timeout=5))["why"]
+        roles.pop(0)
+        for place in ("/", "/healthz", "/openrpc.json", "/console/0"):
+            async with web.get(place) as reply:
+                assert reply.status == 403 and "no role" in await reply.text()
+        async with web.post("/rpc", json=PING) as reply:
+            assert reply.status == 403
+    await door.stop()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import until
+from xenpvd.access import Role
 from xenpvd.rpc.raw import ConsoleSocket
 
 
@@ -77,3 +78,16 @@ async def test_a_client_that_is_gone_at_once_leaves_nothing(door: Path, service:
     assert await reader.readexactly(100_000) == b"x" * 100_000
     writer.close()
     await until(lambda: not service.console.viewers)
+
+
+@pytest.mark.parametrize("role", ["operator", "viewer", None])
+async def test_roles(service: FakeService, tmp_path: Path, role: Role | None) -> None:
+    door = ConsoleSocket(service.consoles, tmp_path / "console0.sock", "0", lambda peer: role, 0o666)
+    await door.start()
+    service.console.print(b"hello")
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "console0.sock")
+    assert await reader.read(5) == (b"hello" if role else b"")
+    modes = [viewer.mode for viewer in service.consoles.viewers()]
+    assert modes == {"operator": ["rw"], "viewer": ["ro"], None: []}[role]
+    writer.close()
+    await door.stop()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
+from xenpvd.access import Role
 from xenpvd.errors import HostError
 from xenpvd.rpc.connection import CONNECTIONS_MAX
 from xenpvd.rpc.server import RpcServer
@@ -64,7 +65,7 @@ async def test_a_place_that_cannot_be(service: FakeService, tmp_path: Path, name
 async def test_too_many_clients(server: RpcServer, path: Path) -> None:
     peers = [await Peer.connect(path) for _ in range(CONNECTIONS_MAX)]
     refused = await Peer.connect(path, greet=False)
-    assert (await refused.receive())["error"]["data"] == {"reason": "LIMIT"}
+    assert (await refused.receive())["error"]["data"] == {"reason": "LIMIT", "limit": CONNECTIONS_MAX}
     assert await refused.receive() is None
     await refused.close()
     await peers.pop().close()
@@ -131,3 +132,51 @@ async def test_stop_does_not_wait_for_ever(
             await server.stop()
     assert await peer.receive() is None
     await peer.close()
+
+
+async def test_roles(service: FakeService, path: Path) -> None:
+    roles: list[Role | None] = ["viewer", "operator", None]
+    server = RpcServer(service, path, lambda peer: roles.pop(0), 0o666)
+    await server.start()
+    assert path.stat().st_mode & 0o777 == 0o666
+    viewer = await Peer.connect(path, greet=False)
+    assert (await viewer.note("daemon.hello"))["role"] == "viewer"
+    assert await viewer.result("guest.status")
+    fault = await viewer.fault("guest.pause", nonsense=1)
+    assert (fault["code"], fault["data"]) == (
+        1010,
+        {"reason": "PERMISSION", "need": "operator", "role": "viewer"},
+    )
+    assert fault["message"].startswith(
+        "cannot call guest.pause: you are viewer here, and that takes operator."
+    )
+    assert service.state == "running" and not service.done
+
+    operator = await Peer.connect(path)
+    await operator.result("guest.pause")
+    assert (await operator.fault("daemon.quit"))["data"]["need"] == "admin"
+    assert not service.quitting.is_set()
+
+    nobody = await Peer.connect(path, greet=False)
+    told = await nobody.receive()
+    assert told["error"]["code"] == 1010 and "no role" in told["error"]["message"]
+    assert await nobody.receive() is None
+    for peer in (viewer, operator, nobody):
+        await peer.close()
+    await server.stop()
+
+
+@pytest.mark.parametrize("mode", ["rw", "steal", "ro"])
+async def test_a_viewer_has_no_keyboard(service: FakeService, path: Path, mode: str) -> None:
+    server = RpcServer(service, path, lambda peer: "viewer")
+    await server.start()
+    peer = await Peer.connect(path)
+    reply = await peer.call("console.attach", mode=mode)
+    if mode == "ro":
+        assert reply["result"]["mode"] == "ro"
+        peer.send(b"unheard")
+    else:
+        assert reply["error"]["data"]["need"] == "operator" and not service.console.viewers
+    await peer.close()
+    await server.stop()
+    assert not service.console.typed

@@ -40,12 +40,16 @@ class RunDir:
         return sorted(path.parent.name for path in self.path.glob("*/rpc.sock"))
 
     def connect(self, name: str, timeout: float = 5.0) -> Client:
-        """Raises :class:`NoGuest`, PermissionError and :class:`NoAnswer` with a message for people."""
+        """At the socket for looking, if the other one is not for this user. Raises :class:`NoGuest`,
+        PermissionError and :class:`NoAnswer` with a message for people."""
         path = self.socket(name)
         if not NAME.fullmatch(name):
             raise NoGuest(misnamed(name))
         try:
-            return Client.connect(path, timeout)
+            try:
+                return Client.connect(path, timeout)
+            except PermissionError:
+                return Client.connect(path.with_name("rpc-ro.sock"), timeout)
         except FileNotFoundError:
             raise NoGuest(
                 f"no guest called {name}: {path} is missing. Start it with: xenpvctl start {name}"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
+from xenpvd.access import Role
 from xenpvd.errors import LimitReached
 from xenpvd.events import QUEUE
 from xenpvd.rpc import results
@@ -38,8 +39,11 @@ class Connection:
     """Fits ``registry.Client`` and ``Stream``. :meth:`serve` ends when the client has left and all that it
     began is done."""
 
-    def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, service: Service, role: Role, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.service = service
+        self.role = role
         self._reader = reader
         self._writer = writer
         self._sending = asyncio.Lock()
@@ -180,7 +184,7 @@ class Connection:
                 epoch=info.epoch,
                 guest=guest.name,
                 state=guest.state,
-                role="admin",
+                role=self.role,
                 limits=results.Limits(
                     message=MESSAGE_MAX,
                     batch=BATCH_MAX,

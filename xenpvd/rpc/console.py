@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from xenpvd.access import Role, covers
 from xenpvd.errors import Busy, Unsupported, XenpvdError
 from xenpvd.rpc.service import Consoles, ConsoleViewer
 from xenpvd.tasks import Tasks
 
+#: Who may have a keyboard
+TYPIST: Role = "operator"
 #: Seconds that a peer has to read the last bytes
 GRACE = 1.0
 
@@ -19,13 +22,15 @@ def attach_as_can(
     name: str,
     since: int | None,
     who: str,
+    role: Role,
     on_mode: Callable[[str], None] = lambda mode: None,
 ) -> ConsoleViewer:
-    """With the keyboard if nobody has it, else to look on. Raises ``NotFound``, ``LimitReached``."""
-    try:
-        return consoles.attach(name, "rw", since, None, who, on_mode)
-    except (Busy, Unsupported):
-        return consoles.attach(name, "ro", since, None, who, on_mode)
+    """With the keyboard if nobody has it and ``role`` may, else to look on. Raises ``NotFound``,
+    ``LimitReached``."""
+    if covers(role, TYPIST):
+        with contextlib.suppress(Busy, Unsupported):
+            return consoles.attach(name, "rw", since, None, who, on_mode)
+    return consoles.attach(name, "ro", since, None, who, on_mode)
 
 
 async def converse(

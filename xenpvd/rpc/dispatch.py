@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from jsonrpcserver import JsonRpcError, Result, Success, async_dispatch_to_serializable
 from pydantic import ValidationError
 
-from xenpvd.errors import LimitReached
+from xenpvd.errors import LimitReached, PermissionRefused
 from xenpvd.rpc.errors import (
     CODES,
     INVALID_PARAMS,
@@ -96,9 +96,12 @@ def _handler(method: Method) -> Callable[..., Awaitable[Result]]:
             why = f"cannot call {method.name}: parameters go by name, as an object."
             _refuse(Fault(INVALID_PARAMS, why, {"reason": "VALIDATION", "errors": []}))
         try:
+            call.need(method.role, f"call {method.name}")
             fields = method.params.model_validate(params)
         except ValidationError as fault:
             _refuse(invalid_params(fault, method.name))
+        except PermissionRefused as fault:
+            _refuse(fault_of(fault, method.name))
         try:
             run = method.run(call, fields)
             result = await (call.client.waiting(call, run) if method.wait else run)

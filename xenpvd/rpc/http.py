@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 from pydantic_core import to_json
 
+from xenpvd.access import Role, RoleOf, everything
 from xenpvd.errors import Unsupported
 from xenpvd.rpc import page, websocket
 from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Hangup
@@ -24,6 +25,7 @@ from xenpvd.rpc.errors import fault_of, parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
 from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
+from xenpvd.rpc.server import NOBODY
 from xenpvd.rpc.service import Service
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
@@ -41,6 +43,9 @@ LINGER = 1.0
 
 _FULL = f"cannot take another client: {CONNECTIONS_MAX} are served. Close one.\n"
 
+#: A request's: what its sender may
+_ROLE = web.RequestKey[Role]("role")
+
 _T = TypeVar("_T")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,9 +53,11 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpServer:
     """Serves ``service`` at ``path``, as :class:`xenpvd.rpc.server.RpcServer` does in its way."""
 
-    def __init__(self, service: Service, path: Path) -> None:
+    def __init__(self, service: Service, path: Path, role_of: RoleOf = everything, mode: int = 0o660) -> None:
         self._service = service
         self._path = path
+        self._role_of = role_of
+        self._mode = mode
         self._tasks = Tasks()
         self._callers: set[_Caller] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -58,8 +65,10 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listen. A client never finds a socket at ``path`` that refuses it. Raises :class:`HostError`."""
-        sock = listen(self._path)
-        app = web.Application(client_max_size=MESSAGE_MAX, middlewares=[_discreet, _no_foreign_page])
+        sock = listen(self._path, self._mode)
+        app = web.Application(
+            client_max_size=MESSAGE_MAX, middlewares=[_discreet, _no_foreign_page, self._known]
+        )
         app.router.add_post("/rpc", self._rpc)
         app.router.add_get("/", page.index)
         app.router.add_get("/page/{name}", page.file)
@@ -101,6 +110,16 @@ class HttpServer:
             return _Refusal()
         return http()
 
+    @web.middleware
+    async def _known(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Who has no role has no answer."""
+        if request.transport is None:  # it has left
+            raise web.HTTPForbidden()
+        if (role := self._role_of(credentials(request.transport))) is None:
+            raise web.HTTPForbidden(text=NOBODY + "\n")
+        request[_ROLE] = role
+        return await handler(request)
+
     # ---- the routes
 
     async def _rpc(self, request: web.Request) -> web.Response:
@@ -108,7 +127,7 @@ class HttpServer:
         if len(self._callers) >= CONNECTIONS_MAX:  # many of them may have left what they began
             raise web.HTTPTooManyRequests(text=_FULL)
         assert request.transport is not None  # else this handler were cancelled
-        caller = _Caller(str(credentials(request.transport)))
+        caller = _Caller(str(credentials(request.transport)), request[_ROLE])
         self._callers.add(caller)
         task = self._tasks.spawn(self._answer(body, caller), "http call")
         task.add_done_callback(lambda _: self._callers.discard(caller))
@@ -130,7 +149,7 @@ class HttpServer:
         return await dispatch(message, Call(self._service, caller, asyncio.current_task(), alone=False))
 
     async def _console(self, request: web.Request) -> web.StreamResponse:
-        return await websocket.serve(self._service, request)
+        return await websocket.serve(self._service, request, request[_ROLE])
 
     async def _openrpc(self, request: web.Request) -> web.Response:
         return _json(document())
@@ -149,8 +168,9 @@ class HttpServer:
 class _Caller:
     """Fits ``registry.Client``: who sent one POST, and may leave before the answer."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, role: Role) -> None:
         self.who = who
+        self.role = role
         self._gone = False
         self._wait: asyncio.Task[Any] | None = None
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from pathlib import Path
 
+from xenpvd.access import RoleOf, everything
 from xenpvd.errors import XenpvdError
 from xenpvd.rpc.connection import GRACE, Hangup
 from xenpvd.rpc.console import attach_as_can, converse
@@ -18,20 +19,24 @@ log = logging.getLogger(__name__)
 
 
 class ConsoleSocket:
-    """Serves console ``name`` at ``path``: all that is kept, then what comes. The first client has the
-    keyboard, as long as nobody takes it; the others look on."""
+    """Serves console ``name`` at ``path``: all that is kept, then what comes. The first client that may has
+    the keyboard, as long as nobody takes it; the others look on."""
 
-    def __init__(self, consoles: Consoles, path: Path, name: str) -> None:
+    def __init__(
+        self, consoles: Consoles, path: Path, name: str, role_of: RoleOf = everything, mode: int = 0o660
+    ) -> None:
         self._consoles = consoles
         self._path = path
         self._name = name
+        self._role_of = role_of
+        self._mode = mode
         self._tasks = Tasks()
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
         """Listen. Raises :class:`HostError`."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path))
+        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path, self._mode))
 
     async def stop(self) -> None:
         """Take no more clients; the others get a moment for the last bytes. Idempotent."""
@@ -53,9 +58,14 @@ class ConsoleSocket:
         task.add_done_callback(self._clients.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        who = f"{credentials(writer.transport)}, {self._path.name}"
+        peer = credentials(writer.transport)
+        who = f"{peer}, {self._path.name}"
+        if (role := self._role_of(peer)) is None:
+            log.warning("%s: it may nothing here", who)
+            writer.close()
+            return
         try:
-            viewer = attach_as_can(self._consoles, self._name, None, who)
+            viewer = attach_as_can(self._consoles, self._name, None, who, role)
         except XenpvdError as fault:
             log.warning("%s: %s", who, fault)
             writer.close()

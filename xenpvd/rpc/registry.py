@@ -6,14 +6,13 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter
 
+from xenpvd.access import Role, covers
+from xenpvd.errors import PermissionRefused
 from xenpvd.rpc.service import ConsoleViewer, Service
-
-#: Every peer is an admin for now: there is one socket, 0660.
-Role = Literal["viewer", "operator", "admin"]
 
 _T = TypeVar("_T")
 
@@ -27,6 +26,9 @@ class Client(Protocol):
     @property
     def who(self) -> str:
         """The peer, for people: ``uid 0, pid 4711``."""
+
+    @property
+    def role(self) -> Role: ...
 
     async def waiting(self, call: Call, run: Awaitable[_T]) -> _T:
         """Await ``run``; ``call`` is cancelled when the client leaves."""
@@ -65,6 +67,17 @@ class Call:
     task: asyncio.Task[Any] | None
     alone: bool
     after_reply: list[Callable[[], None]] = field(default_factory=list)
+
+    def need(self, role: Role, what: str) -> None:
+        """Raises :class:`PermissionRefused` if the client's role is too small to ``what``."""
+        check_role(self.client.role, role, what)
+
+
+def check_role(role: Role, need: Role, what: str) -> None:
+    """Raises :class:`PermissionRefused`."""
+    if not covers(role, need):
+        why = f"cannot {what}: you are {role} here, and that takes {need}. Ask the daemon's admin ([access])."
+        raise PermissionRefused(why, need=need, role=role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 from pydantic_core import to_json
 
-from xenpvd.errors import LimitReached
+from xenpvd.access import RoleOf, everything
+from xenpvd.errors import LimitReached, PermissionRefused, XenpvdError
 from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Connection
-from xenpvd.rpc.errors import CODES, protocol_fault
+from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.service import Service
-from xenpvd.sockets import listen
+from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+NOBODY = "cannot serve you: you have no role here. Ask the daemon's admin to list you ([access])."
 
 
 class RpcServer:
-    """Serves ``service`` at ``path``. The directory is ours (its lock is held): an old socket is replaced."""
+    """Serves ``service`` at ``path``, whose ``mode`` says who can connect and ``role_of`` what they may then.
+    The directory is ours (its lock is held): an old socket is replaced."""
 
-    def __init__(self, service: Service, path: Path) -> None:
+    def __init__(self, service: Service, path: Path, role_of: RoleOf = everything, mode: int = 0o660) -> None:
         self._service = service
         self._path = path
+        self._role_of = role_of
+        self._mode = mode
         self._tasks = Tasks()
         self._connections: set[Connection] = set()
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
         """Listen. A client never finds a socket at ``path`` that refuses it. Raises :class:`HostError`."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path))
+        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path, self._mode))
 
     async def stop(self) -> None:
         """Take no more clients, give the others a moment to get what is under way, and end them."""
@@ -45,14 +54,19 @@ class RpcServer:
         if self._server is None:  # accepted just before stop
             writer.close()
             return
+        peer = credentials(writer.transport)
+        if (role := self._role_of(peer)) is None:
+            log.warning("%s may nothing here: it is sent away from %s", peer, self._path.name)
+            return _send_away(writer, PermissionRefused(NOBODY, need="viewer", role=None))
         if len(self._connections) >= CONNECTIONS_MAX:
             why = f"cannot take another client: {CONNECTIONS_MAX} are connected. Close one."
-            writer.write(
-                to_json(protocol_fault(CODES[LimitReached], why, LimitReached.reason).reply(None)) + b"\n"
-            )
-            writer.close()
-            return
-        connection = Connection(self._service, reader, writer)
+            return _send_away(writer, LimitReached(why, limit=CONNECTIONS_MAX))
+        connection = Connection(self._service, role, reader, writer)
         self._connections.add(connection)
         task = self._tasks.spawn(connection.serve(), "rpc client")
         task.add_done_callback(lambda _: self._connections.discard(connection))
+
+
+def _send_away(writer: asyncio.StreamWriter, fault: XenpvdError) -> None:
+    writer.write(to_json(fault_of(fault, "connect").reply(None)) + b"\n")
+    writer.close()

@@ -21,10 +21,12 @@ from typing import Annotated, Any, Literal
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from xenpvd.access import Role
 from xenpvd.errors import XenpvdError
 from xenpvd.rpc.connection import Hangup
-from xenpvd.rpc.console import GRACE, attach_as_can
+from xenpvd.rpc.console import GRACE, TYPIST, attach_as_can
 from xenpvd.rpc.models import Offset
+from xenpvd.rpc.registry import check_role
 from xenpvd.rpc.service import ConsoleViewer, Service
 from xenpvd.sockets import credentials
 from xenpvd.tasks import Tasks
@@ -50,8 +52,9 @@ class _Query(BaseModel):
     mode: Literal["rw", "ro", "steal", "auto"] = "auto"
 
 
-async def serve(service: Service, request: web.Request) -> web.WebSocketResponse:
-    """Attach until either side ends. Raises 400 as HTTP; what the console refuses is ``denied``."""
+async def serve(service: Service, request: web.Request, role: Role) -> web.WebSocketResponse:
+    """Attach until either side ends. Raises 400 as HTTP; what the console or ``role`` refuses is
+    ``denied``."""
     asked = dict(request.query)
     try:
         query = _Query.model_validate(asked)
@@ -62,14 +65,15 @@ async def serve(service: Service, request: web.Request) -> web.WebSocketResponse
         raise web.HTTPBadRequest(text=f"cannot attach: {wrong} cannot be used.\n")
     ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX + 1)  # aiohttp's is the first that is too long
     await ws.prepare(request)
-    await _Client(service, ws, request).serve(request.match_info["console"], query)
+    await _Client(service, ws, request, role).serve(request.match_info["console"], query)
     return ws
 
 
 class _Client:
-    def __init__(self, service: Service, ws: web.WebSocketResponse, request: web.Request) -> None:
+    def __init__(self, service: Service, ws: web.WebSocketResponse, request: web.Request, role: Role) -> None:
         assert request.transport is not None
         self._service = service
+        self._as = role
         self._ws = ws
         self._request = request
         self._who = f"{credentials(request.transport)}, websocket"
@@ -110,7 +114,9 @@ class _Client:
     def _attach(self, name: str, query: _Query) -> ConsoleViewer:
         consoles, since = self._service.consoles, query.since
         if query.mode == "auto":
-            return attach_as_can(consoles, name, since, self._who, self._role)
+            return attach_as_can(consoles, name, since, self._who, self._as, self._role)
+        if query.mode != "ro":
+            check_role(self._as, TYPIST, f"attach with mode {query.mode}")
         return consoles.attach(name, query.mode, since, None, self._who, self._role)
 
     async def _greet(self, name: str, viewer: ConsoleViewer) -> None:
@@ -173,6 +179,7 @@ class _Client:
                 await self._typed.put(message.data)
             elif message.type is WSMsgType.TEXT and _wish(message.data) == "steal":
                 with self._told():
+                    check_role(self._as, TYPIST, "take the keyboard")
                     viewer.steal()
             else:
                 await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xenpvd.errors import Busy
 from xenpvd.rpc import models, results
+from xenpvd.rpc.console import TYPIST
 from xenpvd.rpc.registry import Call, method
 from xenpvd.views import ChannelAdded, ConsoleInfo, ConsoleViewerInfo
 
@@ -50,13 +51,15 @@ async def console_wait(call: Call, params: models.ConsoleWaitParams) -> results.
     )
 
 
-@method("console.attach", "operator")
+@method("console.attach", "viewer")
 async def console_attach(call: Call, params: models.ConsoleAttachParams) -> results.Attached:
     """Make this connection a console: after the reply it is raw bytes both ways, until it ends.
 
     The request must be alone: a single one with an id, no other call under way and no events subscribed. Send
-    its newline together with it, or none: what follows is typed.
+    its newline together with it, or none: what follows is typed. To type takes the role operator.
     """
+    if params.mode != "ro":
+        call.need(TYPIST, f"attach with mode {params.mode}")
     stream = call.client.stream
     if not call.alone:
         raise Busy(
