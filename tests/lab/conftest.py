@@ -63,6 +63,10 @@ class Daemon:
             options = ("--wait", "created", *options)
         done = self.ctl("start", str(self.file), *options, limit=LIMIT)
         assert done.returncode == 0, done.stderr + self.log()
+        return self.join()
+
+    def join(self) -> Daemon:
+        """Connect to it, whoever has started it."""
         self.client = Client.connect(self.run_dir / self.name / "rpc.sock", 30)
         self._nudger = threading.Thread(target=self._nudge, daemon=True)
         self._nudger.start()
