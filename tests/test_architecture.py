@@ -73,13 +73,10 @@ TESTED_ELSEWHERE = {
     "backends.console.viewer": "tests/backends/console/test_backend.py: viewers of a real console",
     "backends.xenstore.node_ops": "tests/backends/xenstore/test_call.py: requests come in by the one door",
     "backends.xenstore.request": "tests/backends/xenstore/test_call.py: what every handler is given",
-<<<<<<< HEAD
     "ctl.xl_meanings": "tests/ctl/test_xl_keys.py: every key of xl has one",
-=======
     "client.methods": "tests/rpc/test_python_types.py: what is kept is what is made from the API",
     "client.params": "tests/rpc/test_python_types.py, as methods",
     "client.shapes": "tests/rpc/test_python_types.py, as methods",
->>>>>>> fa3baec (client: xenpvd.client, for asyncio programs)
     "rpc.service": "Protocols only",
     "vmm.build": "tests/vmm/test_machine.py: a machine is built from it",
     "vmm.outer_xen": "tests/vmm/test_machine.py: a machine's tables and doors",

@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 
+class AccessConfig(TypedDict):
+    viewer: NotRequired[list[str]]
+    operator: NotRequired[list[str]]
+    admin: NotRequired[list[str]]
+
+
 class Attached(TypedDict):
     mode: str
     offset: int
@@ -183,6 +189,7 @@ class GuestConfig(TypedDict):
     disk: NotRequired[list[DiskConfig]]
     console: NotRequired[ConsoleConfig]
     channel: NotRequired[list[ChannelConfig]]
+    access: NotRequired[AccessConfig]
     on_poweroff: NotRequired[Literal["destroy", "restart", "preserve"]]
     on_reboot: NotRequired[Literal["destroy", "restart", "preserve"]]
     on_crash: NotRequired[Literal["destroy", "restart", "preserve"]]
