@@ -13,7 +13,7 @@ from tests.client.conftest import HELLO, Daemon, impostor, until
 from xenpvd.client.errors import ConnectionLost, Unreachable
 from xenpvd.client.wire import LINE_MAX, Wire
 from xenpvd.errors import BadConfig, LimitReached, PermissionRefused, Unsupported
-from xenpvd.rpc.connection import CONNECTIONS_MAX
+from xenpvd.rpc.session import CONNECTIONS_MAX
 
 
 def says(*words: bytes, gate: asyncio.Event | None = None) -> Any:

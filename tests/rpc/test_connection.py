@@ -16,10 +16,10 @@ from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
 from xenpvd.backends.console.backend import Console
 from xenpvd.consoles import Consoles
-from xenpvd.rpc.connection import CONNECTIONS_MAX, IN_FLIGHT_MAX
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.models import API
 from xenpvd.rpc.server import RpcServer
+from xenpvd.rpc.session import CONNECTIONS_MAX, IN_FLIGHT_MAX
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ async def test_an_effect_outlives_its_client(
     peer.request("drive.add", vdev="xvdb", target="/b")
     await gate.entered.wait()
     await peer.close()
-    (gone,) = (connection for connection in server._connections if connection._calls)
-    await gone._gone.wait()
+    (gone,) = (connection for connection in server._connections if connection._session._calls)
+    await gone._session.gone.wait()
     gate.open.set()
     await until(lambda: gone not in server._connections)
     assert service.done == ["drive_add"]

@@ -13,8 +13,8 @@ from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
 from xenpvd.access import Role
 from xenpvd.errors import HostError
-from xenpvd.rpc.connection import CONNECTIONS_MAX
 from xenpvd.rpc.server import RpcServer
+from xenpvd.rpc.session import CONNECTIONS_MAX
 
 
 async def test_the_socket(server: RpcServer, path: Path, tmp_path: Path) -> None:

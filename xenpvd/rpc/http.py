@@ -19,7 +19,8 @@ from pydantic_core import to_json
 from xenpvd.access import Role, RoleOf, everything
 from xenpvd.errors import Unsupported
 from xenpvd.rpc import page, websocket
-from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Hangup
+from xenpvd.rpc.calls import Calls
+from xenpvd.rpc.connection import GRACE, Hangup
 from xenpvd.rpc.dispatch import Reply, dispatch
 from xenpvd.rpc.errors import fault_of, parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
@@ -27,6 +28,7 @@ from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
 from xenpvd.rpc.server import NOBODY
 from xenpvd.rpc.service import Service
+from xenpvd.rpc.session import CONNECTIONS_MAX
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 from xenpvd.views import Runstate
@@ -60,6 +62,7 @@ class HttpServer:
         self._mode = mode
         self._tasks = Tasks()
         self._callers: set[_Caller] = set()
+        self._sockets: set[Calls] = set()
         self._server: asyncio.AbstractServer | None = None
         self._ending = False
 
@@ -70,6 +73,7 @@ class HttpServer:
             client_max_size=MESSAGE_MAX, middlewares=[_discreet, _no_foreign_page, self._known]
         )
         app.router.add_post("/rpc", self._rpc)
+        app.router.add_get("/rpc", self._calls)
         app.router.add_get("/", page.index)
         app.router.add_get("/page/{name}", page.file)
         app.router.add_get("/console/{console}", self._console)
@@ -101,6 +105,11 @@ class HttpServer:
         self._path.unlink(missing_ok=True)
         for caller in self._callers:
             caller.leave()
+        ending = {task for calls in self._sockets for task in calls.ending()}
+        if ending:
+            await asyncio.wait(ending, timeout=GRACE)
+        for calls in tuple(self._sockets):
+            await calls.close()
         await self._runner.cleanup()
         await self._tasks.cancel()
 
@@ -148,6 +157,14 @@ class HttpServer:
             return parse_fault(str(fault)).reply(None)
         return await dispatch(message, Call(self._service, caller, asyncio.current_task(), alone=False))
 
+    async def _calls(self, request: web.Request) -> web.StreamResponse:
+        calls = Calls(self._service, request, request[_ROLE])
+        self._sockets.add(calls)
+        try:
+            return await calls.serve()
+        finally:
+            self._sockets.discard(calls)
+
     async def _console(self, request: web.Request) -> web.StreamResponse:
         return await websocket.serve(self._service, request, request[_ROLE])
 
@@ -193,7 +210,7 @@ class _Caller:
     @property
     def stream(self) -> Stream:
         raise Unsupported(
-            "cannot call this over HTTP: it goes on after its reply. Use rpc.sock.",
+            "cannot call this by POST: it goes on after its reply. Use the WebSocket /rpc, or rpc.sock.",
             feature="stream",
             hint="rpc.sock",
         )

@@ -42,6 +42,10 @@ class Stream(Protocol):
     """What a method may do to a connection that outlasts its reply."""
 
     @property
+    def raw(self) -> bool:
+        """Whether it can :meth:`become` a console."""
+
+    @property
     def feeds(self) -> Collection[str]:
         """The names of those that go on."""
 

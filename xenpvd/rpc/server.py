@@ -10,9 +10,10 @@ from pydantic_core import to_json
 
 from xenpvd.access import RoleOf, everything
 from xenpvd.errors import LimitReached, PermissionRefused, XenpvdError
-from xenpvd.rpc.connection import CONNECTIONS_MAX, GRACE, Connection
+from xenpvd.rpc.connection import GRACE, Connection
 from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.service import Service
+from xenpvd.rpc.session import CONNECTIONS_MAX
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xenpvd.errors import Busy
+from xenpvd.errors import Busy, Unsupported
 from xenpvd.rpc import models, results
 from xenpvd.rpc.console import TYPIST
 from xenpvd.rpc.registry import Call, method
@@ -61,6 +61,10 @@ async def console_attach(call: Call, params: models.ConsoleAttachParams) -> resu
     if params.mode != "ro":
         call.need(TYPIST, f"attach with mode {params.mode}")
     stream = call.client.stream
+    if not stream.raw:
+        place = f"/console/{params.console}"
+        why = f"cannot attach on this connection: it takes messages only. Use the WebSocket {place}."
+        raise Unsupported(why, feature="raw stream", hint=place)
     if not call.alone:
         raise Busy(
             "cannot attach on this connection: it has other work (a batch, calls under way or a "
