@@ -35,7 +35,8 @@ MAY_IMPORT = [
     *((name, LEAVES) for name in INSIDE[7:]),
     # guest and street meet here
     ("service", ("guest", "check", "rpc.service", "__init__", *LEAVES)),
-    ("daemon", ("guest", "service", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
+    ("daemon", ("guest", "service", "supervisor", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
+    ("supervisor", ()),
     ("__main__", ("daemon", "__init__", *LEAVES)),
     *((name, LEAVES) for name in LEAVES),
 ]  # fmt: skip

@@ -8,7 +8,6 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from xenpvd.rpc.models import API
 from xenpvd.rpc.raw import ConsoleSocket
 from xenpvd.rpc.server import RpcServer
 from xenpvd.service import Service
+from xenpvd.supervisor import Supervisor
 from xenpvd.tasks import Tasks
 from xenpvd.views import DaemonInfo, Phase, Runstate
 from xenpvd.vmm.vcpu import install_kick_handler
@@ -98,6 +98,8 @@ class Daemon:
         self._at_once = asyncio.Event()
         # a start that fails is raised by run(); a shutdown that does is followed by the guest's end anyway
         self._tasks = Tasks(lambda name, fault: log.debug("%s: %s", name, fault))
+        self._supervisor = Supervisor()
+        self._telling = Tasks()
 
     async def run(self, *, start: bool) -> None:
         """Serve until told to end. Raises what keeps it from starting."""
@@ -109,21 +111,25 @@ class Daemon:
             loop.add_signal_handler(signum, self._on_signal, signum)
         loop.add_signal_handler(signal.SIGHUP, self.guest.consoles.reopen_logs)
         install_kick_handler()
+        self._telling.spawn(self._supervisor.watchdog(self.guest.stuck), "watchdog")
+        self._telling.spawn(self._tell_status(), "status")
         try:
             for server in servers:
                 await server.start()
             if self.config is not None and start:
                 await self._start_guest(self.config)
-            notify("READY=1")
+            await self._supervisor.ready()
             self.events.publish("daemon.ready")
             log.info("%s is ready at %s", self.name, self._directory / "rpc.sock")
             await self._quit.wait()
         finally:
-            notify("STOPPING=1")
+            self._supervisor.notify("STOPPING=1")
             self.events.publish("daemon.stopping")
             await self._end_guest()
             for server in servers:
                 await server.stop()
+            await self._telling.cancel()  # last: who watches us shall see that the end goes on
+            self._supervisor.close()
             lock.release()
 
     def _servers(self) -> list[_Server]:
@@ -176,6 +182,17 @@ class Daemon:
         await self.guest.close()
         await self._tasks.cancel()
 
+    async def _tell_status(self) -> None:
+        changes, _, _ = self.events.subscribe(("guest.state", "guest.boot"), since=0)
+        async for _ in changes:
+            self._supervisor.status(self._status())
+
+    def _status(self) -> str:
+        """The guest's state, and how it came to that, or how far its boot is."""
+        progress = self.guest.progress
+        why = progress.reason or (progress.phase if progress.state is Runstate.RUNNING else None)
+        return f"{progress.state}: {why}" if why else str(progress.state)
+
     def info(self) -> DaemonInfo:
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         return DaemonInfo(
@@ -211,11 +228,3 @@ class Daemon:
         log.error("in the loop: %s", context.get("message"), exc_info=fault)
         if fault is not None and "handle" in context:  # a callback of ours; transports' faults are theirs
             self.guest.fault("callback", fault)
-
-
-def notify(state: str) -> None:
-    """sd_notify(3): tell the supervisor, if there is one that wants to know."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)

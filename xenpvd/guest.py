@@ -375,6 +375,10 @@ class Guest:
 
     # -- looking at it
 
+    def stuck(self, limit: float) -> str | None:
+        """See :meth:`Machine.stuck`."""
+        return self.machine.stuck(limit) if self.machine is not None else None
+
     def status(self, name: str) -> GuestStatus:
         config, progress, machine = self.config, self.progress, self.machine
         return GuestStatus(

@@ -76,6 +76,7 @@ class FakeMachine:
         self.online = frozenset[int]()
         self.ballooned = 0
         self.injected: list[int] = []
+        self.stuck_by: str | None = None
 
     def page(self, gfn: int) -> FakePage:
         return self.pages[gfn]
@@ -106,6 +107,9 @@ class FakeMachine:
         self.owner.machine_ended(reason, detail, regs)
 
     # -- introspection
+
+    def stuck(self, limit: float) -> str | None:
+        return self.stuck_by
 
     def vcpus(self, regs: bool = False) -> list[VcpuInfo]:
         state = "stopped" if self.stopped else "paused" if self.paused else "running"

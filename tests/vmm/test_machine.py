@@ -786,3 +786,40 @@ async def test_nobody_waits_for_each_other(either: Bench, busy_switching: None) 
     assert not notifier.is_alive()
     assert {name for one in bench.machine.hypercall_stats(0).counts for name in one.results} == {"ok"}
     port.close()
+
+
+async def test_a_vcpu_that_does_not_come_back_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    def call(*args: object) -> int:
+        inside.set()
+        assert let_go.wait(10)
+        return 0
+
+    monkeypatch.setattr(bench.machine._xen, "call", call)
+    assert bench.machine.stuck(0) is None
+    bench.machine.start()
+    assert all(vcpu.entered.wait(10) for vcpu in bench.vcpus)
+    assert bench.machine.stuck(0) is None
+    bench.call(EVTCHN, 4, ARG, vcpu=1)
+    assert inside.wait(10)
+    assert bench.machine.stuck(0) == "vCPU 1 has not come back to the guest for 0 s"
+    assert bench.machine.stuck(60) is None
+    bench.machine.end("poweroff", "", None)
+    assert bench.machine.stuck(0) == "vCPU 1 has not come back to the guest for 0 s", (
+        "it keeps the end waiting"
+    )
+    let_go.set()
+
+
+async def test_a_thread_that_is_gone_is_told_unless_the_guest_is_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.machine, "fault", lambda fault: None)  # as if that failed, too
+    monkeypatch.setattr(bench.machine._xen, "call", lambda *args: 1 // 0)
+    bench.machine.start()
+    bench.call(EVTCHN, 4, ARG, vcpu=1)
+    bench.machine._vcpus[1].join()
+    assert bench.machine.stuck(60) == "the thread of vCPU 1 is gone"
+    bench.machine.end("poweroff", "", None)
+    assert bench.machine.stuck(60) is None

@@ -520,3 +520,44 @@ def test_a_host_out_of_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
         patch.setattr(threading.Thread, "start", refuse_start)
         with pytest.raises(HostError, match=r"cannot start vCPU 7: can't start new thread\. Raise"):
             bench.thread.start()
+
+
+# -- what a watchdog asks
+
+
+def test_a_handler_that_does_not_end_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    def on_debug_port(data: bytes) -> None:
+        inside.set()
+        assert let_go.wait(WAIT)
+
+    monkeypatch.setattr(bench.handler, "on_debug_port", on_debug_port)
+    bench.start()
+    assert bench.thread.stuck(0) is None, "a guest that runs, or does nothing, is its own affair"
+    bench.vcpu.guest_io(0xE9, b"x")
+    assert inside.wait(WAIT)
+    assert bench.thread.stuck(60) is None
+    assert bench.thread.stuck(0) == "vCPU 7 has not come back to the guest for 0 s"
+    let_go.set()
+    bench.vcpu.guest_sees()
+    bench.end()
+    assert bench.thread.over and bench.thread.stuck(0) is None
+
+
+def test_what_was_submitted_and_does_not_end_is_seen_in_a_pause_too(bench: Bench) -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    def act() -> None:
+        inside.set()
+        assert let_go.wait(WAIT)
+
+    bench.start()
+    bench.thread.pause()
+    bench.thread.rest()
+    assert bench.thread.stuck(0) is None, "at rest"
+    bench.thread.submit("key", act)
+    assert inside.wait(WAIT)
+    assert bench.thread.stuck(0)
+    let_go.set()
+    bench.thread.resume()

@@ -196,6 +196,16 @@ class Machine:
         """Whether the guest has ended, or is being stopped."""
         return self._ended.locked()
 
+    def stuck(self, limit: float) -> str | None:
+        """Why a vCPU will not go on: work of ours has kept it out of the guest for more than ``limit``
+        seconds, or its thread is gone and nobody has noticed. None if there is none."""
+        for vcpu in self._vcpus:
+            if vcpu.over and not self.over:
+                return f"the thread of vCPU {vcpu.id} is gone"
+            if why := vcpu.stuck(limit):
+                return why
+        return None
+
     def inject(self, port: int) -> PortInfo:
         """Raise an event on a port of the guest's. Raises :class:`NotFound` for a closed one."""
         return self._xen.inject(port)

@@ -79,6 +79,7 @@ class VcpuThread:
         self._resting = False  # outside of KVM_RUN, and stays there until resumed
         self._stopping = False
         self._over = False
+        self._busy_since: float | None = None  # by time.monotonic; None while in the guest, or at rest
         self._last: dict[str, int] | None = None
         self._thread = threading.Thread(target=self._run, name=f"vcpu{vcpu_id}", daemon=True)
         #: exits that came to Python, by kind. The keys stay, so another thread may look at it
@@ -98,6 +99,18 @@ class VcpuThread:
             ran = time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
             waited = int(Path(f"/proc/self/task/{native}/schedstat").read_text().split()[1])
         return ran, waited
+
+    @property
+    def over(self) -> bool:
+        """Its thread has ended."""
+        return self._over
+
+    def stuck(self, limit: float) -> str | None:
+        """What keeps it out of the guest for more than ``limit`` seconds: work of ours that does not end.
+        None while the guest runs, waits or is paused, whatever it does there itself."""
+        since = self._busy_since
+        busy = 0.0 if since is None else time.monotonic() - since
+        return f"vCPU {self.id} has not come back to the guest for {busy:.0f} s" if busy > limit else None
 
     def start(self) -> None:
         """Raises :class:`HostError` if the host gives no more threads."""
@@ -186,7 +199,9 @@ class VcpuThread:
         try:
             try:
                 while self._prepare():
+                    self._busy_since = None
                     reason = self.vcpu.run()
+                    self._busy_since = time.monotonic()
                     if reason is None:
                         self.exits["kick"] += 1
                     else:
@@ -200,6 +215,7 @@ class VcpuThread:
                 with contextlib.suppress(KvmError):
                     self._last = self.registers_here()
                 self._over = True
+                self._busy_since = None
                 self._waiting.clear()
                 self._changed.notify_all()
 
@@ -214,8 +230,10 @@ class VcpuThread:
                         self._resting = False
                         return not self._stopping
                     self._resting = True
+                    self._busy_since = None
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: self._waiting or self._stopping or not self._paused)
+                    self._busy_since = time.monotonic()
             for act in acts.values():
                 try:
                     act()
