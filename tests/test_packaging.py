@@ -45,6 +45,10 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     assert {f"xenpvd/rpc/page/{name}" for name in ("index.html", "console.js", "xterm.mjs")} <= set(names)
     pages = {name.partition(".data/data/share/man/")[2] for name in names if ".data/" in name}
     assert pages == {f"man{page.suffix[1:]}/{page.name}" for page in (ROOT / "docs" / "man").iterdir()}
+    units = {path.relative_to(ROOT).as_posix() for path in (ROOT / "systemd").rglob("*") if path.is_file()}
+    assert {name for name in names if name.startswith("xenpvd/systemd/")} == {
+        f"xenpvd/{name}" for name in units
+    }
     native = [name for name in names if name.startswith("xenpvd/backends/blkif/native-")]
     assert [f"xenpvd/backends/blkif/{build.library().name}"] == native
     assert "any.whl" not in wheel.name, "a wheel with a library is this machine's"

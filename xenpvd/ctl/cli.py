@@ -18,6 +18,7 @@ from xenpvd.ctl import (
     look,
     machine,
     rundir,
+    units,
     xen,
     xenstore,
 )
@@ -82,6 +83,7 @@ for verb in (
     boot.check,
     boot.doctor,
     import_xl.import_xl,
+    units.install_units,
     consoles.log,
     consoles.viewers,
     consoles.kick,

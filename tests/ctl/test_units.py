@@ -1,0 +1,126 @@
+"""install-units: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.conftest import Xenpvctl
+from xenpvd.ctl import units
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """xenpvd and xenpvctl, installed in a folder of that name; this xenpvctl is the latter."""
+
+    def install(name: str) -> Path:
+        bin_ = tmp_path / name / "bin"
+        bin_.mkdir(parents=True)
+        for command in ("xenpvd", "xenpvctl"):
+            (bin_ / command).write_text("#!/bin/sh\n")
+            (bin_ / command).chmod(0o755)
+        monkeypatch.setattr(sys, "argv", [str(bin_ / "xenpvctl")])
+        return bin_ / "xenpvd"
+
+    return install
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service could use what is installed, wherever that is."""
+    monkeypatch.setattr(units, "_unreachable", lambda path: None)
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path]) -> None:
+    daemon = installed("opt")
+    said = xenpvctl("install-units", "--root", str(tmp_path / "root")).stdout
+    etc = tmp_path / "root" / "etc"
+    written = sorted(path.relative_to(etc).as_posix() for path in etc.rglob("*") if path.is_file())
+    assert written == [
+        "systemd/system/xenpvd.target",
+        "systemd/system/xenpvd@.service",
+        "sysusers.d/xenpvd.conf",
+    ]
+    assert all(f"wrote {etc / name}\n" in said for name in written)
+    assert "  systemctl daemon-reload\n" in said and "  systemctl enable --now xenpvd@web1 " in said
+    unit = (etc / "systemd/system/xenpvd@.service").read_text()
+    assert f"\nExecStart={daemon} --config /etc/xenpvd/%i.toml " in unit
+    assert unit.replace(str(daemon), "/usr/bin/xenpvd") == (ROOT / "systemd/xenpvd@.service").read_text()
+    again = xenpvctl.json("install-units", "--root", str(tmp_path / "root"))
+    assert sorted(again["written"]) == [str(etc / name) for name in written]
+    assert again["daemon"] == str(daemon)
+    assert again["next"][1:] == ["systemctl daemon-reload", "systemctl enable --now xenpvd@web1"]
+
+
+def test_for_a_user(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = installed("my venv")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    said = xenpvctl("install-units", "--user").stdout
+    (written,) = (path for path in (tmp_path / "config").rglob("*") if path.is_file())
+    assert written == tmp_path / "config/systemd/user/xenpvd@.service"
+    assert f'\nExecStart="{daemon}" --config %E/xenpvd/%i.toml ' in written.read_text()
+    assert f"xenpvd@web1     # runs {tmp_path}/config/xenpvd/web1.toml\n" in said
+    assert "systemctl --user daemon-reload" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/opt/x/xenpvd", "/opt/x/xenpvd"),
+        ("/opt/100%/xenpvd", "/opt/100%%/xenpvd"),
+        ("/opt/a b/xenpvd", '"/opt/a b/xenpvd"'),
+        ('/opt/a"\\/xenpvd', '"/opt/a\\"\\\\/xenpvd"'),
+    ],
+)
+def test_the_path_in_the_unit(path: str, word: str) -> None:
+    assert units._word(Path(path)) == word
+
+
+def test_what_no_service_can_reach(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("opt")
+    monkeypatch.setattr(units, "HIDDEN", (tmp_path / "opt",))
+    said = xenpvctl("install-units", "--root", str(tmp_path / "root"), status=1).stderr
+    assert f"services see nothing of {tmp_path / 'opt'}" in said and "below /opt or /usr/local" in said
+    assert not (tmp_path / "root").exists()
+    (tmp_path / "closed").mkdir(mode=0o700)
+    (tmp_path / "closed" / "python").write_text("")
+    monkeypatch.setattr(units, "HIDDEN", ())
+    assert units._unreachable(tmp_path / "closed" / "python") == f"only its owner can use {tmp_path}/closed"
+    assert units._unreachable(Path("/usr/bin/env")) is None
+
+
+def test_without_a_daemon(xenpvctl: Xenpvctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "xenpvctl")])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    said = xenpvctl("install-units", "--root", str(tmp_path / "root"), status=1).stderr
+    assert f"cannot find xenpvd: it is not in {tmp_path}. Install the wheel" in said
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_where_nothing_can_be_written(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path]
+) -> None:
+    installed("opt")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "etc").write_text("a file")
+    said = xenpvctl("install-units", "--root", str(tmp_path / "root"), status=1).stderr
+    assert "cannot write" in said and "Use sudo, or --user" in said
+
+
+def test_units_that_are_not_there(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("opt")
+    monkeypatch.setattr(units, "SOURCES", (tmp_path,))
+    monkeypatch.setattr(units, "_unreachable", lambda path: None)
+    assert "Install xenpvd again" in xenpvctl("install-units", "--user", status=1).stderr

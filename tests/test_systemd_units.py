@@ -1,0 +1,95 @@
+"""The units, as systemd itself reads and judges them, and what they and the daemon must agree on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from xenpvd import paths
+from xenpvd.__main__ import main
+
+UNITS = Path(__file__).parents[1] / "systemd"
+SERVICES = ("xenpvd@.service", "user/xenpvd@.service")
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze: apt install systemd"
+)
+
+
+def setting(unit: str, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
+
+
+def analyze(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """One guest's unit, and the target, with a daemon that is there."""
+    text = (UNITS / "xenpvd@.service").read_text().replace("/usr/bin/xenpvd", "/bin/true")
+    shutil.copy(UNITS / "xenpvd.target", tmp_path)
+    (tmp_path / "xenpvd@web1.service").write_text(text)
+    return tmp_path / "xenpvd@web1.service"
+
+
+@needs_systemd
+def test_systemd_finds_nothing_to_say(unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exit status is 0 for a key that it does not know, so what it prints counts."""
+    said = analyze("verify", str(unit), str(tmp_path / "xenpvd.target"))
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    user = tmp_path / "user" / "xenpvd@web1.service"
+    user.parent.mkdir()
+    user.write_text((UNITS / "user/xenpvd@.service").read_text().replace("/usr/bin/xenpvd", "/bin/true"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    said = analyze("--user", "verify", str(user))
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    unit.write_text(unit.read_text().replace("KillMode", "KilMode"))
+    assert "KilMode" in analyze("verify", str(unit)).stderr, "it does look"
+
+
+@needs_systemd
+def test_how_much_a_guests_daemon_could_do(unit: Path) -> None:
+    said = analyze("security", "--offline=yes", "--threshold=10", "--no-pager", str(unit))
+    assert said.returncode == 0, f"more than 1.0:\n{said.stdout}{said.stderr}"
+    unit.write_text(
+        re.sub("^(Protect|Private|Restrict|SystemCall).*\n", "", unit.read_text(), flags=re.MULTILINE)
+    )
+    assert analyze("security", "--offline=yes", "--threshold=10", str(unit)).returncode != 0, "it does look"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_its_command_line_is_the_daemons(service: str, tmp_path: Path) -> None:
+    (command,) = setting(service, "ExecStart")
+    definition = tmp_path / "web1.toml"
+    words = [word.replace("%i", "web1") for word in command.split()]
+    assert words[0] == "/usr/bin/xenpvd" and words[1] == "--config"
+    definition.write_text("")
+    done = CliRunner().invoke(main, ["--config", str(definition), *words[3:]])
+    assert done.exit_code == 2 and "kernel" in done.stderr, "the definition is all it finds fault with"
+    assert 2 in [int(status) for status in setting(service, "RestartPreventExitStatus")[0].split()]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_it_is_given_the_time_that_it_takes(service: str) -> None:
+    (command,) = setting(service, "ExecStart")
+    words = command.split()
+    asked = float(words[words.index("--stop-timeout") + 1])
+    assert float(setting(service, "TimeoutStopSec")[0]) >= asked + 30
+
+
+def test_places_are_those_of_the_client() -> None:
+    (command,) = setting("xenpvd@.service", "ExecStart")
+    assert f"--config {paths.CONFIG_DIR}/%i.toml " in command and "--run-dir /run/xenpvd " in command
+    assert setting("xenpvd@.service", "RuntimeDirectory") == ["xenpvd/%i"]
+
+
+def test_the_users_unit_is_the_systems_where_it_can_be() -> None:
+    system, user = ((UNITS / name).read_text().splitlines() for name in SERVICES)
+    own = [line for line in user if line not in system and not line.startswith("#")]
+    assert [line.partition("=")[0] for line in own] == ["AssertPathExists", "ExecStart", "UMask", "WantedBy"]
