@@ -30,6 +30,7 @@ set -eu
 mount --make-rprivate /
 mount -t proc proc /proc
 mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys
+mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for folder in etc var; do
     mkdir -p "$1/$folder" "$1/$folder.work"

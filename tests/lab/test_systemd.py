@@ -14,7 +14,7 @@ import pytest
 from lab import guest as assets
 from tests.lab.systemd import INSIDE, LIBRARIES, Systemd, missing
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(300)]
 
 XENPVCTL = "/opt/xenpvd/bin/xenpvctl"
 #: as root does it; the folder of the images is that of docs/systemd.md
@@ -35,6 +35,34 @@ mkdir -p /run/srv/guests
 mount --bind /run/srv /srv
 systemctl daemon-reload
 """
+
+#: somebody who is no root, with a systemd of his own, as user@.service starts it for who logs in
+OWNER = f"""
+set -e
+printf 'u owner - - /home/owner /bin/sh\nm owner kvm\n' > /etc/sysusers.d/owner.conf
+systemd-sysusers
+mkdir -p /run/home
+mount --bind /run/home /home
+install -d -o owner -g owner -m 700 /home/owner /run/user/owner
+cat > /etc/systemd/system/owner.service <<END
+[Service]
+User=owner
+Type=notify
+ExecStart=/lib/systemd/systemd --user --unit=basic.target
+Environment=HOME=/home/owner XDG_RUNTIME_DIR=/run/user/owner LD_LIBRARY_PATH={LIBRARIES}
+Delegate=yes
+KillMode=mixed
+END
+systemctl daemon-reload
+systemctl start owner
+install -D -o owner -g owner /etc/xenpvd/web1.toml /home/owner/.config/xenpvd/web1.toml
+chown -R owner:owner /home/owner/.config
+chown owner /srv/guests/web1.img
+"""
+AS_OWNER = (
+    *("setpriv", "--reuid", "owner", "--regid", "owner", "--init-groups"),
+    *("env", "HOME=/home/owner", "XDG_RUNTIME_DIR=/run/user/owner"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +135,7 @@ def test_a_guests_whole_life(systemd: Systemd, web1: str) -> None:
 def test_a_daemon_that_hangs_is_replaced(systemd: Systemd, web1: str) -> None:
     folder = f"/etc/systemd/system/{web1}.service.d"
     systemd.run(
-        "sh", "-c", f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=10\\n' > {folder}/watchdog.conf"
+        "sh", "-c", f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=20\\n' > {folder}/watchdog.conf"
     )
     systemd.ctl("daemon-reload")
     systemd.ctl("start", web1)
@@ -127,3 +155,20 @@ def test_a_definition_that_is_wrong_is_not_tried_again(systemd: Systemd, web1: s
     assert "failed" in systemd.ctl("start", web1, status=1)
     assert systemd.show(web1, "ActiveState") == "failed" and systemd.show(web1, "NRestarts") == "0"
     assert "memroy: there is no such key" in systemd.journal(web1)
+
+
+def test_a_guest_of_somebody_who_is_no_root(systemd: Systemd, web1: str) -> None:
+    systemd.run("sed", "-i", "/^log = /d", "/etc/xenpvd/web1.toml")
+    systemd.run("sh", "-c", OWNER)
+    systemd.run(*AS_OWNER, XENPVCTL, "install-units", "--user")
+    systemctl = (*AS_OWNER, "systemctl", "--user", "--no-pager")
+    systemd.run(*systemctl, "daemon-reload")
+    systemd.run(*systemctl, "enable", "--now", web1)
+    systemd.run(
+        *AS_OWNER, XENPVCTL, "call", "web1", "guest.wait", f"for=console:{assets.READY}", "timeout=100"
+    )
+    (drive,) = json.loads(systemd.run(*AS_OWNER, XENPVCTL, "call", "--json", "web1", "drive.list"))
+    assert drive["plane"].startswith("native, io_uring"), drive
+    systemd.run(*systemctl, "stop", web1)
+    assert systemd.run(*systemctl, "show", "--value", "-p", "Result", web1) == "success"
+    systemd.ctl("stop", "owner")
