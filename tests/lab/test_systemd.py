@@ -172,3 +172,12 @@ def test_a_guest_of_somebody_who_is_no_root(systemd: Systemd, web1: str) -> None
     systemd.run(*systemctl, "stop", web1)
     assert systemd.run(*systemctl, "show", "--value", "-p", "Result", web1) == "success"
     systemd.ctl("stop", "owner")
+
+
+def test_the_sockets_of_another_daemon_of_that_name_are_left_alone(systemd: Systemd, web1: str) -> None:
+    start = f"{XENPVCTL} start --paused /etc/xenpvd/web1.toml"
+    packages = "PYTHONPATH=/opt/xenpvd/site:/opt/xenpvd/packages"
+    systemd.run("sh", "-c", f"mkdir -p /var/log/xenpvd/web1; {packages} {start}")
+    assert "Assertion failed" in systemd.ctl("start", web1, status=1)
+    assert call(systemd, "guest.status")["state"] == "paused"
+    systemd.run(XENPVCTL, "destroy", "web1")
