@@ -183,7 +183,8 @@ class Daemon:
         await self._tasks.cancel()
 
     async def _tell_status(self) -> None:
-        changes, _, _ = self.events.subscribe(("guest.state", "guest.boot"), since=0)
+        changes, _, _ = self.events.subscribe(("guest.state", "guest.boot"))
+        self._supervisor.status(self._status())
         async for _ in changes:
             self._supervisor.status(self._status())
 

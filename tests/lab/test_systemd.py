@@ -1,5 +1,5 @@
-"""A real systemd runs the units that ``xenpvctl install-units`` writes, and real guests in them, under all of
-their restrictions."""
+"""A real systemd runs a real guest by the unit that ``xenpvctl install-units`` writes, under all of its
+restrictions. tests/systemd has what needs no guest."""
 
 from __future__ import annotations
 
@@ -12,71 +12,35 @@ from typing import Any
 import pytest
 
 from lab import guest as assets
-from tests.lab.systemd import INSIDE, LIBRARIES, Systemd, missing
+from tests.systemd.root import INSIDE, PREPARE, XENPVCTL, Systemd, missing
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(300)]
 
-XENPVCTL = "/opt/xenpvd/bin/xenpvctl"
-#: as root does it; the folder of the images is that of docs/systemd.md
-PREPARE = f"""
+#: as root does it where there is no udev
+KVM = """
 set -e
-{XENPVCTL} install-units
-systemd-sysusers
-if [ "$(stat -c %a /dev/kvm)" = 600 ]; then  # no udev here
+if [ "$(stat -c %a /dev/kvm)" = 600 ]; then
     mknod /run/kvm c 10 232
     mount --bind /run/kvm /dev/kvm
     chgrp kvm /dev/kvm
     chmod 660 /dev/kvm
 fi
-mkdir -p /etc/xenpvd /etc/systemd/system/xenpvd@.service.d
-printf '[Service]\nEnvironment=LD_LIBRARY_PATH={LIBRARIES}\nReadWritePaths=/srv/guests\n' \
-    > /etc/systemd/system/xenpvd@.service.d/test.conf
-mkdir -p /run/srv/guests
-mount --bind /run/srv /srv
-systemctl daemon-reload
 """
 
-#: somebody who is no root, with a systemd of his own, as user@.service starts it for who logs in
-OWNER = f"""
-set -e
-printf 'u owner - - /home/owner /bin/sh\nm owner kvm\n' > /etc/sysusers.d/owner.conf
-systemd-sysusers
-mkdir -p /run/home
-mount --bind /run/home /home
-install -d -o owner -g owner -m 700 /home/owner /run/user/owner
-cat > /etc/systemd/system/owner.service <<END
-[Service]
-User=owner
-Type=notify
-ExecStart=/lib/systemd/systemd --user --unit=basic.target
-Environment=HOME=/home/owner XDG_RUNTIME_DIR=/run/user/owner LD_LIBRARY_PATH={LIBRARIES}
-Delegate=yes
-KillMode=mixed
-END
-systemctl daemon-reload
-systemctl start owner
-install -D -o owner -g owner /etc/xenpvd/web1.toml /home/owner/.config/xenpvd/web1.toml
-chown -R owner:owner /home/owner/.config
-chown owner /srv/guests/web1.img
-"""
-AS_OWNER = (
-    *("setpriv", "--reuid", "owner", "--regid", "owner", "--init-groups"),
-    *("env", "HOME=/home/owner", "XDG_RUNTIME_DIR=/run/user/owner"),
-)
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def systemd() -> Iterator[Systemd]:
     systemd = Systemd()
     try:
         systemd.run("sh", "-c", PREPARE)
+        systemd.run("sh", "-c", KVM)
         yield systemd
     finally:
         systemd.close()
 
 
 @pytest.fixture
-def web1(systemd: Systemd) -> Iterator[str]:
+def web1(systemd: Systemd) -> str:
     """Its definition is in place, its image in /srv/guests; not yet started."""
     place = systemd.place / "web1"
     place.mkdir()
@@ -89,11 +53,7 @@ def web1(systemd: Systemd) -> Iterator[str]:
     (place / "web1.toml").write_text(assets.toml(definition))
     systemd.run("cp", INSIDE / "web1" / "web1.toml", "/etc/xenpvd/web1.toml")
     systemd.run("install", "-g", "xenpvd", "-m", "660", INSIDE / "web1" / "xvda.img", "/srv/guests/web1.img")
-    yield "xenpvd@web1"
-    systemd.ctl("kill", "-s", "KILL", "xenpvd@web1", status=None)
-    systemd.ctl("stop", "xenpvd@web1", status=None)
-    systemd.ctl("reset-failed", status=None)
-    shutil.rmtree(place)
+    return "xenpvd@web1"
 
 
 def call(systemd: Systemd, method: str, *params: str) -> Any:
@@ -130,54 +90,3 @@ def test_a_guests_whole_life(systemd: Systemd, web1: str) -> None:
     assert assets.read_file(systemd.place / "web1" / "after.img", "/f") == b"be1gin\n"
     systemd.ctl("start", "xenpvd.target")
     assert systemd.show(web1, "ActiveState") == "active"
-
-
-def test_a_daemon_that_hangs_is_replaced(systemd: Systemd, web1: str) -> None:
-    folder = f"/etc/systemd/system/{web1}.service.d"
-    systemd.run(
-        "sh", "-c", f"mkdir -p {folder}; printf '[Service]\\nWatchdogSec=20\\n' > {folder}/watchdog.conf"
-    )
-    systemd.ctl("daemon-reload")
-    systemd.ctl("start", web1)
-    call(systemd, "guest.wait", f"for=console:{assets.READY}", "timeout=100")
-    before = systemd.show(web1, "MainPID")
-    assert systemd.show(web1, "NRestarts") == "0", "a boot is no fault"
-    systemd.ctl("kill", "-s", "STOP", web1)
-    systemd.until("1", "show", "--value", "-p", "NRestarts", web1)
-    systemd.until("active", "is-active", web1)
-    assert systemd.show(web1, "MainPID") != before
-    journal = systemd.journal(web1)
-    assert "Watchdog timeout" in journal and "Fatal Python error: Aborted" in journal and "in run" in journal
-
-
-def test_a_definition_that_is_wrong_is_not_tried_again(systemd: Systemd, web1: str) -> None:
-    systemd.run("sh", "-c", "echo 'memroy = 3' > /etc/xenpvd/web1.toml")
-    assert "failed" in systemd.ctl("start", web1, status=1)
-    assert systemd.show(web1, "ActiveState") == "failed" and systemd.show(web1, "NRestarts") == "0"
-    assert "memroy: there is no such key" in systemd.journal(web1)
-
-
-def test_a_guest_of_somebody_who_is_no_root(systemd: Systemd, web1: str) -> None:
-    systemd.run("sed", "-i", "/^log = /d", "/etc/xenpvd/web1.toml")
-    systemd.run("sh", "-c", OWNER)
-    systemd.run(*AS_OWNER, XENPVCTL, "install-units", "--user")
-    systemctl = (*AS_OWNER, "systemctl", "--user", "--no-pager")
-    systemd.run(*systemctl, "daemon-reload")
-    systemd.run(*systemctl, "enable", "--now", web1)
-    systemd.run(
-        *AS_OWNER, XENPVCTL, "call", "web1", "guest.wait", f"for=console:{assets.READY}", "timeout=100"
-    )
-    (drive,) = json.loads(systemd.run(*AS_OWNER, XENPVCTL, "call", "--json", "web1", "drive.list"))
-    assert drive["plane"].startswith("native, io_uring"), drive
-    systemd.run(*systemctl, "stop", web1)
-    assert systemd.run(*systemctl, "show", "--value", "-p", "Result", web1) == "success"
-    systemd.ctl("stop", "owner")
-
-
-def test_the_sockets_of_another_daemon_of_that_name_are_left_alone(systemd: Systemd, web1: str) -> None:
-    start = f"{XENPVCTL} start --paused /etc/xenpvd/web1.toml"
-    packages = "PYTHONPATH=/opt/xenpvd/site:/opt/xenpvd/packages"
-    systemd.run("sh", "-c", f"mkdir -p /var/log/xenpvd/web1; {packages} {start}")
-    assert "Assertion failed" in systemd.ctl("start", web1, status=1)
-    assert call(systemd, "guest.status")["state"] == "paused"
-    systemd.run(XENPVCTL, "destroy", "web1")

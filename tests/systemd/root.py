@@ -24,6 +24,20 @@ INSIDE = Path("/run/place")
 #: a Python that is not the system's brings its own library, and looks for it where it was built for
 LIBRARIES = "/opt/xenpvd/python/lib"
 
+XENPVCTL = "/opt/xenpvd/bin/xenpvctl"
+#: as root does it; the folder of the images is that of docs/systemd.md
+PREPARE = f"""
+set -e
+{XENPVCTL} install-units
+systemd-sysusers
+mkdir -p /etc/xenpvd /etc/systemd/system/xenpvd@.service.d
+printf '[Service]\nEnvironment=LD_LIBRARY_PATH={LIBRARIES}\nReadWritePaths=/srv/guests\n' \
+    > /etc/systemd/system/xenpvd@.service.d/test.conf
+mkdir -p /run/srv/guests
+mount --bind /run/srv /srv
+systemctl daemon-reload
+"""
+
 #: $1 is a folder in memory, $2 and $3 are where this Python and its packages are; becomes systemd.
 BEGIN = r"""
 set -eu

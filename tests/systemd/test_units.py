@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from xenpvd import paths
 from xenpvd.__main__ import main
 
-UNITS = Path(__file__).parents[1] / "systemd"
+UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = ("xenpvd@.service", "user/xenpvd@.service")
 
 needs_systemd = pytest.mark.skipif(
