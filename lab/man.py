@@ -28,6 +28,7 @@ from xenpvd.config import (
     DiskConfig,
     GuestConfig,
     LimitsConfig,
+    ReadyConfig,
     ShimConfig,
 )
 from xenpvd.ctl.cli import cli
@@ -41,6 +42,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "shim": ShimConfig,
     "console": ConsoleConfig,
     "channel": ChannelConfig,
+    "ready": ReadyConfig,
     "access": AccessConfig,
     "disk": DiskConfig,
     "disk.limits": LimitsConfig,

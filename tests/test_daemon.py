@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import tiny_shim
 from tests.fakes.machine import FakeMachine
 from tests.rpc.conftest import Peer
-from xenpvd.config import AccessConfig, GuestConfig
+from xenpvd.config import AccessConfig, GuestConfig, ReadyConfig
 from xenpvd.daemon import Daemon, NameLock
 from xenpvd.errors import Busy, HostError
 from xenpvd.views import Runstate
@@ -371,11 +371,36 @@ def test_the_command_with_http(tmp_path: Path) -> None:
         client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert answer.endswith(b'{"name":"idle","state":"defined","phase":null}')
+    assert answer.endswith(b'{"name":"idle","state":"defined","phase":null,"ready":false}')
     process.process.terminate()
     status, said = process.end()
     assert status == 0 and "Traceback" not in said
     assert not path.exists()
+
+
+@pytest.mark.parametrize("end", ["ready", "quit", "poweroff"])
+async def test_with_ready_in_its_definition_the_daemon_is_when_its_guest_is(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall], end: str
+) -> None:
+    """It serves from the beginning on."""
+    changed = {"ready": ReadyConfig(when="console:login:"), "on_poweroff": "preserve"}
+    halls.append(hall := Hall(tmp_path / "run", definition.model_copy(update=changed)))
+    running, _, _ = hall.daemon.events.subscribe(("guest.boot",), since=0)
+    async with asyncio.timeout(5):
+        await anext(running)
+    running.close()
+    peer = await Peer.connect(hall.socket)
+    assert (await peer.result("guest.status"))["ready"] is False
+    assert not hall.daemon.events.history(("daemon.ready",))
+    if end == "ready":
+        machines[0].guest_prints(b"login: ")
+    elif end == "quit":
+        hall.daemon.quit()
+    else:
+        machines[0].end("poweroff")
+    await hall.peer()
+    assert hall.daemon.guest.status("web1").ready is (end == "ready")
+    await peer.close()
 
 
 async def test_a_socket_for_looking(tmp_path: Path, halls: list[Hall]) -> None:

@@ -11,7 +11,7 @@ from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends.blkif.image import Image
-from xenpvd.config import ConsoleConfig, DiskConfig, GuestConfig
+from xenpvd.config import ConsoleConfig, DiskConfig, GuestConfig, ReadyConfig
 from xenpvd.errors import (
     BadConfig,
     Exists,
@@ -58,6 +58,8 @@ async def test_phases_are_told_in_order_and_once(running: House, machines: list[
     await guest.wait("xenbus", 5)
     await machine.guest_disk(guest.xenstore.client, 51712).connect()
     await guest.wait("devices", 5)
+    await guest.wait("ready", 5)
+    assert guest.status("web1").ready
     assert [data["phase"] for data in running.told("guest.boot")] == list(Phase)
     assert bytes(guest.consoles.xen.history.tail(100)) == b"(XEN) hello\n"
     assert list(guest.status("web1").boot_times) == list(Phase)
@@ -414,3 +416,59 @@ async def test_a_start_whose_log_cannot_be_written_leaves_the_guest_as_it_was(
     assert house.guest.state == Runstate.STOPPED
     await house.guest.start(good)
     assert house.guest.state == Runstate.RUNNING
+
+
+# -- readiness
+
+
+@pytest.mark.parametrize(
+    "when", ["console:login:", "xenstore:data/up", "xenstore:/local/domain/1/data/up", "shim"]
+)
+async def test_ready_is_what_the_definition_says(
+    house: House, definition: GuestConfig, machines: list[FakeMachine], when: str
+) -> None:
+    """In each life anew, and whatever else has come by then."""
+    config = definition.model_copy(update={"ready": ReadyConfig(when=when)})
+    await house.guest.start(config)
+    for life in range(2):
+        machine = machines[life]
+        assert not house.guest.status("web1").ready
+        if when == "shim":
+            machine.owner.machine_log(b"(XEN) hello\n")
+        elif when.startswith("console:"):
+            machine.guest_prints(b"web1 login: ")
+        else:
+            assert await machine.guest_store().ask(11, b"data/up\x001") == b"OK\0"
+        await house.guest.wait("ready", 5)
+        assert house.guest.status("web1").ready
+        assert not house.guest.progress.has_reached(Phase.DEVICES), "it implies nothing"
+        if life == 0:
+            await house.guest.pause()
+            assert not house.guest.status("web1").ready
+            await house.guest.reset()
+    assert len([data for data in house.told("guest.boot") if data["phase"] == "ready"]) == 2
+
+
+async def test_a_node_that_is_waited_for(running: House, machines: list[FakeMachine]) -> None:
+    guest, store = running.guest, machines[0].guest_store()
+    watches = len(guest.xenstore.client._watches)
+    with pytest.raises(TimedOut, match="xenstore:data/x has not come"):
+        await guest.wait("xenstore:data/x", 0.01)
+    waiting = asyncio.ensure_future(guest.wait("xenstore:data/x", 5))  # noqa: TID251
+    await asyncio.sleep(0)
+    assert await store.ask(11, b"data/y\x001") == b"OK\0" and not waiting.done()
+    assert await store.ask(11, b"data/x\x00") == b"OK\0"
+    await waiting
+    await guest.wait("xenstore:data/x", 5)
+    await guest.wait("xenstore:/local", 5)
+    assert len(guest.xenstore.client._watches) == watches
+
+
+async def test_a_guest_that_ends_is_not_ready_any_more(running: House, machines: list[FakeMachine]) -> None:
+    waiting = asyncio.ensure_future(running.guest.wait("xenstore:data/x", 5))  # noqa: TID251
+    ready = asyncio.ensure_future(running.guest.wait("ready", 5))  # noqa: TID251
+    await asyncio.sleep(0)
+    machines[0].end("poweroff")
+    for one in (waiting, ready):
+        with pytest.raises(StateError, match="will not come"):
+            await one

@@ -36,7 +36,12 @@ _CHANNEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _WHO = r"^(user|group):[A-Za-z0-9_][A-Za-z0-9._-]*$"
+_READY = r"^(created|shim|kernel|xenbus|devices|console:.+|xenstore:[A-Za-z0-9/@_.-]+)$"
 _XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
+
+
+#: What a guest can be waited for by, beside its phases and states
+SIGN = re.compile(r"console:.+|xenstore:[A-Za-z0-9/@_.-]+", re.DOTALL)
 
 
 def _bytes(value: object) -> object:
@@ -78,6 +83,7 @@ _WORDS = {
     "extra_forbidden": "there is no such key",
     "missing": "it is missing",
     _NAME: "it takes a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and has 63 at most",
+    _READY: "it must be created, shim, kernel, xenbus, devices, console:TEXT or xenstore:PATH",
     _WHO: "it must be user:NAME or group:NAME",
     _PATH: "it must be an absolute path",
     _MEDIUM: "it must be an absolute path",
@@ -197,6 +203,17 @@ class AccessConfig(Strict):
     admin: tuple[Who, ...] = Field((), max_length=64, description="may do everything")
 
 
+class ReadyConfig(Strict):
+    """When the guest counts as up: for guest.wait, /readyz and, if it is said, for systemd."""
+
+    when: str = Field(
+        "devices",
+        pattern=_READY,
+        max_length=256,
+        description="a phase of the boot, console:TEXT or xenstore:PATH (relative: below the guest's home)",
+    )
+
+
 class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
@@ -223,6 +240,7 @@ class GuestConfig(Strict):
     disk: tuple[DiskConfig, ...] = Field((), max_length=MAX_DISKS)
     console: ConsoleConfig = Field(default_factory=lambda: ConsoleConfig.model_validate({}))
     channel: tuple[ChannelConfig, ...] = Field((), max_length=9)
+    ready: ReadyConfig = Field(default_factory=lambda: ReadyConfig.model_validate({}))
     access: AccessConfig = Field(default_factory=lambda: AccessConfig.model_validate({}))
     on_poweroff: Policy = Field("destroy", description="when the guest has switched itself off")
     on_reboot: Policy = Field("restart", description="when it has asked for a reboot")

@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 FEATURES = ("balloon", "console-upgrade", "drive-hotadd", "events-replay", "pause", "reboot", "vcpu-hotplug")
 
 
+#: Seconds; who started us has a limit of its own
+_FOREVER = 1e6
+
+
 class NameLock:
     """RUN_DIR/NAME/lock, held as long as the daemon lives: one daemon per name. A kill -9 frees it."""
 
@@ -118,6 +122,8 @@ class Daemon:
                 await server.start()
             if self.config is not None and start:
                 await self._start_guest(self.config)
+                if "ready" in self.config.model_fields_set:
+                    await self._until_ready()
             await self._supervisor.ready()
             self.events.publish("daemon.ready")
             log.info("%s is ready at %s", self.name, self._directory / "rpc.sock")
@@ -160,6 +166,14 @@ class Daemon:
             starting.cancel()
             raise Busy("cannot start: told to end twice meanwhile.", by="signal")
         await starting
+
+    async def _until_ready(self) -> None:
+        """As the definition says; or until it will not be, or the daemon is told to end."""
+        ready = self._tasks.spawn(self.guest.wait("ready", _FOREVER), "readiness")
+        quit = self._tasks.spawn(self._quit.wait(), "end before readiness")
+        await asyncio.wait({ready, quit}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        quit.cancel()
 
     async def _end_guest(self) -> None:
         """Ask it to shut down, for at most the stop time; then, or on a second signal, end it.

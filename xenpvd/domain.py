@@ -23,6 +23,7 @@ from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.errors import StateError, XenpvdError, XenstoreFault
 from xenpvd.events import Publish
 from xenpvd.progress import Progress
+from xenpvd.signs import shown
 from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import Phase
 from xenpvd.vmm import boot, layout
@@ -227,7 +228,19 @@ class Domain:
 
     def _watch_phases(self) -> None:
         self._watchers.spawn(self._watch_console(), "console phase")
+        self._watchers.spawn(self._watch_ready(), "ready phase")
         self._watchers.spawn(self._watch_devices(list(self.drives.values())), "devices phase")
+
+    async def _watch_ready(self) -> None:
+        around, history = self._around, self._around.console.history
+        begin = history.end
+        with contextlib.suppress(XenpvdError):  # the guest is over
+            await around.progress.wait(
+                self.config.ready.when,
+                _FOREVER,
+                lambda sign: shown(sign, history, begin, around.xenstore, HOME),
+            )
+            around.progress.reached(Phase.READY)
 
     async def _watch_console(self) -> None:
         history = self._around.console.history

@@ -23,12 +23,13 @@ from xenpvd.channels import Channels
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
 from xenpvd.consoles import Consoles
-from xenpvd.domain import DOMID, Domain, Surroundings
+from xenpvd.domain import DOMID, HOME, Domain, Surroundings
 from xenpvd.drives import Drives
 from xenpvd.errors import Busy, StateError
 from xenpvd.events import Publish
 from xenpvd.progress import STARTABLE, Progress
 from xenpvd.requests import Requests
+from xenpvd.signs import shown
 from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import GuestStatus, Phase, Runstate, ShutdownResult
 from xenpvd.vmm.boot import find_shim
@@ -397,16 +398,19 @@ class Guest:
             viewers=len(self.consoles.main.viewers),
             host=machine.host if machine else None,
             shim=self._shim,
+            ready=progress.state is Runstate.RUNNING and progress.has_reached(Phase.READY),
         )
 
     async def wait(self, for_: str, timeout: float, since: int = 0) -> None:
-        """See :meth:`Progress.wait`; a text counts from offset ``since`` of the console's recording on.
+        """See :meth:`Progress.wait` and ``signs.shown``.
 
         If it will not come because the guest is over, the fault's data has what was printed last.
         """
         try:
             history = self.consoles.main.history
-            await self.progress.wait(for_, timeout, lambda text: history.find(text, since))
+            await self.progress.wait(
+                for_, timeout, lambda sign: shown(sign, history, since, self.xenstore, HOME)
+            )
         except StateError as fault:
             fault.data |= self._tails()
             raise

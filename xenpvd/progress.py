@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from xenpvd.config import SIGN
 from xenpvd.errors import BadConfig, StateError, TimedOut
 from xenpvd.events import Publish
 from xenpvd.tasks import Tasks
@@ -15,8 +16,6 @@ from xenpvd.views import Phase, Runstate
 ALIVE = (Runstate.STARTING, Runstate.RUNNING, Runstate.PAUSED, Runstate.STOPPING)
 STARTABLE = (Runstate.DEFINED, Runstate.STOPPED, Runstate.CRASHED)
 
-_CONSOLE = "console:"
-
 
 class Progress:
     """Loop thread only. Every change is published and wakes whoever waits."""
@@ -24,13 +23,17 @@ class Progress:
     def __init__(self, publish: Publish) -> None:
         self.state = Runstate.DEFINED
         self.reason: str | None = None
-        self.phase: Phase | None = None
         self.boot_times: dict[str, float] = {}
         self._publish = publish
         self._began = 0.0
         self._running_since = 0.0
         self._ran = 0.0  # before that
         self._changed = asyncio.Event()
+
+    @property
+    def phase(self) -> Phase | None:
+        """How far the boot has come."""
+        return next((phase for phase in reversed(Phase) if phase in self.boot_times), None)
 
     @property
     def uptime(self) -> float:
@@ -40,7 +43,7 @@ class Progress:
     def begin_life(self) -> None:
         """A new VM: its phases are counted from here."""
         self._began = time.monotonic()
-        self.phase, self.reason, self.boot_times = None, None, {}
+        self.reason, self.boot_times = None, {}
 
     def ran(self) -> float:
         """Seconds that guests have run: a clock that stands still while there is none, or it is paused."""
@@ -54,11 +57,12 @@ class Progress:
         self.wake()
 
     def reached(self, phase: Phase) -> None:
-        """Announce a phase, once a life, in order: what comes later implies what comes earlier."""
+        """Announce a phase, once a life, in order: what comes later implies what comes earlier, but for
+        ``ready``, which may mean anything."""
         for step in Phase:
-            if step not in self.boot_times:
+            implied = step is phase or phase is not Phase.READY
+            if implied and step not in self.boot_times:
                 self.boot_times[step] = self.uptime
-                self.phase = step
                 self._publish("guest.boot", phase=step, seconds=self.boot_times[step])
                 self.wake()
             if step is phase:
@@ -77,9 +81,9 @@ class Progress:
             await self._changed.wait()
 
     async def wait(
-        self, for_: str, timeout: float, find: Callable[[bytes], Coroutine[Any, Any, bool]]
+        self, for_: str, timeout: float, shown: Callable[[str], Coroutine[Any, Any, bool]]
     ) -> None:
-        """Wait for a phase, a state, or "console:TEXT", for which ``find`` watches the console.
+        """Wait for a phase, a state, or a sign of the guest's, for which ``shown`` waits.
 
         Raises :class:`TimedOut`; :class:`StateError` if it cannot come any more; :class:`BadConfig`.
         """
@@ -93,11 +97,12 @@ class Progress:
                 elif for_ in list(Phase):
                     await self.until(lambda: self.has_reached(Phase(for_)) or self.state not in ALIVE)
                     self._check_came(for_, self.has_reached(Phase(for_)))
-                elif for_.startswith(_CONSOLE) and for_ != _CONSOLE:
-                    self._check_came(for_, await self._found(find(for_.removeprefix(_CONSOLE).encode())))
+                elif SIGN.fullmatch(for_):
+                    self._check_came(for_, await self._found(shown(for_)))
                 else:
                     names = ", ".join([*Phase, *Runstate])
-                    raise BadConfig(f"cannot wait for {for_!r}: it is none of {names}, {_CONSOLE}TEXT.")
+                    signs = "console:TEXT, xenstore:PATH"
+                    raise BadConfig(f"cannot wait for {for_!r}: it is none of {names}, {signs}.")
         except TimeoutError:
             raise TimedOut(
                 f"{for_} has not come after {timeout:.3g} s: the guest is {self.state}, phase {self.phase}. "
@@ -107,7 +112,7 @@ class Progress:
     async def _found(self, finding: Coroutine[Any, Any, bool]) -> bool:
         """The result of ``finding``, or False as soon as the guest is over and it still has not ended."""
         tasks = Tasks()
-        found = tasks.spawn(finding, "console wait")
+        found = tasks.spawn(finding, "sign wait")
         over = tasks.spawn(self.until(lambda: self.state not in ALIVE), "end wait")
         try:
             await asyncio.wait({found, over}, return_when=asyncio.FIRST_COMPLETED)

@@ -32,6 +32,7 @@ class Phase(StrEnum):
     KERNEL = "kernel"
     XENBUS = "xenbus"
     DEVICES = "devices"
+    READY = "ready"  # as its definition says; may come before others
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class GuestStatus:
     viewers: int = 0
     host: HostInfo | None = None
     shim: str | None = None
+    ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)

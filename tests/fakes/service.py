@@ -134,6 +134,7 @@ class FakeService:
             reason=self.reason,
             uptime=192.4 if self._lives else None,
             boot_times={"shim": 0.2, "devices": 1.5},
+            ready=self.state is Runstate.RUNNING,
             host=HostInfo("kvm-xen", "KVM_CAP_XEN_HVM", 0x1FF, "4k", "no hugepages"),
         )
 

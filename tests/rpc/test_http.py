@@ -207,7 +207,7 @@ async def test_readyz(web: aiohttp.ClientSession, service: FakeService, state: R
         assert reply.status == (200 if state is Runstate.RUNNING else 503)
         told = await reply.json()
     phase = "devices" if state in (Runstate.RUNNING, Runstate.PAUSED) else None
-    assert told == {"name": "web1", "state": state.value, "phase": phase}
+    assert told == {"name": "web1", "state": state.value, "phase": phase, "ready": state is Runstate.RUNNING}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ REFUSED: list[tuple[type[models.Params] | type[models.DriveAddParams], dict[str,
     (models.ShutdownParams, {"timeout": float("inf")}),
     (models.ShutdownParams, {"timeout": True}),
     (models.WaitParams, {}),
-    (models.WaitParams, {"for": "ready"}),
+    (models.WaitParams, {"for": "steady"}),
     (models.WaitParams, {"for": "console:"}),
+    (models.WaitParams, {"for": "xenstore:"}),
+    (models.WaitParams, {"for": "xenstore:a b"}),
     (models.WaitParams, {"for": "console:" + "(" * 249}),
     (models.WaitParams, {"for_": "devices"}),
     (models.DriveAddParams, {"vdev": "../x", "target": "/a"}),
@@ -55,7 +57,9 @@ def test_refused(model: type[models.Params], params: dict[str, Any]) -> None:
         model.model_validate(params)
 
 
-@pytest.mark.parametrize("for_", [*Phase, *Runstate, "console:login: (", "console:a:b"])
+@pytest.mark.parametrize(
+    "for_", [*Phase, *Runstate, "console:login: (", "console:a:b", "xenstore:data/ready", "xenstore:/tool"]
+)
 def test_wait_for(for_: str) -> None:
     assert models.WaitParams.model_validate({"for": for_}).for_ == for_
 

@@ -189,6 +189,7 @@ class GuestConfig(TypedDict):
     disk: NotRequired[list[DiskConfig]]
     console: NotRequired[ConsoleConfig]
     channel: NotRequired[list[ChannelConfig]]
+    ready: NotRequired[ReadyConfig]
     access: NotRequired[AccessConfig]
     on_poweroff: NotRequired[Literal["destroy", "restart", "preserve"]]
     on_reboot: NotRequired[Literal["destroy", "restart", "preserve"]]
@@ -212,6 +213,7 @@ class GuestStatus(TypedDict):
     viewers: int
     host: HostInfo | None
     shim: str | None
+    ready: bool
 
 
 class Hello(TypedDict):
@@ -298,7 +300,7 @@ class PathStep(TypedDict):
     op: Literal["read", "list", "get_perms", "mkdir", "remove"]
 
 
-Phase: TypeAlias = Literal["created", "shim", "kernel", "xenbus", "devices"]
+Phase: TypeAlias = Literal["created", "shim", "kernel", "xenbus", "devices", "ready"]
 
 
 class Pong(TypedDict):
@@ -321,6 +323,10 @@ class Problems(TypedDict):
 
 class Quitting(TypedDict):
     stopping: bool
+
+
+class ReadyConfig(TypedDict):
+    when: NotRequired[str]
 
 
 class Removed(TypedDict):

@@ -42,7 +42,8 @@ _accel_option = click.option(
     metavar="PHASE",
     default="shim",
     show_default=True,
-    help="Come back when the boot is so far: created, shim, kernel, xenbus, devices or console:TEXT.",
+    help="Come back when the boot is so far: created, shim, kernel, xenbus, devices, ready, console:TEXT or "
+    "xenstore:PATH.",
 )
 @timeout_option(60.0, "that")
 @click.option("--paused", is_flag=True, help="Leave it before its first instruction, until: xenpvctl resume.")

@@ -31,7 +31,6 @@ from xenpvd.rpc.service import Service
 from xenpvd.rpc.session import CONNECTIONS_MAX
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
-from xenpvd.views import Runstate
 
 #: What a browser may have reached us as, by a tunnel: another name is somebody else's, that points at us
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -176,10 +175,10 @@ class HttpServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """That the guest runs; 503 says where it is instead."""
+        """That the guest is ready, as its definition says; 503 says where it is instead."""
         status = self._service.guest_status()
-        told = {"name": status.name, "state": status.state, "phase": status.phase}
-        return _json(told, 200 if status.state is Runstate.RUNNING else 503)
+        told = {"name": status.name, "state": status.state, "phase": status.phase, "ready": status.ready}
+        return _json(told, 200 if status.ready else 503)
 
 
 class _Caller:

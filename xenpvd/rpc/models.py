@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from xenpvd.config import (
     MEMORY_MAX_MIB,
     MEMORY_MIN_MIB,
+    SIGN,
     VCPUS_MAX,
     ChannelConfig,
     DiskConfig,
@@ -91,7 +92,7 @@ class WaitParams(Params):
     for_: str = Field(
         alias="for",
         max_length=256,
-        description="a boot phase (devices), a state (stopped) or console:TEXT",
+        description="a boot phase (devices, ready), a state (stopped), console:TEXT or xenstore:PATH",
     )
     timeout: Timeout = 60.0
     since: Offset = Field(0, description="console:TEXT counts from this byte of the recording on")
@@ -99,8 +100,8 @@ class WaitParams(Params):
     @field_validator("for_")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in (*Phase, *Runstate) and not (value.startswith("console:") and value != "console:"):
-            raise ValueError(f"one of {', '.join((*Phase, *Runstate))} or console:TEXT")
+        if value not in (*Phase, *Runstate) and not SIGN.fullmatch(value):
+            raise ValueError(f"one of {', '.join((*Phase, *Runstate))}, console:TEXT or xenstore:PATH")
         return value
 
 
