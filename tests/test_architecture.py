@@ -78,6 +78,7 @@ TESTED_ELSEWHERE = {
     "domain": "tests/test_guest.py: a life is seen through its guest",
     "drives": "tests/test_guest.py: the disks' verbs are the guest's",
     "progress": "tests/test_guest.py: states and phases are the guest's",
+    "signs": "tests/test_guest.py: waiting for them is the guest's",
     "service": "tests/test_daemon.py: the verbs over the real socket",
     "views": "values only",
     "backends.ops": "Protocols only",
