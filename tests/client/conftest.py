@@ -52,7 +52,7 @@ class Daemon:
         """Break every connection; the daemon goes on."""
         assert self._server is not None
         for connection in self._server._connections:
-            fd = connection._writer.transport.get_extra_info("socket").fileno()
+            fd = connection._link.writer.transport.get_extra_info("socket").fileno()
             with socket.socket(fileno=os.dup(fd)) as same:
                 same.shutdown(socket.SHUT_RDWR)
 

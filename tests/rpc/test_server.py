@@ -114,7 +114,7 @@ async def test_stop_does_not_wait_for_ever(
 ) -> None:
     """One call that never ends, and one client that never reads."""
     monkeypatch.setattr("xenpvd.rpc.server.GRACE", 0.05)
-    monkeypatch.setattr("xenpvd.rpc.connection.GRACE", 0.05)
+    monkeypatch.setattr("xenpvd.rpc.link.GRACE", 0.05)
     peer = await Peer.connect(path)
     gate = service.hold("drive_add")
     peer.request("drive.add", vdev="xvdb", target="/b")

@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from xenpvd.access import Role
-from xenpvd.rpc.connection import Hangup
 from xenpvd.rpc.framing import MESSAGE_MAX
+from xenpvd.rpc.link import Hangup
 from xenpvd.rpc.service import Service
 from xenpvd.rpc.session import Session
 from xenpvd.sockets import credentials

@@ -20,10 +20,10 @@ from xenpvd.access import Role, RoleOf, everything
 from xenpvd.errors import Unsupported
 from xenpvd.rpc import page, websocket
 from xenpvd.rpc.calls import Calls
-from xenpvd.rpc.connection import GRACE, Hangup
 from xenpvd.rpc.dispatch import Reply, dispatch
 from xenpvd.rpc.errors import fault_of, parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
+from xenpvd.rpc.link import GRACE, Hangup
 from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
 from xenpvd.rpc.server import NOBODY

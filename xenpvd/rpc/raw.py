@@ -9,8 +9,8 @@ from pathlib import Path
 
 from xenpvd.access import RoleOf, everything
 from xenpvd.errors import XenpvdError
-from xenpvd.rpc.connection import GRACE, Hangup
 from xenpvd.rpc.console import attach_as_can, converse
+from xenpvd.rpc.link import GRACE, Hangup
 from xenpvd.rpc.service import Consoles
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks

@@ -35,7 +35,8 @@ class Carrier(Protocol):
     raw: bool
 
     async def send(self, message: bytes) -> None:
-        """One message; waits while the peer does not read. Raises ConnectionError once it is gone."""
+        """One message, in its turn; waits while the peer does not read. Raises ConnectionError once it is
+        gone."""
 
     def abort(self) -> None:
         """End it at once."""
@@ -53,7 +54,6 @@ class Session:
         self.gone = asyncio.Event()  # the peer has closed both directions
         self._service = service
         self._carrier = carrier
-        self._sending = asyncio.Lock()
         self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._tasks = Tasks(self._broken)
         self._calls: set[asyncio.Task[Any]] = set()
@@ -80,11 +80,9 @@ class Session:
 
     async def send(self, message: Any) -> None:
         """Write ``message`` in its turn; waits while the peer does not read, which bounds what is queued."""
-        line = to_json(message, inf_nan_mode="null")
-        async with self._sending:
-            if self.gone.is_set():
-                raise ConnectionResetError
-            await self._carrier.send(line)
+        if self.gone.is_set():
+            raise ConnectionResetError
+        await self._carrier.send(to_json(message, inf_nan_mode="null"))
 
     async def finish(self) -> None:
         """All that was begun is done and answered."""

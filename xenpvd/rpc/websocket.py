@@ -23,8 +23,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from xenpvd.access import Role
 from xenpvd.errors import XenpvdError
-from xenpvd.rpc.connection import Hangup
 from xenpvd.rpc.console import GRACE, TYPIST, attach_as_can
+from xenpvd.rpc.link import Hangup
 from xenpvd.rpc.models import Offset
 from xenpvd.rpc.registry import check_role
 from xenpvd.rpc.service import ConsoleViewer, Service
