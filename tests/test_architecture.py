@@ -97,6 +97,10 @@ TESTED_ELSEWHERE = {
     "vmm.xen.state": "tests/vmm/xen: every operation is given one",
     "rpc.__main__": "tests/rpc/test_schema.py: what is kept is what it prints",
     "rpc.registry": "tests/rpc/methods register every method",
+    "rpc.qmp.monitor": "tests/rpc/qmp/test_events.py, test_guest.py: what goes on behind a reply",
+    "rpc.qmp.names": "tests/rpc/qmp/test_block.py: nodes and devices are told by their names",
+    "rpc.qmp.params": "tests/rpc/qmp/test_block.py: what the commands take, and refuse",
+    "rpc.qmp.registry": "tests/rpc/qmp/test_guest.py: every command is listed",
     "abi.page": "a Protocol; tests/vmm/test_memory.py has the real one",
     **{
         f"abi.{name}": "tests/abi/test_xen.py: the layouts of Xen's headers are one table"

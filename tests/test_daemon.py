@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -439,17 +440,39 @@ async def test_with_roles_everybody_may_knock(
     }  # fmt: skip
 
 
-def test_without_http_its_library_is_not_loaded(tmp_path: Path) -> None:
+def test_what_serves_http_and_qmp_is_loaded_only_for_that(tmp_path: Path) -> None:
     code = (
         "import asyncio, pathlib, sys, xenpvd.__main__ as command\n"
         "daemon = command.Daemon('idle', pathlib.Path(sys.argv[1]), None, 1)\n"
         "daemon.quit()\n"
         "asyncio.run(daemon.run(start=False))\n"
         "assert 'xenpvd.rpc.server' in sys.modules\n"
-        "sys.exit('aiohttp' in sys.modules)\n"
+        "sys.exit('aiohttp' in sys.modules or 'xenpvd.rpc.qmp' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=False, timeout=30)
     assert done.returncode == 0
+
+
+def test_the_command_with_qmp(tmp_path: Path) -> None:
+    process = Process(tmp_path, "--name", "idle", "--qmp")
+    process.ready()
+    path = tmp_path / "run/idle/qmp.sock"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        lines = client.makefile("rwb", buffering=0)
+        assert "QMP" in json.loads(lines.readline())
+        for command, expected in (
+            ("qmp_capabilities", {}),
+            ("query-status", {"status": "prelaunch", "running": False}),
+            ("query-uuid", {"UUID": "00000000-0000-0000-0000-000000000000"}),
+            ("quit", {}),
+        ):
+            lines.write(json.dumps({"execute": command}).encode())
+            assert json.loads(lines.readline()) == {"return": expected}
+        assert lines.read() == b""
+    status, said = process.end()
+    assert status == 0 and "Traceback" not in said
+    assert not path.exists()
 
 
 def test_the_command_knows_its_accelerators(tmp_path: Path) -> None:

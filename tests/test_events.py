@@ -62,6 +62,18 @@ async def test_a_subscriber_waits_for_the_next() -> None:
     assert [event.name for event in await task] == ["a", "b"]
 
 
+async def test_what_is_there_can_be_taken_without_waiting() -> None:
+    log = EventLog()
+    subscription, _, _ = log.subscribe()
+    assert subscription.take() is None
+    log.publish("one")
+    log.publish("two")
+    found = subscription.take()
+    assert found is not None and found.name == "one"
+    assert [event.name for event in await take(subscription, 1)] == ["two"]
+    assert subscription.take() is None
+
+
 async def test_without_since_the_past_is_not_told() -> None:
     log = EventLog()
     log.publish("past")

@@ -42,6 +42,7 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
     help="Run every guest so, whatever it says itself.",
 )
 @click.option("--http", is_flag=True, help="Serve HTTP on http.sock, beside rpc.sock.")
+@click.option("--qmp", is_flag=True, help="Serve QEMU's QMP on qmp.sock, beside rpc.sock.")
 @click.option(
     "--loop",
     type=click.Choice(["uvloop", "asyncio"]),
@@ -65,6 +66,7 @@ def main(
     stop_timeout: float,
     accel: str | None,
     http: bool,
+    qmp: bool,
     loop: str,
     log_level: str,
 ) -> None:
@@ -76,7 +78,8 @@ def main(
         if not paths.NAME.fullmatch(name):
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-            daemon = partial(Daemon, name, run_dir or paths.run_dir(), definition, stop_timeout, http, accel)
+            where = run_dir or paths.run_dir()
+            daemon = partial(Daemon, name, where, definition, stop_timeout, http, accel, qmp)
             runner.run(_run(daemon, start))
     except XenpvdError as fault:
         print(f"xenpvd: {fault}", file=sys.stderr)

@@ -76,8 +76,8 @@ class _Server(Protocol):
 
 
 class Daemon:
-    """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http``: serve
-    http.sock, too. ``accel`` comes before that of any definition."""
+    """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http`` and
+    ``qmp``: serve http.sock and qmp.sock, too. ``accel`` comes before that of any definition."""
 
     def __init__(
         self,
@@ -87,6 +87,7 @@ class Daemon:
         stop_timeout: float,
         http: bool = False,
         accel: str | None = None,
+        qmp: bool = False,
     ) -> None:
         self.name = name
         self._accel = accel
@@ -97,6 +98,7 @@ class Daemon:
         self._directory = run_dir / name
         self._stop_timeout = stop_timeout
         self._http = http
+        self._qmp = qmp
         self._started = time.time()
         self._quit = asyncio.Event()
         self._at_once = asyncio.Event()
@@ -154,6 +156,10 @@ class Daemon:
             from xenpvd.rpc.http import HttpServer  # aiohttp takes its time to import
 
             servers.append(HttpServer(service, place / "http.sock", access.role, mode))
+        if self._qmp:
+            from xenpvd.rpc.qmp.server import QmpServer
+
+            servers.append(QmpServer(service, place / "qmp.sock", access.role, mode))
         return servers
 
     async def _start_guest(self, config: GuestConfig) -> None:

@@ -68,11 +68,17 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._queue:
+        while (event := self.take()) is None:
             if self._closed:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
+        return event
+
+    def take(self) -> Event | None:
+        """The next one, if it is there already."""
+        if not self._queue:
+            return None
         if self._lost is not None:
             first, last = self._lost
             self._lost = None

@@ -38,8 +38,11 @@ def test_start(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
 
 @pytest.mark.usefixtures("fake_daemon")
 def test_start_paused_on_an_accelerator(xenpvctl: Xenpvctl, run_dir: Path, file: Path) -> None:
-    assert xenpvctl("start", "web1", "--paused", "--accel", "kvm", "--http").stdout == "web1 is paused\n"
-    assert "options: --accel kvm --http --no-start\n" in RunDir(run_dir).log("web1").read_text()
+    assert (
+        xenpvctl("start", "web1", "--paused", "--accel", "kvm", "--http", "--qmp").stdout
+        == "web1 is paused\n"
+    )
+    assert "options: --accel kvm --http --qmp --no-start\n" in RunDir(run_dir).log("web1").read_text()
     config = xenpvctl.json("call", "web1", "guest.config")
     assert (config["accel"], config["memory"]) == ("kvm", 768)
     assert "web1 is paused already." in xenpvctl("start", str(file), status=1).stderr
@@ -79,6 +82,7 @@ def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, f
     assert xenpvctl("start", "web1", "--paused", "--accel", "kvm-xen").stdout == "web1 is paused\n"
     assert service.config.accel == "kvm-xen"
     assert "without --http" in xenpvctl("start", "web1", "--http", status=1).stderr
+    assert "without --qmp" in xenpvctl("start", "web1", "--qmp", status=1).stderr
 
 
 def test_start_of_a_guest_that_waits_for_its_restart(

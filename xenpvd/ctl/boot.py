@@ -48,11 +48,19 @@ _accel_option = click.option(
 @timeout_option(60.0, "that")
 @click.option("--paused", is_flag=True, help="Leave it before its first instruction, until: xenpvctl resume.")
 @click.option("--http", is_flag=True, help="Serve http.sock as well: RPC by POST, a page with the console.")
+@click.option("--qmp", is_flag=True, help="Serve qmp.sock as well, for programs that speak QEMU's QMP.")
 @_accel_option
 @json_option
 @click.pass_obj
 def start(
-    place: RunDir, guest: str, phase: str, timeout: float, paused: bool, http: bool, accel: str | None
+    place: RunDir,
+    guest: str,
+    phase: str,
+    timeout: float,
+    paused: bool,
+    http: bool,
+    qmp: bool,
+    accel: str | None,
 ) -> None:
     """Start a guest in the background.
 
@@ -63,8 +71,8 @@ def start(
     if accel:
         definition["accel"] = accel
     options = ["--accel", accel] if accel else []
-    if http:
-        options.append("--http")
+    sockets = [kind for kind, wanted in (("http", http), ("qmp", qmp)) if wanted]
+    options += [f"--{kind}" for kind in sockets]
     if paused:
         options.append("--no-start")
     begin = time.monotonic()
@@ -77,8 +85,9 @@ def start(
             stack.callback(launched.close)
             client = stack.enter_context(place.connect(name))
         if launched is None:
-            if http and not (place.path / name / "http.sock").exists():
-                raise Failure(f"the daemon of {name} runs already, without --http. Destroy it first.")
+            for kind in sockets:
+                if not (place.path / name / f"{kind}.sock").exists():
+                    raise Failure(f"the daemon of {name} runs already, without --{kind}. Destroy it first.")
             found = client.call("guest.status")
             waits = found["state"] == "starting" and str(found["reason"]).startswith("restart in ")
             if found["state"] not in AT_REST and not waits:
