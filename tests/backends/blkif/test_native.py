@@ -20,6 +20,7 @@ from xenpvd.abi.io_blkif import SEGMENT, X86_32, X86_64, Abi
 from xenpvd.abi.io_ring import REQ_PROD
 from xenpvd.backends.blkif import build, native
 from xenpvd.backends.blkif.request import Offer
+from xenpvd.counts import histogram
 from xenpvd.errors import Unsupported
 
 SECTORS = 64
@@ -88,7 +89,8 @@ class Twin:
         assert self.disk.end() is None
         stats = self.disk.plane.stats()
         self.disk.close()
-        return {name: stats[name] for name in ("reads", "read_bytes", "writes", "write_bytes", "flushes")}
+        names = ("reads", "read_bytes", "writes", "write_bytes", "flushes", "discards", "errors")
+        return {name: stats[name] for name in names} | {"timed": sum(histogram(stats).counts)}
 
 
 @given(steps=STEPS, abi=ABIS, readonly=st.booleans(), sector_size=st.sampled_from([512, 512, 4096]))

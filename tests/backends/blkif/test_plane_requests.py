@@ -23,6 +23,7 @@ from xenpvd.abi.io_blkif import (
     Abi,
 )
 from xenpvd.backends.blkif.request import Offer
+from xenpvd.counts import histogram
 from xenpvd.views import NO_LIMITS, DriveLimits
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
@@ -111,8 +112,12 @@ def test_a_limited_disk_lets_through_what_its_limits_say(reference: Disk) -> Non
     begin = time.monotonic()
     slots = [pack_request(READ, id=n, sector=8 * n, segments=[(gref, 0, 7)]) for n in range(16)]
     assert ring.do(*slots) == [(n, READ, 0) for n in range(16)]
-    assert time.monotonic() - begin >= 0.15
-    assert reference.plane.stats()["throttled"] == 15
+    took = time.monotonic() - begin
+    assert took >= 0.15
+    stats = reference.plane.stats()
+    assert 10 <= stats["throttled"] <= 15  # whom the host has held up need not wait any more
+    latency = histogram(stats)
+    assert sum(latency.counts) == 16 and took / 2 <= latency.sum <= took, "to wait is part of it"
 
 
 def test_a_limit_that_is_lifted_and_a_plane_that_stops_wait_for_nobody(reference: Disk) -> None:

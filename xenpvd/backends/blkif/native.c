@@ -48,7 +48,7 @@ struct region { uint64_t gfn, pages; uint8_t *address; const uint8_t *gone; };
 
 struct stats {
     uint64_t reads, read_bytes, writes, write_bytes, flushes, discards, errors, in_flight, notifications,
-        notifications_suppressed, wakeups, latency[24];
+        notifications_suppressed, wakeups, latency_ns, latency[24]; /* counts.py has the buckets */
 };
 
 /* Shared with native.py, which fills it in and reads the counters; keep both alike. */
@@ -356,8 +356,9 @@ static void done(struct run *r, struct request *q)
             bump(q->operation == BLKIF_OP_DISCARD ? &p->stats.discards : &p->stats.flushes, 1);
         }
     }
-    uint64_t us = (now() - q->begun) / 1000, bucket = us ? 64 - (uint64_t)__builtin_clzll(us) : 0;
+    uint64_t ns = now() - q->begun, us = ns / 1000, bucket = us ? 64 - (uint64_t)__builtin_clzll(us) : 0;
     bump(&p->stats.latency[bucket < 23 ? bucket : 23], 1);
+    bump(&p->stats.latency_ns, ns);
     respond(r, q->id, q->operation, q->status);
     q->next = r->free;
     r->free = (uint32_t)(q - r->requests);

@@ -17,6 +17,7 @@ from xenpvd.backends.blkif.plane import TROUBLE_PAUSE, VERBS
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.ring import BackRing
+from xenpvd.counts import BUCKETS, flat
 from xenpvd.errors import GuestFault, Unsupported
 
 #: Seconds that a plane looks at its ring before it sleeps, where there are CPUs to spare.
@@ -53,7 +54,7 @@ class _Region(ctypes.Structure):
 
 
 class _Stats(ctypes.Structure):
-    _fields_ = (*((name, _u64) for name in _COUNTERS), ("latency", _u64 * 24))
+    _fields_ = (*((name, _u64) for name in (*_COUNTERS, "latency_ns")), ("latency", _u64 * BUCKETS))
 
 
 class _Plane(ctypes.Structure):
@@ -183,7 +184,7 @@ class NativePlane:
     def stats(self) -> dict[str, int]:
         stats = self._plane.stats
         told = {name: int(getattr(stats, name)) for name in _COUNTERS}
-        return told | {f"under_{1 << n}_us": int(count) for n, count in enumerate(stats.latency) if count}
+        return told | flat([*stats.latency], int(stats.latency_ns))
 
     # ---- below: in the plane's thread
 

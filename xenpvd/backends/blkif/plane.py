@@ -31,6 +31,7 @@ from xenpvd.backends.blkif.request import Indirect, Offer, Refusal, Request, par
 from xenpvd.backends.blkif.throttle import Throttle
 from xenpvd.backends.ops import EvtchnPort, GnttabOps, Grant, GrantError
 from xenpvd.backends.ring import BackRing
+from xenpvd.counts import Durations
 from xenpvd.errors import GuestFault
 
 #: Requests answered in one go. Half a ring at a time makes guest and backend take turns; one at a time
@@ -92,6 +93,7 @@ class Plane:
         self._read_bytes = self._write_bytes = 0
         self._reads = self._writes = self._flushes = self._discards = self._errors = 0
         self._notified = self._suppressed = self._throttled = 0
+        self._latency = Durations()
 
     def start(self) -> None:
         self._thread.start()
@@ -128,7 +130,7 @@ class Plane:
             "in_flight": self._ring.in_flight,
             "notifications": self._notified,
             "notifications_suppressed": self._suppressed,
-        }
+        } | self._latency.flat()
 
     # ---- below: in the plane's thread
 
@@ -181,8 +183,7 @@ class Plane:
                 self._trouble(f"refused: {request.why}")
                 status = request.status
             else:
-                self._wait_for_its_turn(request)
-                self._carry_out(request)
+                self._serve_one(request)
         except GrantError as fault:
             self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
             status = BLKIF_RSP_ERROR
@@ -191,6 +192,14 @@ class Plane:
             self._trouble(f"cannot {verb} {self._image.path}: {fault.strerror or fault}")
             status = BLKIF_RSP_ERROR
         return self._abi.response.pack(request.id, request.operation, status)
+
+    def _serve_one(self, request: Request) -> None:
+        begun = time.monotonic_ns()
+        try:
+            self._wait_for_its_turn(request)
+            self._carry_out(request)
+        finally:
+            self._latency.note(time.monotonic_ns() - begun)
 
     def _table(self, request: Indirect) -> bytes:
         """A private copy of the segments; more than these bytes of the pages is not looked at."""
