@@ -28,6 +28,7 @@ from xenpvd.config import (
     DiskConfig,
     GuestConfig,
     LimitsConfig,
+    MetricsConfig,
     ReadyConfig,
     ShimConfig,
 )
@@ -40,6 +41,7 @@ COMMANDS: dict[str, click.Command] = {"xenpvd": daemon, "xenpvctl": cli}
 TABLES: dict[str, type[BaseModel]] = {
     "top": GuestConfig,
     "shim": ShimConfig,
+    "metrics": MetricsConfig,
     "console": ConsoleConfig,
     "channel": ChannelConfig,
     "ready": ReadyConfig,
@@ -171,6 +173,8 @@ def _values(schema: dict[str, Any], size: bool) -> str:
         return f"a number{bounds}" + (", or a text with K, M, G or T" if size else "")
     if schema["type"] == "array":
         return f"a list of texts, {schema['maxItems']} at most"
+    if schema["type"] == "object":
+        return f"a table of texts, {schema['maxProperties']} at most"
     if schema["type"] == "boolean":
         return ""
     if "/" in pattern:

@@ -154,3 +154,23 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/null")):
         with pytest.raises(BadConfig, match="not a regular file"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"guest": "x"}, "metrics.labels.guest.*the metrics have themselves"),
+        ({"__name__": "x"}, "the metrics have themselves"),
+        ({"le": "x"}, "the metrics have themselves"),
+        ({"a-b": "x"}, "it takes letters, digits and '_'"),
+        ({"1a": "x"}, "it takes letters, digits and '_'"),
+        ({"a": 1}, "metrics.labels.a: Input should be a valid string"),
+        ({"a": "x" * 129}, "at most 128"),
+        ({f"l{n}": "" for n in range(17)}, "at most 16"),
+    ],
+)
+def test_labels_of_metrics(labels: dict[str, object], why: str) -> None:
+    with pytest.raises(BadConfig, match=why):
+        parse({"kernel": "/k", "metrics": {"labels": labels}}, "it")
+    good = {"tenant": 'a "b"\n', "_x": ""}
+    assert parse({"kernel": "/k", "metrics": {"labels": good}}, "it").metrics.labels == good

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from xenpvd.counts import BUCKETS, Calls, Durations, histogram
-from xenpvd.views import RpcCall
+from xenpvd.figures import RpcCall
 
 MS = 1_000_000
 

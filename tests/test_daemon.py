@@ -203,6 +203,10 @@ async def test_looking_into_a_guest_over_rpc(
     assert (await peer.call("evtchn.inject", port=99))["error"]["data"]["reason"] == "NOT_FOUND"
     assert await peer.result("grant.list") == []
     assert (await peer.result("hypercall.stats"))["total"] == 31
+    stats = await peer.result("guest.stats")
+    assert (stats["boots"], stats["vcpus"][0]["online"], stats["rpc"]["connected"]) == (1, True, 1)
+    assert {"method": "evtchn.inject", "code": 1002, "count": 1} in stats["rpc"]["calls"]
+    assert stats["events"]["published"] == hall.daemon.events.seq
     assert (await peer.result("guest.status"))["host"]["accel"] == "kvm-xen"
     await peer.result("guest.pause")
     refused = await peer.call("drive.remove", vdev="xvda")
@@ -367,12 +371,21 @@ def test_the_command_with_http(tmp_path: Path) -> None:
     process = Process(tmp_path, "--name", "idle", "--http")
     process.ready()
     path = tmp_path / "run/idle/http.sock"
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        answer = client.makefile("rb").read()
+
+    def get(what: str) -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(f"GET {what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return client.makefile("rb").read()
+
+    answer = get("/readyz")
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert answer.endswith(b'{"name":"idle","state":"defined","phase":null,"ready":false}')
+    answer = get("/metrics")
+    assert (
+        answer.startswith(b"HTTP/1.1 200 ")
+        and b'xenpvd_guest_state{guest="idle",state="defined"} 1' in answer
+    )
     process.process.terminate()
     status, said = process.end()
     assert status == 0 and "Traceback" not in said

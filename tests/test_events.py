@@ -8,6 +8,7 @@ import pytest
 
 from xenpvd import events
 from xenpvd.events import Event, EventLog, Subscription
+from xenpvd.figures import EventStats
 from xenpvd.tasks import Tasks
 
 
@@ -138,6 +139,9 @@ async def test_a_subscriber_that_does_not_read_loses_the_oldest_and_is_told(
     assert seqs(rest) == [5, 6, 7]
     log.publish("x")
     assert [event.name for event in await take(slow, 1)] == ["x"], "told once"
+    assert log.stats() == EventStats(published=8, lost=4, subscribers=2)
+    slow.close()
+    assert log.stats().subscribers == 1
 
 
 async def test_a_loss_is_counted_among_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_every_option_is_in_xenpvd() -> None:
 
 def test_every_key_is_in_xenpvd_toml() -> None:
     keys = {key for table in man.TABLES.values() for key in table.model_fields} - {"limits"}
-    tables = {"shim", "console", "channel", "ready", "access", "disk"}
+    tables = {"shim", "metrics", "console", "channel", "ready", "access", "disk"}
     assert macro(PAGES["xenpvd.toml.5"], "It Ic") == keys - tables
     assert {name.strip("[]") for name in macro(PAGES["xenpvd.toml.5"], "Ss", r"\[[^\\]+")} == {
         *tables,

@@ -31,8 +31,15 @@ MAX_DISKS = 64
 MEMORY_MAX_MIB = 1 << 20
 VCPUS_MAX = 32
 
+#: Those that the metrics themselves have (docs/metrics.md), and what scrapers put to them
+LABELS = (
+    "guest", "code", "console", "instance", "job", "kind", "le", "method", "operation", "phase", "quota",
+    "result", "state", "type", "vcpu", "vdev", "version",
+)  # fmt: skip
+
 _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
 _CHANNEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_LABEL = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _WHO = r"^(user|group):[A-Za-z0-9_][A-Za-z0-9._-]*$"
@@ -61,6 +68,12 @@ def _channel(name: str) -> str:
     return name
 
 
+def _label(name: str) -> str:
+    if name in LABELS or name.startswith("__"):
+        raise ValueError(f"{name} is a label that the metrics have themselves")
+    return name
+
+
 Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
 #: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
 AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
@@ -76,6 +89,8 @@ ChannelName = Annotated[
     Field(pattern=_CHANNEL, description="as the guest and viewers know it"),
     AfterValidator(_channel),
 ]
+LabelName = Annotated[str, Field(pattern=_LABEL), AfterValidator(_label)]
+LabelValue = Annotated[str, Field(max_length=128)]
 Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
 
 #: pydantic's types of error and our patterns, in an operator's words
@@ -89,6 +104,7 @@ _WORDS = {
     _MEDIUM: "it must be an absolute path",
     _KERNEL: "it must be an absolute path, or pvgrub",
     _CHANNEL: "it takes letters, digits, '.', '_' and '-', and 64 at most",
+    _LABEL: "it takes letters, digits and '_', begins with no digit, and has 64 at most",
     _VDEV: "it must be a disk's name, as xvda or xvdb1",
     _XEN_VERSION: "it must be two numbers, as 4.17",
 }
@@ -214,6 +230,14 @@ class ReadyConfig(Strict):
     )
 
 
+class MetricsConfig(Strict):
+    """What /metrics of http.sock tells."""
+
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, max_length=16, description='put to each of its numbers, as tenant = "blue"'
+    )
+
+
 class GuestConfig(Strict):
     """A guest definition. Memory in MiB, as xl."""
 
@@ -242,6 +266,7 @@ class GuestConfig(Strict):
     channel: tuple[ChannelConfig, ...] = Field((), max_length=9)
     ready: ReadyConfig = Field(default_factory=lambda: ReadyConfig.model_validate({}))
     access: AccessConfig = Field(default_factory=lambda: AccessConfig.model_validate({}))
+    metrics: MetricsConfig = Field(default_factory=lambda: MetricsConfig.model_validate({}))
     on_poweroff: Policy = Field("destroy", description="when the guest has switched itself off")
     on_reboot: Policy = Field("restart", description="when it has asked for a reboot")
     on_crash: Policy = Field("preserve", description="when it has crashed")

@@ -18,6 +18,7 @@ from xenpvd.backends.console.viewer import Viewer
 from xenpvd.config import ConsoleConfig
 from xenpvd.errors import BadConfig, Busy, Exists, LimitReached, NotFound, TimedOut
 from xenpvd.events import Publish
+from xenpvd.figures import ConsoleStats
 from xenpvd.patterns import compile
 from xenpvd.tasks import Tasks
 from xenpvd.views import ConsoleChunk, ConsoleInfo, ConsoleMatch, ConsoleViewerInfo
@@ -123,6 +124,18 @@ class Consoles:
         """Raises :class:`NotFound`."""
         info, logfile = self.get(name).info(), self._logs.get(name)
         return replace(info, log=None if logfile is None else str(logfile.terms.path))
+
+    def stats(self) -> tuple[ConsoleStats, ...]:
+        return tuple(
+            ConsoleStats(
+                name,
+                console.history.end,
+                console.taken,
+                len(console.viewers),
+                logfile.lost if (logfile := self._logs.get(name)) else 0,
+            )
+            for name, console in self._all.items()
+        )
 
     def read(self, name: str, since: int, ago: float | None, limit: int) -> ConsoleChunk:
         """``limit`` bytes at most, from offset ``since`` on (below 0: from the end), or of the last ``ago``

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from xenpvd.views import Histogram, RpcCall, RpcStats
+from xenpvd.figures import Histogram, RpcCall, RpcStats
 
 #: Of microseconds, each twice as many as the one before; the last one takes all that is longer. native.c has
 #: the same
@@ -48,7 +48,7 @@ class Calls:
     """What clients asked for by RPC, over whichever socket. Loop thread only."""
 
     def __init__(self) -> None:
-        #: of rpc.sock: those that are there, and all that ever were
+        #: that were greeted: those that are there, and all that ever were
         self.connected = self.connections = 0
         self._ended: Counter[tuple[str, int]] = Counter()
 

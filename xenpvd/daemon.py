@@ -15,9 +15,11 @@ from typing import Any, Protocol
 import xenpvd
 from xenpvd.access import Access
 from xenpvd.config import AccessConfig, GuestConfig
+from xenpvd.counts import Durations
 from xenpvd.errors import Busy, HostError, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
+from xenpvd.lag import watch
 from xenpvd.rpc.models import API
 from xenpvd.rpc.raw import ConsoleSocket
 from xenpvd.rpc.server import RpcServer
@@ -100,6 +102,7 @@ class Daemon:
         self._http = http
         self._qmp = qmp
         self._started = time.time()
+        self.lag = Durations()
         self._quit = asyncio.Event()
         self._at_once = asyncio.Event()
         # a start that fails is raised by run(); a shutdown that does is followed by the guest's end anyway
@@ -119,6 +122,7 @@ class Daemon:
         install_kick_handler()
         self._telling.spawn(self._supervisor.watchdog(self.guest.stuck), "watchdog")
         self._telling.spawn(self._tell_status(), "status")
+        self._telling.spawn(watch(self.lag), "loop lag")
         try:
             for server in servers:
                 await server.start()

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from xenpvd.figures import EventStats
+
 #: The door that everything inside gets: ``publish("guest.state", from_="running", to="stopped")``.
 Publish = Callable[..., None]
 
@@ -55,6 +57,7 @@ class Subscription:
             return
         if len(self._queue) >= self._limit:
             dropped = self._queue.popleft().seq
+            self._log.lost += 1
             self._lost = (self._lost[0] if self._lost else dropped, dropped)
         self._queue.append(event)
         self._wake.set()
@@ -92,6 +95,8 @@ class EventLog:
     def __init__(self) -> None:
         self.epoch = secrets.token_hex(8)
         self.seq = 0
+        #: events that a subscriber did not read in time
+        self.lost = 0
         self._backlog: deque[Event] = deque(maxlen=BACKLOG)
         self._subscriptions: list[Subscription] = []
 
@@ -124,6 +129,9 @@ class EventLog:
             replayed = min(len(kept), QUEUE)
         self._subscriptions.append(subscription)
         return subscription, replayed, lost
+
+    def stats(self) -> EventStats:
+        return EventStats(self.seq, self.lost, len(self._subscriptions))
 
     def forget(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:

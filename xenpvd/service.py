@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Protocol
 
-from xenpvd import check
+from xenpvd import check, stats
 from xenpvd.config import AccessConfig, ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
+from xenpvd.counts import Calls, Durations
 from xenpvd.errors import BadConfig, StateError
 from xenpvd.events import EventLog
+from xenpvd.figures import GuestStats
 from xenpvd.guest import Guest
 from xenpvd.tasks import in_thread
 from xenpvd.views import (
@@ -39,6 +41,7 @@ class DaemonVerbs(Protocol):
     name: str
     events: EventLog
     config: GuestConfig | None
+    lag: Durations
 
     def as_run(self, config: GuestConfig) -> GuestConfig:
         """``config`` as this daemon runs it: its own options come first."""
@@ -55,6 +58,7 @@ class Service:
         self._guest = guest
         self._daemon = daemon
         self.events = daemon.events
+        self.calls = Calls()
         self.xenstore = guest.xenstore.client_of("rpc")
         self.consoles = guest.consoles
         self.daemon_info = daemon.info
@@ -68,6 +72,10 @@ class Service:
         if config is None:
             raise StateError("there is no guest yet. Start one with guest.start.", Runstate.DEFINED, [])
         return config
+
+    async def guest_stats(self) -> GuestStats:
+        daemon = self._daemon
+        return await stats.of(self._guest, daemon.info(), daemon.events, self.calls, daemon.lag)
 
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
         return await in_thread(partial(check.problems, self._daemon.as_run(config)))

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tests.ctl.conftest import Daemon
 from xenpvd.ctl.cli import cli
 
-VERBS = """run start list status console drive channel vcpu memory pause resume shutdown reboot reset
+VERBS = """run start list status stats console drive channel vcpu memory pause resume shutdown reboot reset
            destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
            xenstore-history xenstore-quota evtchn grant hypercalls events call check doctor import-xl log
            viewers kick completion install-units"""
@@ -33,7 +33,16 @@ def test_verbs_have_help_and_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["list", "status web1", "drive list web1", "events web1", "vcpu list web1", "hypercalls web1"]
+    "verb",
+    [
+        "list",
+        "status web1",
+        "drive list web1",
+        "events web1",
+        "vcpu list web1",
+        "hypercalls web1",
+        "stats web1",
+    ],
 )
 def test_import_budget(run_dir: Path, daemon: Daemon, verb: str) -> None:
     code = (

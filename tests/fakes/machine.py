@@ -14,6 +14,7 @@ from tests.fakes.gnttab import FakeGnttab
 from tests.fakes.page import FakePage
 from tests.fakes.xenstore_frontend import XenstoreFrontend
 from xenpvd.errors import NotFound
+from xenpvd.figures import VcpuStats
 from xenpvd.views import (
     GrantInfo,
     HostInfo,
@@ -62,6 +63,7 @@ class FakeMachine:
     hypercall_count = 31
     log_writes = 3
     exit_count = 100
+    log_lost = 7
 
     def __init__(self, config: MachineConfig, image: BootImage, owner: Owner) -> None:
         self.config, self.image, self.owner = config, image, owner
@@ -115,6 +117,12 @@ class FakeMachine:
         state = "stopped" if self.stopped else "paused" if self.paused else "running"
         known = {"rip": 0x1234, "cr3": 0x5000} if regs else None
         return [VcpuInfo(n, n in self.online, state, 50, known) for n in range(self.config.vcpus)]
+
+    def vcpu_stats(self) -> list[VcpuStats]:
+        return [
+            VcpuStats(vcpu.id, vcpu.online, vcpu.state, 1.5 + vcpu.id, 0.25, {"hypercall": 31, "io": 19})
+            for vcpu in self.vcpus()
+        ]
 
     def ports(self) -> list[PortInfo]:
         return [

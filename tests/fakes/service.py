@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +21,10 @@ from xenpvd.backends.console.backend import Console
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.consoles import Consoles
+from xenpvd.counts import Calls, Durations
 from xenpvd.errors import Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
+from xenpvd.figures import DriveStats, GuestStats, MemoryStats, ProcessStats, VcpuStats
 from xenpvd.rpc.models import API
 from xenpvd.views import (
     ChannelAdded,
@@ -66,6 +69,9 @@ class FakeService:
 
     def __init__(self, name: str = "web1") -> None:
         self.events = EventLog()
+        self.calls = Calls()
+        self.labels: dict[str, str] = {}
+        self.latency = Durations()
         self.config = GuestConfig(name=name, kernel="/boot/vmlinuz")
         self.state = Runstate.RUNNING
         self.console = FakeConsole(self.events.publish)
@@ -83,6 +89,7 @@ class FakeService:
         self.done: list[str] = []
         self.quitting = asyncio.Event()
         self.lazy = False
+        self.cpu_seconds = 4.5
         self.reason: str | None = None
         self.online = 1
         self.target: int | None = None
@@ -147,6 +154,47 @@ class FakeService:
         if not self._lives:
             why = f"cannot do that: {self.config.name} is {self.state}. Start it first."
             raise StateError(why, self.state, ["running", "paused"])
+
+    async def guest_stats(self) -> GuestStats:
+        await self._pass("guest_stats")
+        vcpus = await self.vcpu_list(False) if self._lives else []
+        ram = self.config.memory * MIB
+        return GuestStats(
+            name=self.config.name,
+            version="0.1.0",
+            state=self.state,
+            uptime=192.4 if self._lives else None,
+            boots=3,
+            boot_times={"shim": 0.2, "devices": 1.5},
+            labels=self.labels,
+            memory=MemoryStats(ram, ram - (self.target or ram), 300 * MIB) if self._lives else None,
+            vcpus=tuple(
+                VcpuStats(each.id, each.online, each.state, self.cpu_seconds, 0.5, {"hypercall": each.exits})
+                for each in vcpus
+            ),
+            hypercalls=self.hypercall_stats(0).counts,
+            ports=dict(Counter(port.type for port in self.ports.values())),
+            grants_mapped=1,
+            xen_log_lost=0,
+            drives=tuple(
+                DriveStats(
+                    vdev,
+                    {"read": 10, "write": 5, "flush": 1, "discard": 0},
+                    {"read": 10 * MIB, "write": 5 * MIB},
+                    errors=2,
+                    throttled=0,
+                    in_flight=1,
+                    latency=self.latency.view(),
+                )
+                for vdev in self.drives
+            ),
+            consoles=self.consoles.stats(),
+            xenstore=self.store.stats(1),
+            rpc=self.calls.view(),
+            events=self.events.stats(),
+            loop_lag=self.latency.view(),
+            process=ProcessStats(1.0, 12.5, 350 * MIB, 40, 6),
+        )
 
     def guest_config(self) -> GuestConfig:
         return self.config

@@ -24,6 +24,7 @@ from xenpvd.errors import HostError
 from xenpvd.rpc import http
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.http import HttpServer
+from xenpvd.rpc.metrics import CONTENT_TYPE
 from xenpvd.rpc.session import CONNECTIONS_MAX
 from xenpvd.tasks import Tasks
 from xenpvd.views import Runstate
@@ -54,6 +55,27 @@ async def web(door: HttpServer, path: Path) -> AsyncIterator[aiohttp.ClientSessi
         yield web
         async with web.get("/healthz") as reply:
             assert (reply.status, await reply.text()) == (200, "ok\n")
+
+
+async def test_metrics(web: aiohttp.ClientSession, service: FakeService) -> None:
+    service.labels = {"tenant": "größe"}
+    async with web.get("/metrics") as reply:
+        assert (reply.status, reply.headers["Content-Type"]) == (200, CONTENT_TYPE)
+        text = (await reply.read()).decode()
+    assert 'xenpvd_guest_boots_total{guest="web1",tenant="größe"} 3\n' in text
+    await post(web, PING)
+    await post(web, {**PING, "params": {"x": 1}})
+    await post(web, {**PING, "method": "no.such"})
+    await post(web, {"method": "daemon.ping"})
+    async with web.get("/metrics") as reply:
+        text = await reply.text()
+    calls = [line.split('method="')[1] for line in text.splitlines() if line.startswith("xenpvd_rpc_calls")]
+    assert calls == [
+        'daemon.ping",code="-32602"} 1',
+        'daemon.ping",code="0"} 1',
+        'none",code="-32601"} 1',
+        'none",code="-32600"} 1',
+    ]
 
 
 async def post(web: aiohttp.ClientSession, message: Any) -> Any:

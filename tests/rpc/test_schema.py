@@ -75,6 +75,7 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "daemon.ping": {},
         "guest.status": {},
         "guest.config": {},
+        "guest.stats": {},
         "guest.check": {"config": {}},
         "guest.wait": {"for": "devices"},
         "guest.sysrq": {"key": "h"},

@@ -13,6 +13,7 @@ from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
 from xenpvd.access import Role
 from xenpvd.errors import HostError
+from xenpvd.figures import RpcCall, RpcStats
 from xenpvd.rpc.server import RpcServer
 from xenpvd.rpc.session import CONNECTIONS_MAX
 
@@ -62,7 +63,7 @@ async def test_a_place_that_cannot_be(service: FakeService, tmp_path: Path, name
         await RpcServer(service, tmp_path / name).start()
 
 
-async def test_too_many_clients(server: RpcServer, path: Path) -> None:
+async def test_too_many_clients(server: RpcServer, path: Path, service: FakeService) -> None:
     peers = [await Peer.connect(path) for _ in range(CONNECTIONS_MAX)]
     refused = await Peer.connect(path, greet=False)
     assert (await refused.receive())["error"]["data"] == {"reason": "LIMIT", "limit": CONNECTIONS_MAX}
@@ -74,6 +75,8 @@ async def test_too_many_clients(server: RpcServer, path: Path) -> None:
     assert (await peers[-1].call("daemon.ping"))["id"] == 1
     for peer in peers:
         await peer.close()
+    await until(lambda: not server._connections)
+    assert service.calls.view() == RpcStats(0, CONNECTIONS_MAX + 1, (RpcCall("daemon.ping", 0, 1),))
 
 
 async def test_stop_flushes_replies_and_ends_waits(

@@ -241,6 +241,11 @@ async def test_the_shims_first_questions(either: Bench) -> None:
     assert stats.total == 4 == stats.exits["hypercall"]
     assert [(call.seq, call.vcpu, call.result) for call in stats.recent] == [(3, 0, 0), (4, 0, 0)]
     assert sum(one.count for one in stats.counts) == 4 and stats.counts[0].results == {"ok": 1}
+    one, other = bench.machine.vcpu_stats()
+    assert one.exits["hypercall"] == 4 and other.exits["hypercall"] == 0
+    assert (one.id, one.state) == (0, "running") and one.cpu_seconds > 0
+    bench.machine.stop()
+    assert [(each.state, each.cpu_seconds) for each in bench.machine.vcpu_stats()] == [("stopped", 0)] * 2
 
 
 async def test_each_vcpu_sets_its_own_attributes_on_its_own_thread(bench: Bench) -> None:

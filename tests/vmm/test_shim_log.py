@@ -46,6 +46,7 @@ def test_the_newest_is_kept_and_the_loss_is_told() -> None:
     assert reader.log.take() == b"[xenpvd: 1 bytes of this log were lost]\n" + b"x" * 10
     reader.log.put(b"fine")
     assert reader.log.take() == b"fine"
+    assert reader.log.lost == 699991, "of all so far"
 
 
 @given(st.lists(st.binary(max_size=8) | st.none(), max_size=40))

@@ -446,7 +446,7 @@ def test_registers_are_not_waited_for_for_ever(bench: Bench, monkeypatch: pytest
 def test_what_the_host_knows_of_its_time(bench: Bench) -> None:
     assert bench.thread.runtime() == (0, 0)
     bench.start()
-    ran, waited = bench.thread.runtime()
+    ran, waited = bench.thread.runtime_elsewhere()
     assert ran > 0 and waited >= 0
     bench.end()
     assert bench.thread.runtime() == (0, 0)

@@ -29,6 +29,8 @@ from xenpvd.rpc.methods import METHODS
 from xenpvd.rpc.registry import Call, Method
 
 BATCH_MAX = 64
+#: What calls of no method of ours are counted as: clients can make up as many names as they like
+NO_METHOD = "none"
 
 Reply = dict[str, Any] | list[dict[str, Any]]
 
@@ -55,6 +57,7 @@ async def _dispatch_one(request: Any, call: Call) -> dict[str, Any] | None:
     if why is not None:
         id_ = request.get("id") if isinstance(request, dict) else None
         fault = protocol_fault(INVALID_REQUEST, f"invalid request: {why}", "INVALID_REQUEST")
+        call.service.calls.end(NO_METHOD, INVALID_REQUEST)
         return fault.reply(id_ if _is_id(id_) else None)
     return await async_dispatch_to_serializable(  # type: ignore[return-value]
         request, _HANDLERS, context=call, deserializer=_identity, validator=_identity
@@ -84,7 +87,8 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _refuse(fault: Fault) -> NoReturn:
+def _refuse(call: Call, method: str, fault: Fault) -> NoReturn:
+    call.service.calls.end(method, fault.code)
     raise JsonRpcError(*fault) from None
 
 
@@ -94,20 +98,22 @@ def _handler(method: Method) -> Callable[..., Awaitable[Result]]:
     async def handle(call: Call, /, *args: Any, **params: Any) -> Result:
         if args:
             why = f"cannot call {method.name}: parameters go by name, as an object."
-            _refuse(Fault(INVALID_PARAMS, why, {"reason": "VALIDATION", "errors": []}))
+            _refuse(call, method.name, Fault(INVALID_PARAMS, why, {"reason": "VALIDATION", "errors": []}))
         try:
             call.need(method.role, f"call {method.name}")
             fields = method.params.model_validate(params)
         except ValidationError as fault:
-            _refuse(invalid_params(fault, method.name))
+            _refuse(call, method.name, invalid_params(fault, method.name))
         except PermissionRefused as fault:
-            _refuse(fault_of(fault, method.name))
+            _refuse(call, method.name, fault_of(fault, method.name))
         try:
             run = method.run(call, fields)
             result = await (call.client.waiting(call, run) if method.wait else run)
-            return Success(method.result.dump_python(result, mode="json", by_alias=True))
+            answer = Success(method.result.dump_python(result, mode="json", by_alias=True))
         except Exception as fault:
-            _refuse(fault_of(fault, method.name))
+            _refuse(call, method.name, fault_of(fault, method.name))
+        call.service.calls.end(method.name)
+        return answer
 
     return handle
 
@@ -116,7 +122,7 @@ class _Handlers(dict[str, Callable[..., Awaitable[Result]]]):
     def __missing__(self, name: str) -> Callable[..., Awaitable[Result]]:
         async def unknown(call: Call, /, *args: Any, **params: Any) -> Result:
             why = f"there is no method {name[:64]!r}; rpc.discover lists them"
-            _refuse(protocol_fault(METHOD_NOT_FOUND, why, "METHOD_NOT_FOUND"))
+            _refuse(call, NO_METHOD, protocol_fault(METHOD_NOT_FOUND, why, "METHOD_NOT_FOUND"))
 
         return unknown
 

@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from xenpvd.access import Role, RoleOf, everything
 from xenpvd.errors import Unsupported
-from xenpvd.rpc import page, websocket
+from xenpvd.rpc import metrics, page, websocket
 from xenpvd.rpc.calls import Calls
 from xenpvd.rpc.dispatch import Reply, dispatch
 from xenpvd.rpc.errors import fault_of, parse_fault
@@ -79,6 +79,7 @@ class HttpServer:
         app.router.add_get("/openrpc.json", self._openrpc)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,  # as soon as the client has left
@@ -179,6 +180,10 @@ class HttpServer:
         status = self._service.guest_status()
         told = {"name": status.name, "state": status.state, "phase": status.phase, "ready": status.ready}
         return _json(told, 200 if status.ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        text = metrics.exposition(await self._service.guest_stats())
+        return web.Response(body=text.encode(), headers={hdrs.CONTENT_TYPE: metrics.CONTENT_TYPE})
 
 
 class _Caller:

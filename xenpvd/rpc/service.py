@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from xenpvd.config import ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
+from xenpvd.counts import Calls
 from xenpvd.events import EventLog
+from xenpvd.figures import GuestStats
 from xenpvd.views import (
     ChannelAdded,
     ConsoleChunk,
@@ -149,6 +151,7 @@ class Store(StoreTx, Protocol):
 
 class Service(Protocol):
     events: EventLog
+    calls: Calls
 
     @property
     def consoles(self) -> Consoles: ...
@@ -162,6 +165,9 @@ class Service(Protocol):
 
     def guest_status(self) -> GuestStatus: ...
     def guest_config(self) -> GuestConfig: ...
+    async def guest_stats(self) -> GuestStats:
+        """All that is counted, of the guest and its daemon."""
+
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
         """Every problem that ``guest_start`` would meet, as (location, message). No effect."""
 

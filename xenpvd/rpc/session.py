@@ -60,6 +60,7 @@ class Session:
         self._waits: set[asyncio.Task[Any]] = set()  # calls to cancel when the client has gone
         self._streams: set[asyncio.Task[Any]] = set()  # feeds, or the console
         self._feeds: dict[str, Callable[[], None]] = {}  # how to end each
+        self._counted = False
 
     # ---- for its owner
 
@@ -105,7 +106,10 @@ class Session:
             self.end_feed(name)
 
     async def close(self) -> None:
-        """End what is left of it."""
+        """End what is left of it. Idempotent."""
+        if self._counted:
+            self._counted = False
+            self._service.calls.leave()
         self.end_feeds()
         if self.viewer is not None:
             self.viewer.close()
@@ -119,6 +123,8 @@ class Session:
         return task
 
     async def greet(self) -> None:
+        self._counted = True
+        self._service.calls.connect()
         info, guest = self._service.daemon_info(), self._service.guest_status()
         await self._notify(
             "daemon.hello",

@@ -32,6 +32,7 @@ from typing import Protocol
 
 from xenpvd.abi.xen import EPERM
 from xenpvd.errors import HostError, KvmError
+from xenpvd.figures import VcpuStats
 from xenpvd.views import HypercallStats, MemoryRegion, PortInfo, VcpuInfo
 from xenpvd.vmm import boot, cpuid, resident
 from xenpvd.vmm.build import MachineConfig as MachineConfig
@@ -188,6 +189,17 @@ class Machine:
             for vcpu in self._vcpus
         ]
 
+    def vcpu_stats(self) -> list[VcpuStats]:
+        """Blocking: the kernel is asked for each thread's times."""
+        online = self.online
+        stats = []
+        for vcpu in self._vcpus:
+            ran, waited = vcpu.runtime_elsewhere()
+            stats.append(
+                VcpuStats(vcpu.id, vcpu.id in online, vcpu.state, ran / 1e9, waited / 1e9, dict(vcpu.exits))
+            )
+        return stats
+
     def ports(self) -> list[PortInfo]:
         return self._xen.ports()
 
@@ -230,6 +242,11 @@ class Machine:
     def log_writes(self) -> int:
         """CONSOLEIO_write calls so far; a line of the shim's log takes three."""
         return self._xen.hypercalls.counts["do_console_write"]
+
+    @property
+    def log_lost(self) -> int:
+        """Bytes of the shim's log that were, as it wrote faster than it was read."""
+        return self._log.lost
 
     @property
     def exit_count(self) -> int:

@@ -21,7 +21,9 @@ class ShimLog:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiting = bytearray()
-        self._lost = 0
+        #: bytes that were, so far
+        self.lost = 0
+        self._told = 0  # of them
 
     def put(self, data: bytes) -> None:
         """Any thread; never blocks."""
@@ -32,14 +34,14 @@ class ShimLog:
             self._waiting += data
             excess = max(0, len(self._waiting) - self._limit)
             del self._waiting[:excess]
-            self._lost += excess
+            self.lost += excess
         if first:
             self._wake()
 
     def take(self) -> bytes:
         """All that waits; a line at its begin says if bytes were lost."""
         with self._lock:
-            data, lost = bytes(self._waiting), self._lost
+            data, lost = bytes(self._waiting), self.lost - self._told
             self._waiting.clear()
-            self._lost = 0
+            self._told = self.lost
         return b"[xenpvd: %d bytes of this log were lost]\n" % lost + data if lost else data

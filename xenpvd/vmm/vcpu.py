@@ -112,6 +112,11 @@ class VcpuThread:
         busy = 0.0 if since is None else time.monotonic() - since
         return f"vCPU {self.id} has not come back to the guest for {busy:.0f} s" if busy > limit else None
 
+    def runtime_elsewhere(self) -> tuple[int, int]:
+        """The same, from another thread than its own: it cannot end meanwhile, and its id with it."""
+        with self._changed:
+            return self.runtime()
+
     def start(self) -> None:
         """Raises :class:`HostError` if the host gives no more threads."""
         try:

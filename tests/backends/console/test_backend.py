@@ -168,6 +168,7 @@ async def test_a_guest_that_does_not_read_makes_the_typist_wait(bench: Bench) ->
         await asyncio.sleep(0)
         assert len(bench.console._typed) <= backend.INPUT_MAX
     assert taken == data[: len(taken)]
+    assert bench.console.taken >= len(taken)
     assert not task.done()
 
 

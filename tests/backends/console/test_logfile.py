@@ -161,6 +161,7 @@ async def test_what_is_no_longer_kept_is_missing_and_the_file_says_so(
     await bench.has(b"a" * 100 + b"\n[36864 bytes are missing]\n" + b"b" * 4096)
     await bench.until(lambda: len(bench.told) == 2)
     assert bench.told[1]["lost"] == 36864
+    assert bench.log is not None and bench.log.lost == 36864
 
 
 async def test_who_prints_faster_than_it_is_written_is_told_of_what_is_missing(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.history import BYTES_MAX, KEPT, History
 from xenpvd.backends.xenstore.wire import Message
+from xenpvd.figures import XenstoreCount
 
 
 @pytest.fixture
@@ -25,6 +26,20 @@ def test_who_what_when_and_what_came_of_it(guest: Connection):
     assert (newest.seq, newest.time, newest.op, newest.arguments) == (2, 6.5, "99", ())
     assert (oldest.who, oldest.domid, oldest.tx, oldest.result) == ("ring", 1, 3, "OK")
     assert oldest.arguments == ("/a", "\\xff two\\n")
+
+
+def test_counts_are_of_all_and_of_no_name_that_is_made_up(guest: Connection):
+    history = History(float)
+    for _ in range(KEPT + 5):
+        history.record(guest, Message(abi.XS_WRITE, 7, 0, b"/a\0"), abi.XS_WRITE, b"OK\0")
+    history.record(guest, Message(abi.XS_TRANSACTION_END, 7, 3, b"T\0"), abi.XS_ERROR, b"EAGAIN\0")
+    for type_ in range(1000, 1100):
+        history.record(guest, Message(type_, 7, 0, b""), abi.XS_ERROR, b"ENOSYS\0")
+    assert history.counts() == (
+        XenstoreCount("unknown", "ENOSYS", 100),
+        XenstoreCount("TRANSACTION_END", "EAGAIN", 1),
+        XenstoreCount("WRITE", "OK", KEPT + 5),
+    )
 
 
 def test_it_is_bounded(guest: Connection):

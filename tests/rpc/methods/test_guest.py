@@ -16,6 +16,7 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("guest.config", {}, {"name": "web1", "kernel": "/boot/vmlinuz", "on_crash": "preserve", "disk": []}),
     ("guest.check", {"config": {"kernel": "/k"}}, {"problems": []}),
     ("guest.check", {"config": {"kernel": "/missing"}}, {"problems": [{"loc": "kernel", "msg": "none"}]}),
+    ("guest.stats", {}, {"name": "web1", "state": "running", "boots": 3, "grants_mapped": 1}),
     ("guest.shutdown", {"mode": "reboot", "timeout": 5}, {"mode": "reboot", "state": "stopped"}),
     ("guest.pause", {}, {"state": "paused"}),
     ("guest.resume", {}, {"state": "running"}),

@@ -70,6 +70,8 @@ class Console:
         self._port: EvtchnPort | None = None
         self._kicks: PortKicks | None = None
         self._typed = bytearray()
+        #: bytes that guests have taken so far
+        self.taken = 0
         self._typing = asyncio.Lock()
         self._taken = asyncio.Event()
         self._boots = 0
@@ -295,6 +297,7 @@ class Console:
             return
         if taken:
             del self._typed[:taken]
+            self.taken += taken
             self._taken.set()
             if self._port is not None:
                 self._port.notify()

@@ -65,7 +65,9 @@ class LogFile:
         self._safe = SafeText()
         self._rest = b""
         self._line_begins = True
-        self._lost = 0
+        self._lost = 0  # that was not told yet
+        #: bytes that are missing in the file
+        self.lost = 0
         self._error: str | None = None
         self._reopen = False
         self._ending = False
@@ -132,6 +134,7 @@ class LogFile:
         start, data = self._history.read(self._offset, CHUNK)
         if lost := start - self._offset:
             self._lost += lost
+            self.lost += lost
             self._rest = b"\n[%d bytes are missing]\n" % lost
             self._line_begins = True
         self._offset = start + len(data)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from xenpvd.abi import io_xs_wire as abi
 from xenpvd.backends.xenstore.connection import Connection
 from xenpvd.backends.xenstore.wire import Message
+from xenpvd.figures import XenstoreCount
 from xenpvd.views import XenstoreOperation
 
 #: Operations that are kept, and how much of the payload of each
 KEPT = 1024
 BYTES_MAX = 256
 
+_OTHER = -1
 _NAMES = {value: name[3:] for name, value in vars(abi).items() if name.startswith("XS_")}
 
 
@@ -46,11 +48,13 @@ class History:
         self._now = now
         self._kept: deque[_Operation] = deque(maxlen=KEPT)
         self._seq = 0
+        self._counts: Counter[tuple[int, str]] = Counter()  # by type and result
 
     def record(self, connection: Connection, message: Message, type_: int, payload: bytes) -> None:
         """A request and the type and payload of its reply."""
         self._seq += 1
         result = "OK" if type_ != abi.XS_ERROR else payload[:-1].decode("ascii")
+        self._counts[message.type if message.type in _NAMES else _OTHER, result] += 1
         self._kept.append(
             _Operation(
                 self._seq,
@@ -62,6 +66,13 @@ class History:
                 message.payload[:BYTES_MAX],
                 result,
             )
+        )
+
+    def counts(self) -> tuple[XenstoreCount, ...]:
+        """Of all requests so far; those of no type of ours together, as anybody can make up many."""
+        return tuple(
+            XenstoreCount(_NAMES.get(type_, "unknown"), result, count)
+            for (type_, result), count in sorted(self._counts.items())
         )
 
     def last(self) -> str:

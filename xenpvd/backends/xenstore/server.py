@@ -11,7 +11,7 @@ from itertools import chain
 from math import inf
 from typing import NamedTuple
 
-from xenpvd.abi.io_xs_wire import XS_DIRECTORY, XS_GET_PERMS, XS_READ
+from xenpvd.abi.io_xs_wire import XS_DIRECTORY, XS_GET_PERMS, XS_READ, XS_WATCH_EVENT
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.xenstore import path as paths
@@ -27,6 +27,7 @@ from xenpvd.backends.xenstore.watch import Delivery
 from xenpvd.backends.xenstore.wire import ConnectionFault, Message
 from xenpvd.errors import NotFound, XenError
 from xenpvd.events import Publish
+from xenpvd.figures import XenstoreStats
 from xenpvd.views import XenstoreNode, XenstoreOperation, XenstoreQuota
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Xenstore:
         self._state = State(self, time.time, time.monotonic)
         self._servers: dict[int, tuple[Connection, RingServer]] = {}
         self._outlets: dict[Connection, Callable[[Message], None]] = {}
+        self._watch_events = 0
         #: domains that have no ring, and how to end each of their sessions
         self._ringless: dict[int, dict[Connection, Callable[[], None]]] = {}
         #: the daemon's own connection, as domain 0; fits ``ops.XenstoreOps``
@@ -206,6 +208,16 @@ class Xenstore:
             raise NotFound(why, "quota", name)
         self._state.domains.set_quota(name, value, domid)
 
+    def stats(self, domid: int) -> XenstoreStats:
+        """``domid``: whose quotas."""
+        return XenstoreStats(
+            self._state.history.counts(),
+            self._watch_events,
+            len(self._outlets),
+            len(self._state.store),
+            tuple(self.quotas(domid)),
+        )
+
     def history(self) -> Iterator[XenstoreOperation]:
         """What was asked of the store lately, the newest first. To be used up at once."""
         return self._state.history.newest_first()
@@ -248,6 +260,7 @@ class Xenstore:
     def _route(self, deliveries: Iterable[Delivery]) -> None:
         for connection, message in deliveries:
             if (deliver := self._outlets.get(connection)) is not None:  # else it has been cut off meanwhile
+                self._watch_events += message.type == XS_WATCH_EVENT
                 deliver(message)
 
     def _cut(self, connection: Connection, name: str, fault: BaseException) -> None:

@@ -237,6 +237,10 @@ class Store(View):
         for path in ("/", paths.INTRODUCE_DOMAIN, paths.RELEASE_DOMAIN):
             self.put(path, Node(b"", permissions.PRIVATE, self.next_generation()))
 
+    def __len__(self) -> int:
+        """Nodes, the root and the special ones included."""
+        return len(self._nodes)
+
     def find(self, path: str) -> Node | None:
         return self._nodes.get(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xenpvd import config
 from xenpvd.config import GuestConfig
 from xenpvd.errors import BadConfig
+from xenpvd.figures import GuestStats
 from xenpvd.rpc import models, results
 from xenpvd.rpc.registry import Call, method
 from xenpvd.views import GuestStatus, MemoryInfo, MemoryTarget, ShutdownResult, VcpuInfo, VcpusSet
@@ -20,6 +21,12 @@ async def guest_status(call: Call, params: models.NoParams) -> GuestStatus:
 async def guest_config(call: Call, params: models.NoParams) -> GuestConfig:
     """The guest's definition, defaults filled in."""
     return call.service.guest_config()
+
+
+@method("guest.stats", "viewer")
+async def guest_stats(call: Call, params: models.NoParams) -> GuestStats:
+    """What is counted of the guest and its daemon; http.sock has it for Prometheus, as /metrics."""
+    return await call.service.guest_stats()
 
 
 @method("guest.check", "viewer")
