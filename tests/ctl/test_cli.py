@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from tests.ctl.conftest import Daemon
 from xenpvd.ctl.cli import cli
 
-VERBS = """run start list status stats console drive channel vcpu memory pause resume shutdown reboot reset
-           destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
+VERBS = """run start list status stats top console drive channel vcpu memory pause resume shutdown
+           reboot reset destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
            xenstore-history xenstore-quota evtchn grant hypercalls events call check doctor import-xl log
            viewers kick completion install-units"""
 
@@ -42,6 +42,7 @@ def test_verbs_have_help_and_json() -> None:
         "vcpu list web1",
         "hypercalls web1",
         "stats web1",
+        "top --once --interval 0.1",
     ],
 )
 def test_import_budget(run_dir: Path, daemon: Daemon, verb: str) -> None:

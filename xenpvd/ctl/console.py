@@ -65,7 +65,7 @@ def converse(
     if on_terminal:
         print(f"connected to {name}; leave with {spell(escape)}", file=sys.stderr, flush=True)
     carry = _Carry(sock, stdin, stdout, escape if on_terminal else None, keyboard, until_eof)
-    with _raw(stdin) if on_terminal else contextlib.nullcontext():
+    with raw(stdin) if on_terminal else contextlib.nullcontext():
         end = carry.run(pending, watch, over)
     if on_terminal:
         print(f"\nleft {name}", file=sys.stderr, flush=True)
@@ -206,7 +206,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _raw(terminal: int) -> Iterator[None]:
+def raw(terminal: int) -> Iterator[None]:
     """The terminal passes every key on; whatever happens inside, it is as before afterwards."""
     before = termios.tcgetattr(terminal)
     with ended_by_signals():
