@@ -15,7 +15,10 @@ LINES_MAX = 500
 INSIDE = (
     "signs", "domain", "drives", "consoles", "channels", "check", "requests", "balloon", "progress", "backoff",
 )  # fmt: skip
-LEAVES = ("access", "errors", "events", "tasks", "config", "views", "paths", "sockets", "patterns", "counts", "figures")
+LEAVES = (
+    "access", "errors", "events", "tasks", "config", "views", "figures", "paths", "sockets", "patterns", "counts",
+    "logs",
+)  # fmt: skip
 
 #: what a module may import of ours, by patterns; the first row that fits counts
 MAY_IMPORT = [

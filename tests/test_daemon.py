@@ -21,6 +21,7 @@ from tests.conftest import tiny_shim
 from tests.fakes.machine import FakeMachine
 from tests.rpc.conftest import Peer
 from xenpvd.config import AccessConfig, GuestConfig, ReadyConfig
+from xenpvd.ctl.client import Client
 from xenpvd.daemon import Daemon, NameLock
 from xenpvd.errors import Busy, HostError
 from xenpvd.views import Runstate
@@ -451,6 +452,20 @@ async def test_with_roles_everybody_may_knock(
     assert modes == {
         "rpc.sock": 0o666, "rpc-ro.sock": 0o666, "console0.sock": 0o666, "xenstored.sock": 0o660,
     }  # fmt: skip
+
+
+def test_the_commands_own_log(tmp_path: Path) -> None:
+    process = Process(tmp_path, "--name", "idle", "--log-format", "journal")
+    process.ready()
+    with Client.connect(tmp_path / "run/idle/rpc.sock") as client:
+        (ready,) = client.call("log.tail", {"logger": "xenpvd.daemon"})
+        assert ready["level"] == "info" and ready["message"].startswith("idle is ready at ")
+        assert client.call("log.set_level", {"level": "warning"})["level"] == "warning"
+    process.process.terminate()
+    status, said = process.end()
+    lines = said.splitlines()
+    assert status == 0 and lines[0].startswith("<6>xenpvd.daemon: idle is ready at ")
+    assert "SIGTERM" not in said, "it is less than a warning"
 
 
 def test_what_serves_http_and_qmp_is_loaded_only_for_that(tmp_path: Path) -> None:

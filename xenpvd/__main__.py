@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from xenpvd import __version__, config, paths
+from xenpvd import __version__, config, logs, paths
 from xenpvd.daemon import Daemon
 from xenpvd.errors import BadConfig, Busy, XenpvdError
 
@@ -55,7 +56,14 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="How much is written to stderr.",
+    help="How much is written to stderr; log.set_level changes it.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json", "journal"]),
+    default="auto",
+    show_default=True,
+    help="How; auto is journal where stderr is systemd's, else text.",
 )
 @click.version_option(__version__, message="%(version)s")
 def main(
@@ -69,9 +77,10 @@ def main(
     qmp: bool,
     loop: str,
     log_level: str,
+    log_format: Literal["auto", "text", "json", "journal"],
 ) -> None:
     """Run one Xen PV guest on KVM, or, without --config, wait for guest.start on the RPC socket."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    written = logs.configure(log_format, log_level)
     try:
         definition = config.load(file) if file is not None else None
         name = name or (definition.name if definition else "guest")
@@ -82,7 +91,10 @@ def main(
             daemon = partial(Daemon, name, where, definition, stop_timeout, http, accel, qmp)
             runner.run(_run(daemon, start))
     except XenpvdError as fault:
-        print(f"xenpvd: {fault}", file=sys.stderr)
+        if written == "text":
+            print(f"xenpvd: {fault}", file=sys.stderr)
+        else:
+            logging.getLogger("xenpvd").critical("%s", fault)
         sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else 1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Protocol
 
-from xenpvd import check, stats
+from xenpvd import check, logs, stats
 from xenpvd.config import AccessConfig, ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.counts import Calls, Durations
 from xenpvd.errors import BadConfig, StateError
@@ -63,6 +63,8 @@ class Service:
         self.consoles = guest.consoles
         self.daemon_info = daemon.info
         self.daemon_quit = daemon.quit
+        self.log_set_level = logs.set_level
+        self.log_tail = logs.tail
 
     def guest_status(self) -> GuestStatus:
         return self._guest.status(self._daemon.name)

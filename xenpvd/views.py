@@ -48,6 +48,17 @@ class DaemonInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One of the daemon's own log, with the traceback if it has one. ``seq`` counts all of this daemon's."""
+
+    seq: int
+    time: float
+    level: str  # "debug" | "info" | "warning" | "error" | "critical"
+    logger: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostInfo:
     """What the guest runs on: which accelerator and pages were taken, and why."""
 

@@ -15,8 +15,8 @@ from xenpvd.ctl.cli import cli
 
 VERBS = """run start list status stats top console drive channel vcpu memory pause resume shutdown
            reboot reset destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
-           xenstore-history xenstore-quota evtchn grant hypercalls events call check doctor import-xl log
-           viewers kick completion install-units"""
+           xenstore-history xenstore-quota evtchn grant hypercalls events daemon-log log-level
+           call check doctor import-xl log viewers kick completion install-units"""
 
 #: What a verb over the socket must not load: it costs more than all the rest.
 HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio subprocess ctypes importlib.metadata tempfile xenpvd.rpc xenpvd.config xenpvd.vmm"  # noqa: E501
@@ -42,6 +42,7 @@ def test_verbs_have_help_and_json() -> None:
         "vcpu list web1",
         "hypercalls web1",
         "stats web1",
+        "daemon-log web1",
         "top --once --interval 0.1",
     ],
 )

@@ -37,6 +37,7 @@ from xenpvd.views import (
     HypercallCall,
     HypercallCount,
     HypercallStats,
+    LogRecord,
     MemoryInfo,
     MemoryRegion,
     MemoryTarget,
@@ -89,6 +90,11 @@ class FakeService:
         self.done: list[str] = []
         self.quitting = asyncio.Event()
         self.lazy = False
+        self.levels: dict[str, str] = {}
+        self.log = [
+            LogRecord(1, 1795792071.25, "info", "xenpvd.guest", "a life begins"),
+            LogRecord(2, 1795792072.5, "error", "xenpvd.rpc.errors", "incident 1\nTraceback:\n  \x1b[31m"),
+        ]
         self.cpu_seconds = 4.5
         self.reason: str | None = None
         self.online = 1
@@ -127,6 +133,16 @@ class FakeService:
 
     def daemon_quit(self) -> None:
         self.quitting.set()
+
+    def log_set_level(self, logger: str, level: str, /) -> None:
+        if logger not in ("", "xenpvd.rpc"):
+            why = f"cannot set the level of {logger!r}: nothing logs by that name."
+            raise NotFound(why, "logger", logger)
+        self.levels[logger] = level
+
+    def log_tail(self, most: int, level: str, logger: str, /) -> list[LogRecord]:
+        self.done.append(f"log_tail {most} {level} {logger}")
+        return self.log[-most:]
 
     def guest_status(self) -> GuestStatus:
         self._enter("guest_status")

@@ -73,6 +73,8 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "rpc.discover": {},
         "daemon.info": {},
         "daemon.ping": {},
+        "log.set_level": {"level": "debug", "logger": "xenpvd.rpc"},
+        "log.tail": {},
         "guest.status": {},
         "guest.config": {},
         "guest.stats": {},

@@ -116,6 +116,7 @@ class Row:
     type=click.FloatRange(0.1, 3600),
     default=2.0,
     show_default=True,
+    metavar="SECONDS",
     help="Seconds between two looks.",
 )
 @click.option("--once", is_flag=True, help="One table, of one interval; so it is without a terminal, too.")

@@ -48,6 +48,11 @@ ConsoleName = Annotated[
 ]
 Ago = Annotated[float, Field(ge=0, le=1e9, description="instead of since: all of the last so many seconds")]
 
+Level = Literal["debug", "info", "warning", "error"]
+Logger = Annotated[
+    str, Field(max_length=128, description="as xenpvd.rpc, with all below it; empty is the whole log")
+]
+
 
 def _decodes(value: str) -> str:
     base64.b64decode(value, validate=True)
@@ -312,6 +317,17 @@ class SubscribeParams(Params):
     names: Patterns = ["*"]
     since: int | None = Field(None, ge=0, lt=1 << 63, description="replay what came after this seq")
     epoch: str | None = Field(None, max_length=64, description="of since; another epoch replays all")
+
+
+class LogLevelParams(Params):
+    level: Literal[Level, "inherit"] = Field(description="inherit: as the logger above it has it")
+    logger: Logger = ""
+
+
+class LogTailParams(Params):
+    max: int = Field(100, ge=1, le=1000, description="the newest so many")
+    level: Level = Field("debug", description="of this and above")
+    logger: Logger = ""
 
 
 class HistoryParams(Params):

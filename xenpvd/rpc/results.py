@@ -22,6 +22,11 @@ class Pong(Result):
     seq: int = Field(description="of the last event")
 
 
+class LevelSet(Result):
+    logger: str
+    level: str
+
+
 class Quitting(Result):
     stopping: bool
 

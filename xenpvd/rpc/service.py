@@ -25,6 +25,7 @@ from xenpvd.views import (
     GrantInfo,
     GuestStatus,
     HypercallStats,
+    LogRecord,
     MemoryInfo,
     MemoryTarget,
     PortInfo,
@@ -162,6 +163,12 @@ class Service(Protocol):
     def daemon_info(self) -> DaemonInfo: ...
     def daemon_quit(self) -> None:
         """Begin to stop: the guest is asked to shut down first. Returns at once."""
+
+    def log_set_level(self, logger: str, level: str, /) -> None:
+        """Of the daemon's own log; ``logger`` "" is all of it. Raises ``NotFound``, ``BadConfig``."""
+
+    def log_tail(self, most: int, level: str, logger: str, /) -> list[LogRecord]:
+        """The newest ones, oldest first."""
 
     def guest_status(self) -> GuestStatus: ...
     def guest_config(self) -> GuestConfig: ...

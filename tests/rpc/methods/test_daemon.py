@@ -16,6 +16,8 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("daemon.info", {}, {"name": "xenpvd", "api": API, "features": ["console"]}),
     ("daemon.ping", {}, {"seq": 0}),
     ("daemon.quit", {}, {"stopping": True}),
+    ("log.set_level", {"level": "debug"}, {"logger": "", "level": "debug"}),
+    ("log.set_level", {"level": "inherit", "logger": "xenpvd.rpc"}, {"level": "inherit"}),
     ("events.subscribe", {}, {"seq": 0, "replayed": 0, "lost": 0}),
     ("events.unsubscribe", {}, {"removed": False}),
 ]  # fmt: skip
@@ -32,6 +34,24 @@ async def test_answers(
 async def test_quit_reaches_the_service(peer: Peer, service: FakeService) -> None:
     await peer.result("daemon.quit")
     assert service.quitting.is_set()
+
+
+async def test_the_log(peer: Peer, service: FakeService) -> None:
+    oldest, newest = await peer.result("log.tail")
+    assert oldest == {
+        "seq": 1, "time": 1795792071.25, "level": "info", "logger": "xenpvd.guest", "message": "a life begins"
+    }  # fmt: skip
+    assert await peer.result("log.tail", max=1, level="error", logger="xenpvd") == [newest]
+    assert service.done == ["log_tail 100 debug ", "log_tail 1 error xenpvd"]
+    await peer.result("log.set_level", level="warning")
+    assert service.levels == {"": "warning"}
+    assert (await peer.fault("log.set_level", level="info", logger="no"))["data"] == {
+        "reason": "NOT_FOUND", "kind": "logger", "name": "no"
+    }  # fmt: skip
+    for params in ({"level": "trace"}, {"level": "info", "logger": "x" * 129}, {}):
+        assert (await peer.fault("log.set_level", **params))["code"] == -32602
+    for params in ({"max": 0}, {"max": 1001}, {"level": "inherit"}):
+        assert (await peer.fault("log.tail", **params))["code"] == -32602
 
 
 async def test_events_replay_then_live(peer: Peer, service: FakeService) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from xenpvd.events import Subscription
 from xenpvd.rpc import models, results, schema
 from xenpvd.rpc.registry import METHODS, Call, Note, method
-from xenpvd.views import DaemonInfo
+from xenpvd.views import DaemonInfo, LogRecord
 
 
 @method("rpc.discover", "viewer")
@@ -45,6 +45,19 @@ async def daemon_quit(call: Call, params: models.NoParams) -> results.Quitting:
     """
     call.service.daemon_quit()
     return results.Quitting(stopping=True)
+
+
+@method("log.set_level", "admin")
+async def log_set_level(call: Call, params: models.LogLevelParams) -> results.LevelSet:
+    """How much the daemon writes into its own log, or a part of it, from now on."""
+    call.service.log_set_level(params.logger, params.level)
+    return results.LevelSet(logger=params.logger, level=params.level)
+
+
+@method("log.tail", "viewer")
+async def log_tail(call: Call, params: models.LogTailParams) -> list[LogRecord]:
+    """The newest records of the daemon's own log, oldest first; the last 1000 are kept."""
+    return call.service.log_tail(params.max, params.level, params.logger)
 
 
 @method("events.subscribe", "viewer")

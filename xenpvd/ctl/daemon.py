@@ -1,0 +1,62 @@
+"""daemon-log, log-level: the log of a guest's daemon, which is not the guest's console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.output import emit, json_option, moment, plain
+from xenpvd.ctl.rundir import RunDir
+
+_LEVELS = ["debug", "info", "warning", "error"]
+
+
+@click.command("daemon-log")
+@guest_argument
+@click.option(
+    "-n",
+    "--lines",
+    "count",
+    type=click.IntRange(1, 1000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="The newest N.",
+)
+@click.option("--level", type=click.Choice(_LEVELS), default="debug", help="Of this level and above.")
+@click.option("--logger", default="", metavar="LOGGER", help="Of LOGGER and those below it, as xenpvd.rpc.")
+@json_option
+@click.pass_obj
+def daemon_log(place: RunDir, name: str, count: int, level: str, logger: str) -> None:
+    """What a guest's daemon has logged last.
+
+    The guest's own output is on its console: log.
+    """
+    with place.connect(name) as client:
+        records = client.call("log.tail", {"max": count, "level": level, "logger": logger})
+    emit(records, _lines(records))
+
+
+def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
+    for each in records:
+        yield f"{moment(each['time'])} {each['level']:<7} {each['logger']}: {plain(each['message'])}"
+
+
+@click.command("log-level")
+@guest_argument
+@click.argument("level", type=click.Choice([*_LEVELS, "inherit"]))
+@click.argument("logger", default="")
+@json_option
+@click.pass_obj
+def log_level(place: RunDir, name: str, level: str, logger: str) -> None:
+    """How much a guest's daemon logs from now on.
+
+    LOGGER is a part of it, as xenpvd.backends; left out: all, but for parts that have a level of their own.
+    inherit takes a part's own level away again. The daemon begins with that of its option --log-level.
+    """
+    with place.connect(name) as client:
+        done = client.call("log.set_level", {"level": level, "logger": logger})
+    emit(done, f"{name} logs {level}{f' of {logger}' if logger else ''}")
