@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -98,6 +101,15 @@ async def test_a_label_comes_back_as_it_was(stats: GuestStats, value: str) -> No
         for sample in family.samples:
             assert (sample.labels["tenant"], sample.labels["x"]) == (value, "1")
     assert text.count("\n") == exposition(stats).count("\n")
+
+
+@given(tenant=st.text(max_size=128))
+@settings(max_examples=50, deadline=None)
+def test_any_text_is_a_label(tenant: str) -> None:
+    stats = asyncio.run(FakeService().guest_stats())
+    text = exposition(replace(stats, labels={"tenant": tenant}))
+    for family in read(text).values():
+        assert {sample.labels["tenant"] for sample in family.samples} <= {tenant}
 
 
 async def test_a_guest_that_is_none_has_no_vm(service: FakeService) -> None:
