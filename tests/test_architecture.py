@@ -13,11 +13,12 @@ LINES_MAX = 500
 
 #: what guest.py is made of
 INSIDE = (
-    "signs", "domain", "drives", "consoles", "channels", "check", "requests", "balloon", "progress", "backoff",
+    "signs", "domain", "drives", "consoles", "channels", "check", "requests", "balloon", "progress",
+    "backoff",
 )  # fmt: skip
 LEAVES = (
-    "access", "errors", "events", "tasks", "config", "views", "figures", "paths", "sockets", "patterns", "counts",
-    "logs",
+    "access", "errors", "events", "tasks", "config", "views", "figures", "paths", "sockets", "patterns",
+    "counts", "logs",
 )  # fmt: skip
 
 #: what a module may import of ours, by patterns; the first row that fits counts

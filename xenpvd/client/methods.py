@@ -23,6 +23,8 @@ from xenpvd.client.params import (
     DriveSwapParams,
     HistoryParams,
     InjectParams,
+    LogLevelParams,
+    LogTailParams,
     SetOnlineParams,
     SetTargetParams,
     ShutdownParams,
@@ -51,8 +53,11 @@ from xenpvd.client.shapes import (
     EvtchnInfo,
     GrantInfo,
     GuestConfig,
+    GuestStats,
     GuestStatus,
     HypercallStats,
+    LevelSet,
+    LogRecord,
     MemoryInfo,
     MemoryTarget,
     Pong,
@@ -116,6 +121,14 @@ class Methods(ABC):
         """Shut the guest down, then end the daemon."""
         return await self.call("daemon.quit")
 
+    async def log_set_level(self, **params: Unpack[LogLevelParams]) -> LevelSet:
+        """How much the daemon writes into its own log, or a part of it, from now on."""
+        return await self.call("log.set_level", **params)
+
+    async def log_tail(self, **params: Unpack[LogTailParams]) -> list[LogRecord]:
+        """The newest records of the daemon's own log, oldest first; the last 1000 are kept."""
+        return await self.call("log.tail", **params)
+
     async def events_history(self, **params: Unpack[HistoryParams]) -> list[EventNote]:
         """The newest kept events of these names, oldest first."""
         return await self.call("events.history", **params)
@@ -127,6 +140,11 @@ class Methods(ABC):
     async def guest_config(self) -> GuestConfig:
         """The guest's definition, defaults filled in."""
         return await self.call("guest.config")
+
+    async def guest_stats(self) -> GuestStats:
+        """What is counted of the guest and its daemon; http.sock has it for Prometheus, as
+        /metrics."""
+        return await self.call("guest.stats")
 
     async def guest_check(self, **params: Unpack[CheckParams]) -> Problems:
         """Every problem that guest.start would meet with this definition. No effect."""

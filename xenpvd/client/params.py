@@ -116,6 +116,17 @@ class InjectParams(TypedDict):
     port: int
 
 
+class LogLevelParams(TypedDict):
+    level: Literal["debug", "info", "warning", "error", "inherit"]
+    logger: NotRequired[str]
+
+
+class LogTailParams(TypedDict):
+    max: NotRequired[int]
+    level: NotRequired[Literal["debug", "info", "warning", "error"]]
+    logger: NotRequired[str]
+
+
 class SetOnlineParams(TypedDict):
     count: int
     wait: NotRequired[bool]

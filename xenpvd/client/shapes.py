@@ -71,6 +71,14 @@ class ConsoleInfo(TypedDict):
     log: str | None
 
 
+class ConsoleStats(TypedDict):
+    console: str
+    output: int
+    input: int
+    viewers: int
+    log_lost: int
+
+
 class ConsoleViewerInfo(TypedDict):
     console: str
     viewer: int
@@ -135,12 +143,28 @@ class DriveLimits(TypedDict):
     burst: float
 
 
+class DriveStats(TypedDict):
+    vdev: str
+    requests: dict[str, int]
+    bytes: dict[str, int]
+    errors: int
+    throttled: int
+    in_flight: int
+    latency: Histogram
+
+
 class EventNote(TypedDict):
     epoch: str
     seq: int
     time: float
     name: str
     data: dict[str, Any]
+
+
+class EventStats(TypedDict):
+    published: int
+    lost: int
+    subscribers: int
 
 
 EvtchnInfo = TypedDict(
@@ -191,10 +215,34 @@ class GuestConfig(TypedDict):
     channel: NotRequired[list[ChannelConfig]]
     ready: NotRequired[ReadyConfig]
     access: NotRequired[AccessConfig]
+    metrics: NotRequired[MetricsConfig]
     on_poweroff: NotRequired[Literal["destroy", "restart", "preserve"]]
     on_reboot: NotRequired[Literal["destroy", "restart", "preserve"]]
     on_crash: NotRequired[Literal["destroy", "restart", "preserve"]]
     on_watchdog: NotRequired[Literal["destroy", "restart", "preserve"]]
+
+
+class GuestStats(TypedDict):
+    name: str
+    version: str
+    state: Runstate
+    uptime: float | None
+    boots: int
+    boot_times: dict[str, float]
+    labels: dict[str, str]
+    memory: MemoryStats | None
+    vcpus: list[VcpuStats]
+    hypercalls: list[HypercallCount]
+    ports: dict[str, int]
+    grants_mapped: int
+    xen_log_lost: int
+    drives: list[DriveStats]
+    consoles: list[ConsoleStats]
+    xenstore: XenstoreStats
+    rpc: RpcStats
+    events: EventStats
+    loop_lag: Histogram
+    process: ProcessStats
 
 
 class GuestStatus(TypedDict):
@@ -228,6 +276,12 @@ class Hello(TypedDict):
     limits: Limits
 
 
+class Histogram(TypedDict):
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+
 class HostInfo(TypedDict):
     accel: str
     accel_why: str
@@ -257,6 +311,11 @@ class HypercallStats(TypedDict):
     exits: dict[str, int]
 
 
+class LevelSet(TypedDict):
+    logger: str
+    level: str
+
+
 class Limits(TypedDict):
     message: int
     batch: int
@@ -269,6 +328,14 @@ class LimitsConfig(TypedDict):
     bytes_per_second: NotRequired[int]
     ops_per_second: NotRequired[int]
     burst: NotRequired[float]
+
+
+class LogRecord(TypedDict):
+    seq: int
+    time: float
+    level: str
+    logger: str
+    message: str
 
 
 class MemoryInfo(TypedDict):
@@ -289,10 +356,20 @@ class MemoryRegion(TypedDict):
     huge: int
 
 
+class MemoryStats(TypedDict):
+    ram: int
+    ballooned: int
+    resident: int
+
+
 class MemoryTarget(TypedDict):
     asked_mib: int
     reached_mib: int
     confirmed: float | None
+
+
+class MetricsConfig(TypedDict):
+    labels: NotRequired[dict[str, Any]]
 
 
 class PathStep(TypedDict):
@@ -321,6 +398,14 @@ class Problems(TypedDict):
     problems: list[Problem]
 
 
+class ProcessStats(TypedDict):
+    started: float
+    cpu_seconds: float
+    resident: int
+    fds: int
+    threads: int
+
+
 class Quitting(TypedDict):
     stopping: bool
 
@@ -331,6 +416,18 @@ class ReadyConfig(TypedDict):
 
 class Removed(TypedDict):
     removed: bool
+
+
+class RpcCall(TypedDict):
+    method: str
+    code: int
+    count: int
+
+
+class RpcStats(TypedDict):
+    connected: int
+    connections: int
+    calls: list[RpcCall]
 
 
 Runstate: TypeAlias = Literal["defined", "starting", "running", "paused", "stopping", "stopped", "crashed"]
@@ -370,6 +467,15 @@ class VcpuInfo(TypedDict):
     regs: dict[str, int] | None
 
 
+class VcpuStats(TypedDict):
+    id: int
+    online: bool
+    state: str
+    cpu_seconds: float
+    waited_seconds: float
+    exits: dict[str, int]
+
+
 class VcpusSet(TypedDict):
     asked: int
     online: list[int]
@@ -390,6 +496,12 @@ class Written(TypedDict):
 class XenstoreChanged(TypedDict):
     watch: int
     path: str
+
+
+class XenstoreCount(TypedDict):
+    operation: str
+    result: str
+    count: int
 
 
 class XenstoreNode(TypedDict):
@@ -414,6 +526,14 @@ class XenstoreQuota(TypedDict):
     name: str
     limit: int
     used: int | None
+
+
+class XenstoreStats(TypedDict):
+    requests: list[XenstoreCount]
+    watch_events: int
+    connections: int
+    nodes: int
+    quotas: list[XenstoreQuota]
 
 
 class XenstoreStep(TypedDict):
