@@ -97,13 +97,13 @@ async def test_a_pattern_that_matches_nothing_waits_for_more(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:
     looks = []
-    find = module.search.find
+    find = module.Searcher.find
 
     async def counted(*args: Any) -> Any:
         looks.append(args)
         return await find(*args)
 
-    monkeypatch.setattr(module.search, "find", counted)
+    monkeypatch.setattr(module.Searcher, "find", counted)
     await bench.configure(match=[pattern])
     bench.consoles.main.history.append(b"abc\n")
     for _ in range(5):

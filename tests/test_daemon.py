@@ -452,6 +452,12 @@ async def test_with_roles_everybody_may_knock(
     assert modes == {
         "rpc.sock": 0o666, "rpc-ro.sock": 0o666, "console0.sock": 0o666, "xenstored.sock": 0o660,
     }  # fmt: skip
+    hall.daemon.quit()
+    await machines[0].guest_obeys_shutdown()
+    await hall.ended
+    halls.append(hall := Hall(tmp_path / "run", definition))
+    await hall.peer()
+    assert hall.socket.parent.stat().st_mode & 0o777 == 0o750, "that is over"
 
 
 def test_the_commands_own_log(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -207,7 +208,7 @@ Who = Annotated[
 
 
 class AccessConfig(Strict):
-    """Who may do what, beside root and the daemon's own user. Without it the sockets' file modes decide.
+    """Who may do what, beside root and the daemon's own user. Empty, the sockets' file modes decide.
 
     It is the daemon's: it counts in the file that the daemon was started with.
     """
@@ -272,6 +273,14 @@ class GuestConfig(Strict):
     on_crash: Policy = Field("preserve", description="when it has crashed")
     on_watchdog: Policy = Field("restart", description="when the guest's Xen watchdog was not fed")
 
+    @model_validator(mode="after")
+    def _one_log_per_file(self) -> GuestConfig:
+        logs = [self.console.log, self.console.xen_log, *(channel.log for channel in self.channel)]
+        paths = [path for path in logs if path is not None]
+        if len(set(paths)) < len(paths):
+            raise ValueError("two consoles have one log file")
+        return self
+
     @field_validator("channel")
     @classmethod
     def _one_channel_per_name(cls, channels: tuple[ChannelConfig, ...]) -> tuple[ChannelConfig, ...]:
@@ -301,6 +310,8 @@ def problems(fault: ValidationError) -> list[tuple[str, str]]:
 
 def words(error: ErrorDetails) -> str:
     """One of pydantic's findings in an operator's words."""
+    if error["type"] == "value_error":  # a validator's own words; pydantic puts some before them
+        return str(error["ctx"]["error"])
     kind = error["ctx"]["pattern"] if error["type"] == "string_pattern_mismatch" else error["type"]
     return _WORDS.get(kind, error["msg"])
 

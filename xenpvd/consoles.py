@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xenpvd.backends.console import search
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.logfile import LogFile, LogTerms
+from xenpvd.backends.console.search import Searcher
 from xenpvd.backends.console.viewer import Viewer
 from xenpvd.config import ConsoleConfig
 from xenpvd.errors import BadConfig, Busy, Exists, LimitReached, NotFound, TimedOut
@@ -48,6 +48,7 @@ class Consoles:
         self._logs: dict[str, LogFile] = {}
         self._config = ConsoleConfig.model_validate({})
         self._waits: Counter[str] = Counter()
+        self._searcher = Searcher()
         self._watching = Tasks()
         self._watched: tuple[str, ...] = ()
 
@@ -151,12 +152,14 @@ class Consoles:
         """Type; the number of bytes. Raises :class:`Busy` while a viewer has the only keyboard, and what
         :meth:`Console.type` does."""
         console = self.get(name)
-        if console.input == "single" and console.writer is not None:
-            why = (
-                f"cannot type: {console.writer} has the keyboard. Ask it to detach, or end it (console.kick)."
-            )
-            raise Busy(why, by=console.writer)
-        await console.type(data, timeout)
+
+        def check() -> None:
+            if console.input == "single" and (writer := console.writer) is not None:
+                why = f"cannot type: {writer} has the keyboard. Ask it to detach, or end it (console.kick)."
+                raise Busy(why, by=writer)
+
+        check()
+        await console.type(data, timeout, check)
         return len(data)
 
     def attach(
@@ -208,7 +211,7 @@ class Consoles:
         self._waits[name] += 1
         try:
             async with asyncio.timeout(timeout):
-                found = await search.find(console.history, pattern, since)
+                found = await self._searcher.find(console.history, pattern, since)
         except TimeoutError:
             why = (
                 f"{regex!r} has not come on console {name} within {timeout:g} s. See what did: xenpvctl log."
@@ -224,7 +227,7 @@ class Consoles:
     async def _watch(self, regex: str) -> None:
         history, pattern = self.main.history, compile(regex)
         since, told, skipped = history.end, -MATCH_PAUSE, 0
-        while (found := await search.find(history, pattern, since)) is not None:
+        while (found := await self._searcher.find(history, pattern, since)) is not None:
             since = max(found.end, found.start + 1)
             now = time.monotonic()
             if now - told < MATCH_PAUSE:

@@ -146,10 +146,11 @@ class Daemon:
 
     def _servers(self) -> list[_Server]:
         service, access, place = Service(self.guest, self), self._access, self._directory
-        mode = 0o660
-        if access.restricted:  # anybody may connect, and is told what they may
-            place.chmod(0o751)
-            mode = 0o666
+        # with roles anybody may connect, and is told what they may
+        mode = 0o666 if access.restricted else 0o660
+        place.chmod(0o751 if access.restricted else 0o750)  # it may be the one of another definition's time
+        if access.restricted and not place.parent.stat().st_mode & 0o001:
+            log.warning("%s is closed to others: who has a role by [access] cannot connect", place.parent)
         servers: list[_Server] = [
             self.guest.xenstore_socket(place / "xenstored.sock"),
             RpcServer(service, place / "rpc.sock", access.role, mode),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import traceback
 from collections import deque
 from itertools import count
@@ -93,7 +92,7 @@ tail = RING.tail
 def configure(format: Format | Literal["auto"], level: str) -> Format:
     """Log to stderr, and into :data:`RING`; returns what ``auto`` came to."""
     if format == "auto":
-        format = "journal" if is_journal(sys.stderr.fileno()) else "text"
+        format = "journal" if is_journal(2) else "text"
     stderr = logging.StreamHandler()
     stderr.setFormatter(
         Journal() if format == "journal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -56,7 +57,7 @@ async def in_thread(call: Callable[[], _T], drop: Callable[[_T], None] | None = 
 
     Not asyncio's executor: its few threads are shared and joined at exit, so a file on storage that hangs
     would keep a guest from being stopped and the daemon from ending. If the caller is cancelled, the call
-    goes on, and ``drop`` gets what it brings.
+    goes on, and ``drop`` gets what it brings. Raises OSError (EAGAIN) if the host gives no thread.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_T] = loop.create_future()
@@ -80,5 +81,8 @@ async def in_thread(call: Callable[[], _T], drop: Callable[[_T], None] | None = 
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle)
 
-    threading.Thread(target=run, name="blocking call", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="blocking call", daemon=True).start()
+    except RuntimeError:  # the host gives no more threads
+        raise OSError(errno.EAGAIN, "no thread can be started") from None
     return await done

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from tests.ctl.conftest import Daemon
+from tests.ctl.terminal import MAIN, PYTHON
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.output import (
     Failure,
@@ -97,3 +102,22 @@ def test_json_is_taken_anywhere(args: list[str]) -> None:
     assert failed.exit_code == 1
     assert failed.stdout == '{"error": {"code": 1004, "message": "taken", "data": {"reason": "BUSY"}}}\n'
     assert failed.stderr == "xenpvctl: taken\n"
+
+
+@pytest.mark.parametrize("verb", [["log", "web1"], ["list"], ["console", "web1"], ["log", "web1", "--json"]])
+def test_what_cannot_be_written_is_a_message(run_dir: Path, daemon: Daemon, verb: list[str]) -> None:
+    daemon.do(lambda: daemon.service.console.print(b"hello"))
+    command = [PYTHON, "-c", MAIN, sys.executable, "--run-dir", str(run_dir), *verb]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "xenpvctl: cannot go on: No space left on device. See where the output goes.\n"
+
+
+def test_without_stdin_a_console_is_looked_at(run_dir: Path, daemon: Daemon) -> None:
+    daemon.do(lambda: daemon.service.console.print(b"hello"))
+    words = " ".join([PYTHON, "-c", f"'{MAIN}'", sys.executable, "--run-dir", str(run_dir), "console web1"])
+    done = subprocess.run(["sh", "-c", f"{words} <&-"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello", "")

@@ -99,3 +99,52 @@ def test_a_link_of_one_who_was_killed_is_taken_over(served: Served, run_dir: Pat
     assert "web1 console is" in again.said
     again.process.terminate()
     assert again.end()[0] == 143 and not link.is_symlink()
+
+
+def test_opened_again_at_once_while_the_guest_prints(served: Served, daemon: Daemon, link: Path) -> None:
+    """Somebody who left holds no keyboard, however much the guest prints."""
+    for number in range(5):
+        fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+        read(fd, b"login: ")
+        word = b"word%d\r" % number
+        os.write(fd, word)
+        daemon.wait(daemon.service.console.wait_typed(word))
+        daemon.do(lambda: daemon.service.console.print(b"login: "))
+        os.close(fd)
+        daemon.do(lambda: daemon.service.console.print(b"still printing"))
+        daemon.wait(until(lambda: not daemon.service.console.viewers))
+    assert served.process.poll() is None
+
+
+def test_who_writes_and_does_not_read(served: Served, daemon: Daemon, link: Path) -> None:
+    daemon.do(lambda: daemon.service.console.print(b"x" * 200_000))
+    link.write_bytes(b"reboot\r")
+    daemon.wait(daemon.service.console.wait_typed(b"reboot\r"))
+    fd = os.open(link, os.O_WRONLY | os.O_NOCTTY)
+    os.write(fd, b"halt\r")
+    daemon.wait(daemon.service.console.wait_typed(b"halt\r"))
+    os.close(fd)
+
+
+def test_where_somebody_has_the_keyboard_an_opening_looks_on(
+    served: Served, daemon: Daemon, link: Path
+) -> None:
+    daemon.do(lambda: daemon.service.consoles.attach("0", "rw", None, None, "somebody"))
+    fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+    read(fd, b"login: ")
+    os.write(fd, b"unheard")
+    daemon.do(lambda: daemon.service.console.print(b"more"))
+    read(fd, b"more")
+    os.close(fd)
+    served.process.terminate()
+    assert "looks on" in served.end()[1] and not daemon.service.console.typed
+
+
+def test_another_ones_link_is_left_alone(served: Served, run_dir: Path, link: Path) -> None:
+    again = Served(run_dir, link)
+    assert "it is one to /dev/pts/" in again.said and again.end()[0] == 1
+    other = link.with_name("other")
+    other.symlink_to("/etc/hostname")
+    again = Served(run_dir, other)
+    assert "it is one to /etc/hostname" in again.said and again.end()[0] == 1
+    assert link.is_symlink() and other.is_symlink()

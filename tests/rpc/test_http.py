@@ -25,7 +25,7 @@ from xenpvd.rpc import http
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.http import HttpServer
 from xenpvd.rpc.metrics import CONTENT_TYPE
-from xenpvd.rpc.session import CONNECTIONS_MAX
+from xenpvd.rpc.session import CONNECTIONS_MAX, RESERVED
 from xenpvd.tasks import Tasks
 from xenpvd.views import Runstate
 
@@ -533,4 +533,23 @@ async def test_roles(service: FakeService, path: Path) -> None:
                 assert reply.status == 403 and "no role" in await reply.text()
         async with web.post("/rpc", json=PING) as reply:
             assert reply.status == 403
+    await door.stop()
+
+
+async def test_who_has_no_role_takes_no_place(service: FakeService, path: Path) -> None:
+    role: Role | None = None
+    door = HttpServer(service, path, lambda peer: role)
+    await door.start()
+    strangers = [await Raw.connect(path) for _ in range(CONNECTIONS_MAX)]
+    assert {await stranger.status() for stranger in strangers} == {403}
+    role = "viewer"
+    viewers = [await Raw.connect(path) for _ in range(CONNECTIONS_MAX)]
+    for viewer in viewers[-RESERVED:]:
+        assert await viewer.status() == 429
+    role = "admin"
+    admin = await Raw.connect(path)
+    admin.post(PING)
+    assert await admin.status() == 200
+    for raw in (*strangers, *viewers, admin):
+        await raw.close()
     await door.stop()

@@ -91,3 +91,23 @@ async def test_roles(service: FakeService, tmp_path: Path, role: Role | None) ->
     assert modes == {"operator": ["rw"], "viewer": ["ro"], None: []}[role]
     writer.close()
     await door.stop()
+
+
+async def test_who_can_type_no_more_gives_the_keyboard_up(door: Path, service: FakeService) -> None:
+    reader, writer = await asyncio.open_unix_connection(door)
+    writer.write(b"ls")
+    await service.console.wait_typed(b"ls")
+    writer.write_eof()
+    await until(lambda: service.console.writer is None)
+    service.console.print(b"and looks on")
+    assert await reader.readexactly(12) == b"and looks on"
+    writer.close()
+
+
+async def test_what_was_typed_before_a_close_is_typed(door: Path, service: FakeService) -> None:
+    for number in range(20):
+        _, writer = await asyncio.open_unix_connection(door)
+        writer.write(b"%d," % number)
+        writer.close()
+        await service.console.wait_typed(b"%d," % number)
+        await until(lambda: not service.console.viewers)

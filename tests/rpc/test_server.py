@@ -15,7 +15,7 @@ from xenpvd.access import Role
 from xenpvd.errors import HostError
 from xenpvd.figures import RpcCall, RpcStats
 from xenpvd.rpc.server import RpcServer
-from xenpvd.rpc.session import CONNECTIONS_MAX
+from xenpvd.rpc.session import CONNECTIONS_MAX, RESERVED
 
 
 async def test_the_socket(server: RpcServer, path: Path, tmp_path: Path) -> None:
@@ -183,3 +183,17 @@ async def test_a_viewer_has_no_keyboard(service: FakeService, path: Path, mode: 
     await peer.close()
     await server.stop()
     assert not service.console.typed
+
+
+async def test_places_are_kept_for_admins(service: FakeService, path: Path) -> None:
+    role: Role = "viewer"
+    server = RpcServer(service, path, lambda peer: role)
+    await server.start()
+    peers = [await Peer.connect(path) for _ in range(CONNECTIONS_MAX - RESERVED)]
+    refused = await Peer.connect(path, greet=False)
+    assert (await refused.receive())["error"]["data"]["reason"] == "LIMIT"
+    role = "admin"
+    peers += [await Peer.connect(path) for _ in range(RESERVED)]
+    for peer in (refused, *peers):
+        await peer.close()
+    await server.stop()

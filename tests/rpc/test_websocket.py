@@ -52,6 +52,7 @@ async def test_hello_replay_and_live_both_ways(web: aiohttp.ClientSession, servi
             "role": "rw",
             "offset": 0,
             "live": 11,
+            "input": "single",
             "epoch": service.events.epoch,
             "guest": "web1",
             "state": "running",

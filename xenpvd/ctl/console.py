@@ -18,8 +18,10 @@ from types import FrameType
 #: Bytes typed ahead of what the guest takes.
 TYPED_MAX = 65536
 
-#: After the end of a piped stdin the answer to what was typed may take this long, in seconds, to come.
+#: After the end of a piped stdin the answer to what was typed may take this long, in seconds, to come; and a
+#: guest that is never quiet is listened to for so long.
 QUIET = 0.5
+LINGER = 5.0
 
 
 class End(Enum):
@@ -60,7 +62,9 @@ def converse(
     Without ``keyboard`` only the escape key is looked for. The end of stdin ends it unless ``until_eof`` is
     False. ``over`` is asked when the descriptor ``watch`` can be read: True ends it, once all is quiet.
     """
-    stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
+    # <&- leaves none
+    stdin = sys.stdin.fileno() if sys.stdin is not None else os.open(os.devnull, os.O_RDONLY)
+    stdout = sys.stdout.fileno()
     on_terminal = os.isatty(stdin)
     if on_terminal:
         print(f"connected to {name}; leave with {spell(escape)}", file=sys.stderr, flush=True)
@@ -70,11 +74,6 @@ def converse(
     if on_terminal:
         print(f"\nleft {name}", file=sys.stderr, flush=True)
     return end
-
-
-def carry(sock: socket.socket, pending: bytes, stdin: int, stdout: int) -> End:
-    """As :func:`converse` does, between other descriptors and with no words. Raises OSError of ``stdout``."""
-    return _Carry(sock, stdin, stdout, None, True, True).run(pending, None, lambda: False)
 
 
 class _Carry:
@@ -99,6 +98,7 @@ class _Carry:
         self._dropping = False
         self._ending: End | None = None  # it ends when all is quiet
         self._quiet_at = 0.0
+        self._ends_at = 0.0
 
     def run(self, pending: bytes, watch: int | None, over: Callable[[], bool]) -> End:
         poller = select.poll()
@@ -113,7 +113,7 @@ class _Carry:
                 poller.unregister(watch)
                 watch = None
                 self._end(End.WATCHED)
-            if self._ending is not None and not self._typed and time.monotonic() >= self._quiet_at:
+            if self._ending is not None and not self._typed and time.monotonic() >= self._over_at:
                 return self._ending
             poller.register(self._sock, select.POLLIN | (select.POLLOUT if self._typed else 0))
             if self._listening and (self._escape is not None or len(self._typed) < TYPED_MAX):
@@ -123,7 +123,7 @@ class _Carry:
                     poller.unregister(self._stdin)
             wait = None
             if self._ending is not None and not self._typed:
-                wait = max(0.0, self._quiet_at - time.monotonic()) * 1000
+                wait = max(0.0, self._over_at - time.monotonic()) * 1000
             ready = dict(poller.poll(wait))
             if self._sock.fileno() in ready and not self._serve_guest(ready[self._sock.fileno()]):
                 return self._ending or End.CLOSED
@@ -179,9 +179,14 @@ class _Carry:
         if not self._typed:
             self._dropping = False
 
+    @property
+    def _over_at(self) -> float:
+        return min(self._quiet_at, self._ends_at)
+
     def _end(self, why: End) -> None:
         self._ending = why
         self._quiet_at = time.monotonic() + QUIET
+        self._ends_at = time.monotonic() + LINGER
 
 
 def _write_all(stdout: int, data: bytes) -> None:
@@ -214,4 +219,5 @@ def raw(terminal: int) -> Iterator[None]:
             tty.setraw(terminal, termios.TCSADRAIN)
             yield
         finally:
-            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+            with contextlib.suppress(termios.error):  # it has gone
+                termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl import completion
-from xenpvd.ctl.client import Client, NoAnswer
+from xenpvd.ctl.client import Client, NoAnswer, RpcFault
 from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import Failure, duration, emit, json_option, table, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
@@ -91,10 +91,9 @@ def console(
     What it printed so far comes first (see --since). Without a terminal stdin is typed until its
     end, and stdout gets what the guest prints.
     """
-    mode = mode or ("rw" if which == "0" else "ro")
     title = f"{name} console" if which == "0" else f"{name} console {which}"
     if link is not None:
-        _serve_pty(place, name, title, link, {"console": which, "mode": mode, **since})
+        _serve_pty(place, name, title, link, mode, {"console": which, **since})
         return
     from xenpvd.ctl import console as terminal
 
@@ -104,7 +103,7 @@ def console(
         raise click.BadParameter(str(fault), param_hint="--escape") from None
     with place.connect(name) as client:
         others = sum(viewer["console"] == which for viewer in client.call("console.viewers"))
-        attached, sock, pending = _attach(client, console=which, mode=mode, **since)
+        attached, sock, pending = _attach(client, mode, console=which, **since)
         rw = attached["mode"] == "rw"
         words = "read-write" if rw else "read-only"
         if others:
@@ -114,21 +113,34 @@ def console(
         _explain_end(place, name, attached["viewer"])
 
 
-def _attach(client: Client, **params: Any) -> tuple[dict[str, Any], socket.socket, bytes]:
+def _attach(client: Client, mode: str | None, **params: Any) -> tuple[dict[str, Any], socket.socket, bytes]:
+    """``mode`` None: with the keyboard, if there is one that this user may have."""
+    if mode is None:
+        consoles = {one["console"]: one for one in client.call("console.list")}
+        has_keyboard = consoles.get(params["console"], {}).get("input") != "none"
+        mode = "rw" if has_keyboard and client.hello.get("role") != "viewer" else "ro"
     if params.get("since", 0) < 0:
         start = {"console": params["console"], "max": 1, "since": params["since"]}
         params["since"] = client.call("console.read", start)["start"]
-    return client.attach(**params)
+    return client.attach(mode, **params)
 
 
-def _serve_pty(place: RunDir, name: str, title: str, link: Path, params: dict[str, Any]) -> None:
+def _serve_pty(
+    place: RunDir, name: str, title: str, link: Path, mode: str | None, params: dict[str, Any]
+) -> None:
     from xenpvd.ctl import pty
 
     viewer = 0
 
     def attach() -> tuple[socket.socket, bytes]:
         nonlocal viewer
-        attached, sock, pending = _attach(place.connect(name), **params)
+        try:
+            attached, sock, pending = _attach(place.connect(name), mode, **params)
+        except RpcFault as fault:
+            if fault.data.get("reason") != "BUSY":
+                raise
+            click.echo(f"xenpvctl: {fault.message} This opening looks on.", err=True)
+            attached, sock, pending = _attach(place.connect(name), "ro", **params)
         viewer = attached["viewer"]
         return sock, pending
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -54,9 +57,17 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except (RpcFault, NoAnswer, NoGuest, PermissionError) as fault:
             raise failure_of(fault) from None
+        except OSError as fault:
+            if fault.errno == errno.EPIPE:  # who reads has seen enough
+                raise
+            # what stdout did not take would be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise Failure(f"cannot go on: {fault.strerror or fault}. See where the output goes.") from None
 
 
 def json_option(verb: _F) -> _F:

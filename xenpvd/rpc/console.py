@@ -8,13 +8,12 @@ from collections.abc import Callable
 
 from xenpvd.access import Role, covers
 from xenpvd.errors import Busy, Unsupported, XenpvdError
+from xenpvd.rpc.link import GRACE
 from xenpvd.rpc.service import Consoles, ConsoleViewer
 from xenpvd.tasks import Tasks
 
 #: Who may have a keyboard
 TYPIST: Role = "operator"
-#: Seconds that a peer has to read the last bytes
-GRACE = 1.0
 
 
 def attach_as_can(
@@ -44,12 +43,14 @@ async def converse(
     ``typed`` came before the rest."""
     tasks = Tasks()
     output = tasks.spawn(_serve_output(viewer, writer), "console output")
-    tasks.spawn(_serve_typing(viewer, reader, typed), "console typing")
+    typing = tasks.spawn(_serve_typing(viewer, reader, typed), "console typing")
     hangup = tasks.spawn(gone.wait(), "console hangup")
     ended = tasks.spawn(viewer.wait_ended(), "console end")
     try:
         await asyncio.wait({output, hangup, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not gone.is_set():  # a peer that does not read has the last bytes still before it
+        if gone.is_set():  # what it typed before it left
+            await asyncio.wait({typing}, timeout=GRACE)
+        else:  # a peer that does not read has the last bytes still before it
             await asyncio.wait({output, hangup}, return_when=asyncio.FIRST_COMPLETED, timeout=GRACE)
     finally:
         await tasks.cancel()
@@ -70,3 +71,4 @@ async def _serve_typing(viewer: ConsoleViewer, reader: asyncio.StreamReader, dat
             with contextlib.suppress(XenpvdError):  # read-only, or no guest: what is typed goes nowhere
                 await viewer.write(data)
             data = b""
+    viewer.release()  # it can type no more

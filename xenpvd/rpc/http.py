@@ -28,7 +28,7 @@ from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.registry import Call, Stream
 from xenpvd.rpc.server import NOBODY
 from xenpvd.rpc.service import Service
-from xenpvd.rpc.session import CONNECTIONS_MAX
+from xenpvd.rpc.session import CONNECTIONS_MAX, places
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 
@@ -42,7 +42,7 @@ BODY_TIME = 30.0
 #: Seconds in which the rest of a refused body is thrown away, so that its sender comes to read why.
 LINGER = 1.0
 
-_FULL = f"cannot take another client: {CONNECTIONS_MAX} are served. Close one.\n"
+_FULL = "cannot take another client: too many are served. Close one.\n"
 
 #: A request's: what its sender may
 _ROLE = web.RequestKey[Role]("role")
@@ -114,9 +114,15 @@ class HttpServer:
         await self._tasks.cancel()
 
     def _accept(self) -> asyncio.Protocol:
-        http = self._runner.server
-        if self._ending or http is None or len(http.connections) >= CONNECTIONS_MAX:
-            return _Refusal()
+        return _Door(self._admit)
+
+    def _admit(self, transport: asyncio.BaseTransport) -> asyncio.Protocol | str:
+        """What serves it from now on, or what it is told."""
+        role, http = self._role_of(credentials(transport)), self._runner.server
+        if role is None:
+            return _told("403 Forbidden", NOBODY + "\n")
+        if self._ending or http is None or len(http.connections) >= places(role):
+            return _told("429 Too Many Requests", _FULL)
         return http()
 
     @web.middleware
@@ -220,14 +226,25 @@ class _Caller:
         )
 
 
-class _Refusal(asyncio.Protocol):
-    """One client too many."""
+class _Door(asyncio.Protocol):
+    """Looks who it is, before a connection takes a place."""
+
+    def __init__(self, admit: Callable[[asyncio.BaseTransport], asyncio.Protocol | str]) -> None:
+        self._admit = admit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        out = cast(asyncio.WriteTransport, transport)
-        head = f"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: {len(_FULL)}\r\n\r\n"
-        out.write((head + _FULL).encode())
-        out.close()
+        found = self._admit(transport)
+        if isinstance(found, str):
+            out = cast(asyncio.WriteTransport, transport)
+            out.write(found.encode())
+            out.close()
+        else:
+            transport.set_protocol(found)
+            found.connection_made(transport)
+
+
+def _told(status: str, why: str) -> str:
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(why)}\r\n\r\n{why}"
 
 
 async def _body(request: web.Request) -> bytes:

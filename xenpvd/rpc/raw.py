@@ -7,11 +7,12 @@ import contextlib
 import logging
 from pathlib import Path
 
-from xenpvd.access import RoleOf, everything
+from xenpvd.access import Role, RoleOf, everything
 from xenpvd.errors import XenpvdError
 from xenpvd.rpc.console import attach_as_can, converse
 from xenpvd.rpc.link import GRACE, Hangup
 from xenpvd.rpc.service import Consoles
+from xenpvd.rpc.session import places
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 
@@ -53,17 +54,20 @@ class ConsoleSocket:
         if self._server is None:  # accepted just before stop
             writer.close()
             return
-        task = self._tasks.spawn(self._serve(reader, writer), f"client of {self._path.name}")
+        peer = credentials(writer.transport)
+        role = self._role_of(peer)
+        if role is None or len(self._clients) >= places(role):
+            log.warning("%s: it %s", peer, "may nothing here" if role is None else "is one client too many")
+            writer.close()
+            return
+        who = f"{peer}, {self._path.name}"
+        task = self._tasks.spawn(self._serve(reader, writer, who, role), f"client of {self._path.name}")
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = credentials(writer.transport)
-        who = f"{peer}, {self._path.name}"
-        if (role := self._role_of(peer)) is None:
-            log.warning("%s: it may nothing here", who)
-            writer.close()
-            return
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str, role: Role
+    ) -> None:
         try:
             viewer = attach_as_can(self._consoles, self._name, None, who, role)
         except XenpvdError as fault:

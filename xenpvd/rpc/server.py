@@ -16,7 +16,7 @@ from xenpvd.rpc.connection import Connection
 from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.link import GRACE
 from xenpvd.rpc.service import Service
-from xenpvd.rpc.session import CONNECTIONS_MAX
+from xenpvd.rpc.session import places
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 
@@ -78,9 +78,9 @@ class SocketServer(ABC):
         if (role := self._role_of(peer)) is None:
             log.warning("%s may nothing here: it is sent away from %s", peer, self._path.name)
             return self._send_away(writer, PermissionRefused(NOBODY, need="viewer", role=None))
-        if len(self._connections) >= CONNECTIONS_MAX:
-            why = f"cannot take another client: {CONNECTIONS_MAX} are connected. Close one."
-            return self._send_away(writer, LimitReached(why, limit=CONNECTIONS_MAX))
+        if len(self._connections) >= (most := places(role)):
+            why = f"cannot take another client: {len(self._connections)} are connected. Close one."
+            return self._send_away(writer, LimitReached(why, limit=most))
         client = self._client(role, reader, writer)
         self._connections.add(client)
         task = self._tasks.spawn(client.serve(), f"client of {self._path.name}")

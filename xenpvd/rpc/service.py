@@ -54,6 +54,10 @@ class ConsoleViewer(Protocol):
         """Where the next :meth:`read` begins."""
 
     @property
+    def input(self) -> str:
+        """single, shared or none."""
+
+    @property
     def live(self) -> int:
         """Where it attached: what comes before was printed earlier."""
 
@@ -73,6 +77,9 @@ class ConsoleViewer(Protocol):
 
     async def wait_ended(self) -> None:
         """Return once it is detached, by whomever."""
+
+    def release(self) -> None:
+        """Give the keyboard up."""
 
     def steal(self) -> None:
         """Take the keyboard from who has it. Raises ``Unsupported`` if there is none."""

@@ -24,8 +24,15 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT_MAX = 32
 CONNECTIONS_MAX = 64
+#: of which so many are for admins: others cannot lock them out
+RESERVED = 8
 
 _T = TypeVar("_T")
+
+
+def places(role: Role) -> int:
+    """Clients of a socket beyond which one of that role is sent away."""
+    return CONNECTIONS_MAX if role == "admin" else CONNECTIONS_MAX - RESERVED
 
 
 class Carrier(Protocol):

@@ -1,7 +1,8 @@
 """A console over a WebSocket: binary messages are its bytes, texts are JSON about it.
 
-To the client: ``hello`` {console, viewer, role, offset, live, epoch, guest, state} first, then ``role``
-{role}, ``state`` {state}, ``opened`` {offset, boot}, ``denied`` {why}, ``end`` {why}. From it: ``steal``.
+To the client: ``hello`` {console, viewer, role, offset, live, input, epoch, guest, state} first, then
+``role`` {role}, ``state`` {state}, ``opened`` {offset, boot}, ``denied`` {why}, ``end`` {why}. From it:
+``steal``.
 ``offset`` is that of the first byte that follows: who counts can come back with ``since`` and has no gap and
 no repeat, unless it is another daemon (``epoch``). What comes before ``live`` was printed earlier.
 
@@ -23,8 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from xenpvd.access import Role
 from xenpvd.errors import XenpvdError
-from xenpvd.rpc.console import GRACE, TYPIST, attach_as_can
-from xenpvd.rpc.link import Hangup
+from xenpvd.rpc.console import TYPIST, attach_as_can
+from xenpvd.rpc.link import GRACE, Hangup
 from xenpvd.rpc.models import Offset
 from xenpvd.rpc.registry import check_role
 from xenpvd.rpc.service import ConsoleViewer, Service
@@ -130,6 +131,7 @@ class _Client:
                 "role": viewer.mode,
                 "offset": viewer.offset,
                 "live": viewer.live,
+                "input": viewer.input,
                 "epoch": self._service.daemon_info().epoch,
                 "guest": status.name,
                 "state": status.state,

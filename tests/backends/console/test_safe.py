@@ -24,6 +24,8 @@ def test_whole_and_byte_by_byte(data: bytes, safe: bytes) -> None:
     text = SafeText()
     assert SafeText().feed(data) == safe
     assert b"".join(text.feed(bytes([byte])) for byte in data) == safe
+    rest = text.finish()
+    assert rest == {b"\r": b".", b"\xe4": b"\xe4"}.get(data[-1:], b"") and text.finish() == b""
 
 
 @given(

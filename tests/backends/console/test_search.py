@@ -18,7 +18,7 @@ from xenpvd.views import ConsoleMatch
 
 
 async def found(history: History, regex: str, since: int = 0) -> ConsoleMatch:
-    match = await asyncio.wait_for(search.find(history, compile(regex), since), 5)
+    match = await asyncio.wait_for(search.Searcher().find(history, compile(regex), since), 5)
     assert match is not None
     return match
 
@@ -36,7 +36,7 @@ async def test_in_what_comes_byte_by_byte(before: bytes) -> None:
     """A line's beginning stays one, though what is before it is not looked at again."""
     history, tasks = History(1 << 20), Tasks()
     history.append(before)
-    waiting = tasks.spawn(search.find(history, compile(r"^web\d+ login: $"), 0), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, compile(r"^web\d+ login: $"), 0), "wait")
     for byte in b"\nweb12 login: ":
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -48,7 +48,7 @@ async def test_in_what_comes_byte_by_byte(before: bytes) -> None:
 
 async def test_over_several_lines() -> None:
     history, tasks = History(1 << 20), Tasks()
-    waiting = tasks.spawn(search.find(history, compile(r"a\nb\nc"), 0), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, compile(r"a\nb\nc"), 0), "wait")
     for line in (b"z\n", b"a\n", b"b\n", b"c\n"):
         await asyncio.sleep(0)
         history.append(line)
@@ -58,7 +58,7 @@ async def test_over_several_lines() -> None:
 
 async def test_the_recording_ends_without_it() -> None:
     history, tasks = History(1 << 16), Tasks()
-    waiting = tasks.spawn(search.find(history, compile("never"), 0), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, compile("never"), 0), "wait")
     await asyncio.sleep(0)
     history.close()
     assert await asyncio.wait_for(waiting, 5) is None
@@ -75,7 +75,7 @@ async def test_a_flood_is_looked_at_once() -> None:
             nonlocal looked
             looked += end - begin
 
-    waiting = tasks.spawn(search.find(history, Pattern(), 0), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, Pattern(), 0), "wait")
     for _ in range(500):
         await asyncio.sleep(0)
         history.append(b"x" * 2048)
@@ -89,7 +89,7 @@ async def test_a_flood_is_looked_at_once() -> None:
 async def test_a_line_begins_where_one_does_and_not_where_a_search_does(regex: str) -> None:
     history, tasks = History(1 << 16), Tasks()
     history.append(b"ab")
-    waiting = tasks.spawn(search.find(history, compile(regex), 1), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, compile(regex), 1), "wait")
     for piece in (b"", b"a", b"b", b"bb", b"c\nb"):
         history.append(piece)
         for _ in range(3):
@@ -102,7 +102,7 @@ async def test_a_line_begins_where_one_does_and_not_where_a_search_does(regex: s
 async def test_from_an_offset_that_is_still_to_come() -> None:
     history, tasks = History(1 << 16), Tasks()
     history.append(b"x")
-    waiting = tasks.spawn(search.find(history, compile("x"), 3), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, compile("x"), 3), "wait")
     for _ in range(3):
         history.append(b"x")
         await asyncio.sleep(0)
@@ -124,7 +124,7 @@ def test_steps_find_what_one_look_at_all_finds(data: bytes, regex: str, since: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "STEP", step)
         patch.setattr(search, "MATCH_MAX", len(data) + 1)
-        match = asyncio.run(search.find(history, compile(regex), since))
+        match = asyncio.run(search.Searcher().find(history, compile(regex), since))
     whole = compile(regex).search(data, since) if since <= len(data) else None
     assert (match and (match.start, match.end)) == (whole and whole.span())
 
@@ -133,7 +133,7 @@ async def test_a_heavy_pattern_holds_up_nobody() -> None:
     """For this one RE2 has no room for its fast way: 30 us a byte, for half a minute."""
     history, tasks = History(1 << 20), Tasks()
     history.append(bytes(choices(b"xy", k=1 << 20)))
-    waiting = tasks.spawn(search.find(history, compile("(x|y|xy|yx|xx|yy){500}z"), 0), "wait")
+    waiting = tasks.spawn(search.Searcher().find(history, compile("(x|y|xy|yx|xx|yy){500}z"), 0), "wait")
     longest = 0.0
     for _ in range(100):
         begin = time.thread_time()
@@ -141,5 +141,21 @@ async def test_a_heavy_pattern_holds_up_nobody() -> None:
         longest = max(longest, time.thread_time() - begin)
     assert not waiting.done() and longest < 0.1
     waiting.cancel()
-    light = await asyncio.wait_for(search.find(history, compile("x"), 0), 5)
+    light = await asyncio.wait_for(search.Searcher().find(history, compile("x"), 0), 5)
     assert light is not None, "the thread still has its last piece: the light ones need none"
+
+
+async def test_many_who_wait_hold_up_nobody() -> None:
+    """Each pattern is light enough for the loop, all of them together are not."""
+    history, tasks, searcher = History(1 << 20), Tasks(), search.Searcher()
+    history.append(bytes(choices(b"ab", k=8192)))
+    for _ in range(64):
+        tasks.spawn(searcher.find(history, compile("a[ab]{100}@"), 0), "wait")
+    longest = 0.0
+    for _ in range(30):
+        history.append(b"abab")
+        begin = time.thread_time()
+        await asyncio.sleep(0)
+        longest = max(longest, time.thread_time() - begin)
+    await tasks.cancel()
+    assert longest < 0.05

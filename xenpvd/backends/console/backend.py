@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Typed bytes that wait for the guest, beyond the ring's 1024
 INPUT_MAX = 1 << 16
-#: Viewers of one console
-VIEWERS_MAX = 128
+#: Viewers of one console: more than all sockets together take clients
+VIEWERS_MAX = 256
 
 #: Boots of which it is known where their output begins
 MARKS_MAX = 256
@@ -158,15 +158,11 @@ class Console:
         history = self.history
         offset = history.start if since is None else min(max(since, history.start), history.end)
         viewer = Viewer(self, next(_numbers), who, "ro", offset, on_mode)
-        if mode == "steal" or (mode == "rw" and self.input == "shared"):
-            self.give_keyboard(viewer)
-        elif mode == "rw":
-            if self.writer is not None:
-                raise Busy(
-                    f"cannot attach with the keyboard: {self.writer} has it. Attach with mode steal or ro.",
-                    by=self.writer,
-                )
-            self.give_keyboard(viewer)
+        if mode == "rw" and self.input == "single" and self.writer is not None:
+            why = f"cannot attach with the keyboard: {self.writer} has it. Attach with mode steal or ro."
+            raise Busy(why, by=self.writer)
+        if mode != "ro":
+            self.give_keyboard(viewer, stolen=mode == "steal")
         self._viewers.append(viewer)
         self._publish(
             "console.attached",
@@ -178,15 +174,16 @@ class Console:
         )
         return viewer
 
-    def give_keyboard(self, viewer: Viewer) -> None:
-        """To ``viewer``, and to it alone unless it is shared: then nothing comes any more of what the one who
-        had it typed and the guest has not read. Raises :class:`Unsupported`."""
+    def give_keyboard(self, viewer: Viewer, stolen: bool) -> None:
+        """To ``viewer``, and to it alone unless it is shared. If it is ``stolen`` nothing comes any more of
+        what others have typed and the guest was not given. Raises :class:`Unsupported`."""
         self._check_keyboard("attach with a keyboard")
         if self.input == "single":
             for other in self._viewers:
-                if other is not viewer and other.mode == "rw":
+                if other is not viewer:
                     other.mode = "ro"
-                    self._forget_typed()
+            if stolen:
+                self._forget_typed()
         viewer.mode = "rw"
 
     def _forget_typed(self) -> None:

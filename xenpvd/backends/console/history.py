@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 
 from xenpvd.backends.console.timeline import Timeline
+
+#: Bytes that are kept together, so that none are moved as more come
+BLOCK = 1 << 16
 
 
 class History:
@@ -17,7 +21,8 @@ class History:
         self.limit = limit
         self._now = now
         self._timeline = Timeline()
-        self._kept = bytearray()
+        self._blocks: list[bytearray] = []
+        self._offsets: list[int] = []  # where each begins
         self._end = 0
         self._changed = asyncio.Event()
         self.closed = False
@@ -25,7 +30,7 @@ class History:
     @property
     def start(self) -> int:
         """The offset of the oldest byte that is kept."""
-        return self._end - min(len(self._kept), self.limit)
+        return max(self._offsets[0], self._end - self.limit) if self._blocks else self._end
 
     @property
     def end(self) -> int:
@@ -34,17 +39,26 @@ class History:
 
     def append(self, data: bytes) -> None:
         self._timeline.note(self._end, self._now())
-        self._kept += data
+        if not self._blocks or len(self._blocks[-1]) >= BLOCK:
+            self._blocks.append(bytearray())
+            self._offsets.append(self._end)
+        self._blocks[-1] += data
         self._end += len(data)
-        if len(self._kept) > self.limit * 5 // 4:  # seldom, so that bytes are not moved at every append
-            del self._kept[: -self.limit]
+        old = bisect_right(self._offsets, self._end - self.limit) - 1
+        if old > 0:
+            del self._blocks[:old], self._offsets[:old]
         self.wake()
 
     def read(self, since: int, limit: int) -> tuple[int, bytes]:
         """Up to ``limit`` bytes from offset ``since`` on, or from the oldest kept: (their offset, them)."""
         since = min(max(since, self.start), self._end)
-        at = since - (self._end - len(self._kept))
-        return since, bytes(self._kept[at : at + limit])
+        pieces = []
+        number, at = bisect_right(self._offsets, since) - 1, since
+        while limit > 0 and at < self._end:
+            begin = at - self._offsets[number]
+            pieces.append(self._blocks[number][begin : begin + limit])
+            at, limit, number = at + len(pieces[-1]), limit - len(pieces[-1]), number + 1
+        return since, b"".join(pieces)
 
     def at(self, since: float) -> int:
         """The offset from which on all is kept that was recorded since that time."""
@@ -52,7 +66,8 @@ class History:
 
     def clear(self) -> None:
         """Forget what is kept; offsets go on. A viewer that had not read it is too slow."""
-        self._kept.clear()
+        self._blocks.clear()
+        self._offsets.clear()
 
     def tail(self, length: int) -> bytes:
         return self.read(self._end - length, length)[1]
@@ -70,12 +85,14 @@ class History:
     async def find(self, text: bytes, since: int = 0) -> bool:
         """Wait until ``text`` stands in the recording at or after ``since``; False if it ends before."""
         while True:
-            start, data = self.read(since, self.limit)
+            start, data = self.read(since, BLOCK + len(text))
             if text in data:
                 return True
             end = start + len(data)
             since = max(since, start, end - len(text) + 1)
-            if not await self.wait(max(since, end)):
+            if end < self._end:
+                await asyncio.sleep(0)  # others get their turn
+            elif not await self.wait(max(since, end)):
                 return False
 
     def close(self) -> None:

@@ -114,7 +114,10 @@ class LogFile:
                 continue
             self._tell(unrotated)
             if self._ending or self._history.closed:
-                return
+                self._rest = self._safe.finish()
+                if not self._rest:
+                    return
+                continue
             await self._history.changed()
 
     async def _write_all(self) -> str | None:

@@ -24,5 +24,13 @@ class SafeText:
         next piece."""
         text = self._held + self._decoder.decode(data)
         self._held = "\r" if text.endswith("\r") else ""
-        text = text.removesuffix("\r").replace("\r\n", "\n").translate(_DOTS)
-        return text.encode("utf-8", "surrogateescape")
+        return _made_safe(text.removesuffix("\r"))
+
+    def finish(self) -> bytes:
+        """Nothing more comes: what is left."""
+        text, self._held = self._held + self._decoder.decode(b"", final=True), ""
+        return _made_safe(text)
+
+
+def _made_safe(text: str) -> bytes:
+    return text.replace("\r\n", "\n").translate(_DOTS).encode("utf-8", "surrogateescape")

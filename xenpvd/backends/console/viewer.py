@@ -40,6 +40,11 @@ class Viewer:
         self._since = time.time()
 
     @property
+    def input(self) -> str:
+        """single, shared or none: there is no keyboard to be had."""
+        return self._console.input
+
+    @property
     def mode(self) -> str:
         """``rw`` or ``ro``."""
         return self._mode
@@ -94,7 +99,11 @@ class Viewer:
 
     def steal(self) -> None:
         """Take the keyboard from who has it. Raises what :meth:`Console.attach` does."""
-        self._console.give_keyboard(self)
+        self._console.give_keyboard(self, stolen=True)
+
+    def release(self) -> None:
+        """Give the keyboard up, and look on."""
+        self.mode = "ro"
 
     def close(self) -> str:
         """Detach; returns why the viewer ended. Idempotent."""

@@ -40,7 +40,7 @@ async def console_wait(call: Call, params: models.ConsoleWaitParams) -> results.
     """Wait for a pattern, in what is kept from ``since`` on or in what comes; answers with the first match.
 
     RE2's syntax; ^ and $ are those of lines, whose ends are CR LF as the guest's terminal makes them. A match
-    has 4096 bytes at most.
+    of up to 4096 bytes is found whole.
     """
     found = await call.service.consoles.wait(params.console, params.regex, params.since, params.timeout)
     return results.ConsoleFound(

@@ -29,7 +29,7 @@ async def guest_stats(call: Call, params: models.NoParams) -> GuestStats:
     return await call.service.guest_stats()
 
 
-@method("guest.check", "viewer")
+@method("guest.check", "operator")
 async def guest_check(call: Call, params: models.CheckParams) -> results.Problems:
     """Every problem that guest.start would meet with this definition. No effect."""
     try:

@@ -22,6 +22,7 @@ const mode = asked.get("mode") === "ro" ? "ro" : "auto";
 let offset = null; // of the next byte; null: nothing has been shown yet
 let epoch = null; // of the daemon that counts so
 let live = 0; // the offset up to which it was printed earlier
+let keyboard = false; // there is one to be had
 let replaying = false; // what the terminal would answer to that, nobody asks any more
 let socket = null;
 let retry = 250;
@@ -35,8 +36,9 @@ function connect() {
   socket.onmessage = (message) =>
     typeof message.data === "string" ? told(JSON.parse(message.data)) : shown(new Uint8Array(message.data));
   socket.onclose = (closed) => {
+    role("ro");
+    element("steal").hidden = true;
     if (closed.code === UNWANTED) {
-      terminal.options.disableStdin = true;
       element("back").hidden = false;
       return;
     }
@@ -49,8 +51,9 @@ function connect() {
 function shown(bytes) {
   offset += bytes.length;
   const caughtUp = offset >= live;
+  const current = socket;
   terminal.write(bytes, () => {
-    if (caughtUp) replaying = false;
+    if (caughtUp && current === socket) replaying = false;
   });
 }
 
@@ -68,6 +71,7 @@ function told(note) {
       if (offset !== null && note.offset > offset) line(`${note.offset - offset} bytes are no longer kept`);
       [offset, epoch, live] = [note.offset, note.epoch, note.live];
       replaying = offset < live;
+      keyboard = note.input !== "none" && mode !== "ro";
       element("guest").textContent = note.console === "0" ? note.guest : `${note.guest}: ${note.console}`;
       document.title = `${note.guest} console`;
       link("connected", false);
@@ -97,7 +101,7 @@ function role(role) {
   const writes = role === "rw";
   element("role").textContent = writes ? "read-write" : "read-only";
   element("role").className = `badge ${role}`;
-  element("steal").hidden = writes || name !== "0";
+  element("steal").hidden = writes || !keyboard;
   terminal.options.disableStdin = !writes;
 }
 
