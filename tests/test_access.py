@@ -77,7 +77,7 @@ def test_a_daemon_with_roles_as_others_see_it(tmp_path: Path) -> None:
     run_dir.mkdir(mode=0o755)
     file.write_text(f'kernel = "/k"\n[access]\nviewer = ["group:50"]\noperator = ["user:{NOBODY - 1}"]\n')
     command = [sys.executable, "-m", "xenpvd", "--config", str(file), "--run-dir", str(run_dir)]
-    daemon = subprocess.Popen([*command, "--no-start"], stderr=subprocess.PIPE, text=True)
+    daemon = subprocess.Popen([*command, "--no-start", "--http"], stderr=subprocess.PIPE, text=True)
     assert daemon.stderr is not None
     try:
         while "is ready" not in (line := daemon.stderr.readline()):
@@ -90,6 +90,14 @@ def test_a_daemon_with_roles_as_others_see_it(tmp_path: Path) -> None:
             done = subprocess.run(call, capture_output=True, text=True, timeout=30, check=False)
             return f"{done.returncode} {done.stdout}{done.stderr}"
 
+        def get(uid: int, gid: int) -> str:
+            code = f"import os, socket; os.setgroups([]); os.setgid({gid}); os.setuid({uid})\n"
+            code += f"s = socket.socket(socket.AF_UNIX); s.connect({str(run_dir / 'web1/http.sock')!r})\n"
+            code += "s.sendall(b'GET /healthz HTTP/1.0\\r\\n\\r\\n'); print(s.recv(12).decode())"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            return done.stdout + done.stderr
+
+        assert get(NOBODY, 50) == "HTTP/1.0 200\n" and get(NOBODY, 4) == "HTTP/1.1 403\n"
         assert ctl(NOBODY, 50, "status", "web1").startswith("0 name:       web1")
         assert "you are viewer here, and that takes operator" in ctl(NOBODY, 50, "destroy", "web1")
         assert "cannot pause: the guest is defined" in ctl(NOBODY - 1, 4, "pause", "web1")

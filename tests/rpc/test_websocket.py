@@ -260,6 +260,30 @@ async def test_who_does_not_read_is_cut_off(web: aiohttp.ClientSession, service:
     assert told["why"].startswith("too slow")
 
 
+async def test_who_does_not_read_hears_of_its_end_by_that(
+    web: aiohttp.ClientSession, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenpvd.rpc.websocket.GRACE", 0.05)
+    async with web.ws_connect("/console/0") as deaf:
+        await note(deaf)
+        transport = deaf._response.connection.transport  # type: ignore[union-attr]
+        transport.pause_reading()
+        for _ in range(200):
+            service.console.print(b"x" * 4096)
+            await asyncio.sleep(0)
+        service.consoles.kick(service.console.viewers[0].number, "the boss")
+        server = web.connector
+        assert server is not None
+        await until(lambda: not service.console.viewers)
+        await asyncio.sleep(0.1)  # its last bytes had their time
+        transport.resume_reading()
+        with pytest.raises((ConnectionError, TypeError, AssertionError)):
+            async with asyncio.timeout(5):
+                while True:
+                    await deaf.receive_bytes()
+        assert deaf.close_code == 1006, "nobody said good bye"
+
+
 async def test_the_page_and_its_files(web: aiohttp.ClientSession) -> None:
     kinds = {"/": "text/html", "/page/console.js": "text/javascript", "/page/xterm.mjs": "text/javascript"}
     for place, kind in kinds.items():

@@ -118,6 +118,21 @@ async def test_one_that_was_moved_is_made_anew(bench: Bench) -> None:
     assert moved.read_bytes() == b"one"
 
 
+async def test_a_new_file_that_cannot_be_made_yet_is_made_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await bench.begin()
+    moved = bench.path.rename(bench.path.with_name("moved"))
+    bench.path.mkdir()
+    log.reopen()
+    bench.history.append(b"one")
+    await bench.until(lambda: bool(bench.told))
+    assert "cannot be written" in bench.told[0]["error"]
+    bench.path.rmdir()
+    await bench.has(b"one")
+    assert moved.read_bytes() == b""
+
+
 async def test_a_full_disk_is_told_once_and_nothing_is_lost_that_is_kept(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

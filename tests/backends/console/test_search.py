@@ -159,3 +159,22 @@ async def test_many_who_wait_hold_up_nobody() -> None:
         longest = max(longest, time.thread_time() - begin)
     await tasks.cancel()
     assert longest < 0.05
+
+
+async def test_a_match_at_the_end_of_a_piece_is_found_whole() -> None:
+    history = History(1 << 20)
+    before = search.STEP + search.MATCH_MAX - 50
+    history.append(b"-" * before + b"x" + b"a" * 1000 + b"-" * search.STEP)
+    match = await found(history, "xa+")
+    assert (match.start, match.end) == (before, before + 1001)
+
+
+async def test_a_long_recording_is_looked_through_in_turns() -> None:
+    history, tasks, turns = History(1 << 20), Tasks(), 0
+    history.append(b"x" * (1 << 20))
+    looking = tasks.spawn(search.Searcher().find(history, compile("y"), 0), "wait")
+    while not history._changed._waiters and turns < 1000:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= (1 << 20) // search.STEP and not looking.done()
+    await tasks.cancel()
