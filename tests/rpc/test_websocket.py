@@ -205,7 +205,12 @@ async def test_who_leaves_while_the_guest_takes_nothing(
     sending = Tasks()
     sending.spawn(send(ws, [bytes(1 << 16)] * messages), "paste")
     await service.console.typing.wait()
-    assert service.console.viewers
+    transport = ws._response.connection.transport  # type: ignore[union-attr]
+    waiting = -1
+    # until nothing is read any more
+    while waiting != (waiting := transport.get_write_buffer_size()):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    assert service.console.viewers and (waiting > 0) is (messages > 16)
     ws._response.connection.transport.abort()  # type: ignore[union-attr]
     await until(lambda: not service.console.viewers)
     await sending.cancel()

@@ -43,7 +43,6 @@ class Searcher:
                 return ConsoleMatch(start + found.start(), start + found.end(), found[0], found.groups())
             if not last:
                 since = start + begin + STEP
-                await asyncio.sleep(0)
                 continue
             # what may be the beginning of a match is looked at again with what comes
             since = max(start + begin, start + len(data) - MATCH_MAX)
