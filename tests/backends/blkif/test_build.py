@@ -10,9 +10,9 @@ from xenpvd.backends.blkif import build
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copy(build.SOURCE, tmp_path)
+    shutil.copytree(build.SOURCES, tmp_path / "c")
     monkeypatch.setattr(build, "HERE", tmp_path)
-    monkeypatch.setattr(build, "SOURCE", tmp_path / build.SOURCE.name)
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "c")
     return tmp_path
 
 
@@ -23,12 +23,14 @@ def test_it_compiles_without_a_warning_and_once(here: Path) -> None:
     assert made == build.library() and made.exists() and not old.exists()
     before = made.stat().st_mtime_ns
     assert build.build().stat().st_mtime_ns == before
-    assert {path.name for path in here.iterdir()} == {"native.c", made.name}
+    assert {path.name for path in here.iterdir()} == {"c", made.name}
 
 
-def test_another_source_is_another_library(here: Path) -> None:
+@pytest.mark.parametrize("name", ["native.c", "plane.h"])
+def test_another_source_is_another_library(here: Path, name: str) -> None:
     before = build.library()
-    build.SOURCE.write_text(build.SOURCE.read_text() + "/* */")
+    source = build.SOURCES / name
+    source.write_text(source.read_text() + "/* */")
     assert build.library() != before
 
 
@@ -39,4 +41,4 @@ def test_no_compiler(here: Path, monkeypatch: pytest.MonkeyPatch, compiler: str,
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(RuntimeError, match=why):
         build.build()
-    assert [path.name for path in here.iterdir()] == ["native.c"]
+    assert [path.name for path in here.iterdir()] == ["c"]

@@ -15,13 +15,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCE = HERE / "native.c"
+#: native.c, and its parts
+SOURCES = HERE / "c"
 FLAGS = ["-O2", "-g", "-std=gnu11", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra"]
+
+
+def _digest() -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]")))).hexdigest()
 
 
 def library() -> Path:
     """Where the compiled source is, or would be."""
-    return HERE / f"native-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.so"
+    return HERE / f"native-{_digest()[:12]}.so"
 
 
 def build(flags: list[str] = FLAGS) -> Path:
@@ -33,7 +38,9 @@ def build(flags: list[str] = FLAGS) -> Path:
     if shutil.which(compiler[0]) is None:
         raise RuntimeError(f"there is no C compiler ({compiler[0]})")
     made = target.with_suffix(f".{os.getpid()}")
-    done = subprocess.run([*compiler, *flags, "-o", made, SOURCE], capture_output=True, text=True)
+    done = subprocess.run(
+        [*compiler, *flags, "-o", made, SOURCES / "native.c"], capture_output=True, text=True
+    )
     if done.returncode:
         made.unlink(missing_ok=True)
         raise RuntimeError(f"{compiler[0]} failed: {done.stderr.strip().splitlines()[-1:]}")

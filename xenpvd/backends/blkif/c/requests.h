@@ -1,0 +1,314 @@
+/* A request from its slot to its answer. */
+#include "ring.h"
+
+static void done(struct run *r, struct request *q)
+{
+    struct plane *p = r->p;
+    for (uint32_t n = 0; n < q->n_grefs; n++)
+        release(p, q->grefs[n]);
+    if (q->status == BLKIF_RSP_OKAY) {
+        if (q->operation == BLKIF_OP_READ) {
+            bump(&p->stats.reads, 1);
+            bump(&p->stats.read_bytes, q->length);
+        } else if (q->operation == BLKIF_OP_WRITE) {
+            bump(&p->stats.writes, 1);
+            bump(&p->stats.write_bytes, q->length);
+        } else {
+            bump(q->operation == BLKIF_OP_DISCARD ? &p->stats.discards : &p->stats.flushes, 1);
+        }
+    }
+    uint64_t ns = now() - q->begun, us = ns / 1000, bucket = us ? 64 - (uint64_t)__builtin_clzll(us) : 0;
+    bump(&p->stats.latency[bucket < 23 ? bucket : 23], 1);
+    bump(&p->stats.latency_ns, ns);
+    respond(r, q->id, q->operation, q->status);
+    q->next = r->free;
+    r->free = (uint32_t)(q - r->requests);
+    store(&p->stats.in_flight, --r->in_flight);
+}
+
+static void fail(struct run *r, struct request *q, int number)
+{
+    if (q->operation == BLKIF_OP_FLUSH_DISKCACHE && !load(r->p->flush_fault))
+        store(r->p->flush_fault, number);
+    tell(r->p, IO, q->operation, number, (int64_t)(q->offset + q->done));
+    q->status = BLKIF_RSP_ERROR;
+    done(r, q);
+}
+
+static uint64_t step(const struct request *q)
+{
+    uint64_t left = q->length - q->done;
+    return left < DISCARD_STEP ? left : DISCARD_STEP;
+}
+
+static void start(struct run *r, struct request *q);
+
+/* The kernel has transferred ``result`` bytes, or failed with its negative. */
+static void advance(struct run *r, struct request *q, int64_t result)
+{
+    if (result == -EINTR || result == -EAGAIN) {
+        start(r, q);
+        return;
+    }
+    if (result < 0) {
+        fail(r, q, (int)-result);
+        return;
+    }
+    if (q->operation == BLKIF_OP_FLUSH_DISKCACHE) {
+        done(r, q);
+        return;
+    }
+    if (q->operation == BLKIF_OP_DISCARD)
+        result = (int64_t)step(q);
+    if (result == 0) { /* a file that has become too short; a device that takes no more */
+        fail(r, q, EIO);
+        return;
+    }
+    q->done += (uint64_t)result;
+    bool cut_short = q->operation == BLKIF_OP_DISCARD && load(&r->p->stopping); /* it is advice */
+    if (q->done >= q->length || cut_short) {
+        done(r, q);
+        return;
+    }
+    while (result > 0 && q->operation != BLKIF_OP_DISCARD) {
+        struct iovec *v = &q->iov[q->first_iov];
+        if ((uint64_t)result < v->iov_len) {
+            v->iov_base = (uint8_t *)v->iov_base + result;
+            v->iov_len -= (size_t)result;
+            break;
+        }
+        result -= (int64_t)v->iov_len;
+        q->first_iov++;
+    }
+    start(r, q);
+}
+
+static int64_t carry_out(struct run *r, struct request *q)
+{
+    int fd = r->p->image_fd;
+    off_t at = (off_t)(q->offset + q->done);
+    int64_t result;
+    do {
+        struct iovec *iov = q->iov + q->first_iov;
+        int count = (int)(q->n_iov - q->first_iov);
+        uint64_t range[2] = {(uint64_t)at, step(q)};
+        if (q->operation == BLKIF_OP_READ)
+            result = preadv(fd, iov, count, at);
+        else if (q->operation == BLKIF_OP_WRITE)
+            result = pwritev(fd, iov, count, at);
+        else if (q->operation == BLKIF_OP_FLUSH_DISKCACHE)
+            result = fd < 0 ? 0 : fdatasync(fd);
+        else if (r->p->is_block)
+            result = ioctl(fd, BLKDISCARD, range);
+        else
+            result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, (off_t)range[1]);
+    } while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : result;
+}
+
+/* Begin, or go on with, what is checked. */
+static void start(struct run *r, struct request *q)
+{
+    struct plane *p = r->p;
+    if (q->operation == BLKIF_OP_WRITE && !p->is_block) {
+        struct stat found; /* a write must not make a file grow that somebody has truncated */
+        if (fstat(p->image_fd, &found) == 0 && (uint64_t)found.st_size < q->offset + q->length) {
+            fail(r, q, EIO);
+            return;
+        }
+    }
+    if (q->operation == BLKIF_OP_FLUSH_DISKCACHE && load(p->flush_fault)) {
+        fail(r, q, load(p->flush_fault));
+        return;
+    }
+    if (!p->uses_uring || (q->operation == BLKIF_OP_DISCARD && p->is_block) || p->image_fd < 0) {
+        advance(r, q, carry_out(r, q));
+        return;
+    }
+    struct io_uring_sqe *e = sqe(&r->ring, (uint64_t)(q - r->requests));
+    e->fd = p->image_fd;
+    e->off = q->offset + q->done;
+    switch (q->operation) {
+    case BLKIF_OP_READ:
+    case BLKIF_OP_WRITE:
+        e->opcode = q->operation == BLKIF_OP_READ ? IORING_OP_READV : IORING_OP_WRITEV;
+        e->addr = (uint64_t)(q->iov + q->first_iov);
+        e->len = q->n_iov - q->first_iov;
+        break;
+    case BLKIF_OP_FLUSH_DISKCACHE:
+        e->opcode = IORING_OP_FSYNC;
+        e->fsync_flags = IORING_FSYNC_DATASYNC;
+        e->off = 0;
+        break;
+    default:
+        e->opcode = IORING_OP_FALLOCATE;
+        e->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+        e->addr = step(q);
+    }
+}
+
+static void refuse(struct run *r, uint64_t id, uint8_t operation, int16_t status, enum trouble why, int64_t a,
+                   int64_t b)
+{
+    tell(r->p, why, operation, a, b);
+    respond(r, id, operation, status);
+}
+
+/* True if it is refused, and answered. */
+static bool out_of_range(struct run *r, uint64_t id, uint8_t operation, uint64_t sector, uint64_t count)
+{
+    struct plane *p = r->p;
+    uint64_t sectors = load(&p->sectors);
+    if (count > sectors || sector > sectors - count)
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_RANGE, (int64_t)sector, (int64_t)count);
+    else if ((sector | count) % (p->sector_size / SECTOR))
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_ALIGNMENT, (int64_t)sector, (int64_t)count);
+    else
+        return false;
+    return true;
+}
+
+static struct request *begin(struct run *r, uint64_t id, uint8_t operation, uint64_t sector, uint64_t count)
+{
+    struct request *q = &r->requests[r->free];
+    r->free = q->next;
+    store(&r->p->stats.in_flight, ++r->in_flight);
+    q->id = id;
+    q->operation = operation;
+    q->status = BLKIF_RSP_OKAY;
+    q->offset = sector * SECTOR;
+    q->length = count * SECTOR;
+    q->done = q->n_grefs = q->n_iov = q->first_iov = 0;
+    q->begun = now();
+    return q;
+}
+
+/* ``table`` is a private copy of ``nr`` segments of 8 bytes. */
+static void transfer(struct run *r, uint64_t id, uint8_t operation, uint64_t sector, const uint8_t *table,
+                     uint32_t nr)
+{
+    struct plane *p = r->p;
+    uint32_t unit = p->sector_size / SECTOR, count = 0;
+    if (operation == BLKIF_OP_WRITE && load(&p->readonly)) {
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_READONLY, 0, 0);
+        return;
+    }
+    for (uint32_t n = 0; n < nr; n++) {
+        uint32_t first = table[8 * n + 4], last = table[8 * n + 5];
+        if (first > last || last >= SECTORS_PER_PAGE || first % unit || (last + 1) % unit) {
+            refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_SEGMENT, first, last);
+            return;
+        }
+        count += last + 1 - first;
+    }
+    if (out_of_range(r, id, operation, sector, count))
+        return;
+    struct request *q = begin(r, id, operation, sector, count);
+    for (uint32_t n = 0; n < nr; n++) {
+        uint32_t gref, first = table[8 * n + 4], last = table[8 * n + 5];
+        int status;
+        memcpy(&gref, table + 8 * n, 4);
+        uint8_t *page = claim(p, gref, operation == BLKIF_OP_WRITE, &status);
+        if (!page) {
+            tell(p, BAD_GRANT, operation, gref, status);
+            q->status = BLKIF_RSP_ERROR;
+            done(r, q);
+            return;
+        }
+        q->grefs[q->n_grefs++] = gref;
+        uint8_t *from = page + first * SECTOR;
+        size_t length = (last + 1 - first) * SECTOR;
+        struct iovec *before = q->n_iov ? &q->iov[q->n_iov - 1] : NULL;
+        if (before && (uint8_t *)before->iov_base + before->iov_len == from)
+            before->iov_len += length;
+        else
+            q->iov[q->n_iov++] = (struct iovec){from, length};
+    }
+    r->wrote |= operation == BLKIF_OP_WRITE;
+    start(r, q);
+}
+
+static void take_indirect(struct run *r, const uint8_t *slot)
+{
+    struct plane *p = r->p;
+    uint32_t shift = p->x86_32 ? 0 : 4, left;
+    uint8_t operation = slot[1], table[SEGMENTS_MAX * 8];
+    uint16_t nr;
+    uint64_t id, sector;
+    uint32_t gref;
+    int status;
+    memcpy(&nr, slot + 2, 2);
+    memcpy(&id, slot + 4 + shift, 8);
+    memcpy(&sector, slot + 12 + shift, 8);
+    memcpy(&gref, slot + 24 + shift, 4); /* SEGMENTS_MAX are in one page */
+    if (operation != BLKIF_OP_READ && operation != BLKIF_OP_WRITE) {
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_INDIRECT, operation, 0);
+        return;
+    }
+    left = load(&p->max_indirect);
+    if (!nr || nr > left || nr > SEGMENTS_MAX) {
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_SEGMENTS, nr, 0);
+        return;
+    }
+    uint8_t *page = claim(p, gref, true, &status);
+    if (!page) {
+        tell(p, BAD_GRANT, operation, gref, status);
+        respond(r, id, operation, BLKIF_RSP_ERROR);
+        return;
+    }
+    memcpy(table, page, nr * 8u);
+    copied();
+    release(p, gref);
+    transfer(r, id, operation, sector, table, nr);
+}
+
+static void take_discard(struct run *r, const uint8_t *slot)
+{
+    struct plane *p = r->p;
+    uint32_t shift = p->x86_32 ? 0 : 4;
+    uint64_t id, sector, count;
+    memcpy(&id, slot + 4 + shift, 8);
+    memcpy(&sector, slot + 12 + shift, 8);
+    memcpy(&count, slot + 20 + shift, 8);
+    uint8_t operation = BLKIF_OP_DISCARD;
+    if (load(&p->readonly)) {
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_READONLY, 0, 0);
+    } else if (slot[1] & BLKIF_DISCARD_SECURE) {
+        refuse(r, id, operation, BLKIF_RSP_EOPNOTSUPP, REFUSED_SECURE, 0, 0);
+    } else if (!count) {
+        refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_EMPTY, 0, 0);
+    } else if (!out_of_range(r, id, operation, sector, count)) {
+        r->wrote = true;
+        start(r, begin(r, id, operation, sector, count));
+    }
+}
+
+static void take(struct run *r)
+{
+    struct plane *p = r->p;
+    uint8_t slot[112];
+    uint32_t shift = p->x86_32 ? 0 : 4;
+    uint64_t id, sector;
+    slot_copy(r, p->req_cons, slot, r->slot_size, false);
+    store(&p->req_cons, p->req_cons + 1);
+    uint8_t operation = slot[0], nr = slot[1];
+    memcpy(&id, slot + 4 + shift, 8);
+    memcpy(&sector, slot + 12 + shift, 8);
+    if (operation == BLKIF_OP_READ || operation == BLKIF_OP_WRITE) {
+        if (!nr || nr > BLKIF_MAX_SEGMENTS_PER_REQUEST)
+            refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_SEGMENTS, nr, 0);
+        else
+            transfer(r, id, operation, sector, slot + 20 + shift, nr);
+    } else if (operation == BLKIF_OP_FLUSH_DISKCACHE) {
+        if (nr)
+            refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_FLUSH, nr, 0);
+        else
+            start(r, begin(r, id, operation, 0, 0));
+    } else if (operation == BLKIF_OP_DISCARD && load(&p->discard)) {
+        take_discard(r, slot);
+    } else if (operation == BLKIF_OP_INDIRECT && load(&p->max_indirect)) {
+        take_indirect(r, slot);
+    } else {
+        refuse(r, id, operation, BLKIF_RSP_EOPNOTSUPP, REFUSED_OPERATION, operation, 0);
+    }
+}
