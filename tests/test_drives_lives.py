@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ import pytest
 from tests.fakes.blkfront import BlkRing, pack_request
 from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
-from xenpvd import drives as drives_module
 from xenpvd.abi.io_blkif import BLKIF_OP_WRITE
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.backends import device
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
-from xenpvd.config import DiskConfig, LimitsConfig
+from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.errors import BadConfig, ImageError, NotFound, StateError, TimedOut
+from xenpvd.tasks import in_thread
 from xenpvd.views import DriveAdded, Runstate
 
 ENDS = pytest.mark.parametrize("end", ["reset", "reboot"])
@@ -320,8 +321,8 @@ async def test_a_change_that_a_remove_overtakes_says_so(
         await go.wait()
         return await opened(disk)
 
-    opened = drives_module._open
-    monkeypatch.setattr(drives_module, "_open", open_slowly)
+    opened = drives._open
+    monkeypatch.setattr(drives, "_open", open_slowly)
     change = asyncio.gather(drives.swap(domain, "xvdb", str(tmp_path / "c.img")))
     await opening.wait()
     await removing(running, "xvdb", force=True)
@@ -373,3 +374,29 @@ async def test_a_resize_that_a_remove_overtakes_says_so(
     with pytest.raises(NotFound, match="cannot resize xvdb: there is no such drive"):
         await resize
     assert (tmp_path / "b.img").stat().st_size == 1 << 20
+
+
+async def test_an_image_whose_opening_was_given_up_is_not_in_the_next_ones_way(
+    house: House, definition: GuestConfig, machines: list[FakeMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N16: destroy overtakes a start, and the next start does not find its own image locked."""
+    locked, go = threading.Event(), threading.Event()
+    open_ = Image.open
+
+    def open_slowly(path: str, *, readonly: bool) -> Image:
+        image = open_(path, readonly=readonly)
+        locked.set()
+        go.wait(5)
+        return image
+
+    monkeypatch.setattr(Image, "open", open_slowly)
+    first = asyncio.gather(house.guest.start(definition), return_exceptions=True)
+    await in_thread(partial(locked.wait, 5))
+    await house.guest.destroy()
+    (fault,) = await first
+    assert isinstance(fault, StateError)
+    second = asyncio.gather(house.guest.start(definition))
+    await asyncio.sleep(0)
+    go.set()
+    await second
+    assert house.guest.state is Runstate.RUNNING and not house.guest.drives._given_up

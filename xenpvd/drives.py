@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import partial
 
@@ -12,8 +13,10 @@ from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig
 from xenpvd.domain import Domain
 from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
-from xenpvd.tasks import in_thread
+from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import DriveAdded, DriveInfo
+
+log = logging.getLogger(__name__)
 
 
 class Drives:
@@ -27,12 +30,14 @@ class Drives:
         #: vdev: its definition and its image
         self.images: dict[str, tuple[DiskConfig, Image]] = {}
         self._opening: dict[int, asyncio.Event] = {}  # numbers whose image is being opened for the guest
+        self._given_up: dict[str, asyncio.Task[Image]] = {}  # targets that are still being opened, for nobody
+        self._tasks = Tasks(lambda name, fault: log.debug("%s: %s", name, fault))  # who waits is told
 
     async def open_all(self, disks: tuple[DiskConfig, ...]) -> None:
         """Raises :class:`ImageError`, :class:`BadConfig`; what is open by then, :meth:`close_all` closes."""
         for disk in disks:
             self._check_free(disk.vdev)
-            self.images[disk.vdev] = (disk, await _open(disk))
+            self.images[disk.vdev] = (disk, await self._open(disk))
 
     def close_all(self) -> None:
         for _, image in self.images.values():
@@ -140,7 +145,7 @@ class Drives:
         with domain.held(f"change {vdev}"):
             if await in_thread(partial(drive.image.is_at, target)):
                 return drive.info()
-            image = await _open(drive.disk.model_copy(update={"target": target}))
+            image = await self._open(drive.disk.model_copy(update={"target": target}))
             if domain.drives.get(vdev) is not drive:
                 image.close()
                 raise NotFound(f"cannot change {vdev}: it was removed meanwhile.", "drive", vdev)
@@ -184,7 +189,7 @@ class Drives:
             raise BadConfig(f"cannot add {disk.vdev}: {why}. Remove one first.")
         self._opening[number] = asyncio.Event()
         try:
-            image = await _open(disk)
+            image = await self._open(disk)
             try:
                 drive = domain.add_drive(disk, image)
             except BaseException:
@@ -206,9 +211,26 @@ class Drives:
                     name=other,
                 )
 
+    async def _open(self, disk: DiskConfig) -> Image:
+        """Open and lock the image; storage that hangs holds up nobody else. One that is given up meanwhile
+        goes on in its thread, and who opens that image next waits for it, or would find it locked."""
+        if not disk.target:
+            return Image.none()
+        while (before := self._given_up.get(disk.target)) is not None:
+            await asyncio.wait({before})
+        opening = self._tasks.spawn(
+            in_thread(partial(Image.open, disk.target, readonly=disk.readonly), drop=Image.close),
+            f"opening {disk.target}",
+        )
+        try:
+            image: Image = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._given_up[disk.target] = opening
+            opening.add_done_callback(partial(self._drop, disk.target))
+            raise
+        return image
 
-async def _open(disk: DiskConfig) -> Image:
-    """Open and lock the image; storage that hangs holds up nobody else."""
-    if not disk.target:
-        return Image.none()
-    return await in_thread(partial(Image.open, disk.target, readonly=disk.readonly), drop=Image.close)
+    def _drop(self, target: str, opening: asyncio.Task[Image]) -> None:
+        del self._given_up[target]
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
