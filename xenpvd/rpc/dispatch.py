@@ -8,6 +8,7 @@ through the models, and no exception's text reaches a client unasked.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -115,6 +116,7 @@ def _handler(method: Method) -> Callable[..., Awaitable[Result]]:
         call.service.calls.end(method.name)
         return answer
 
+    handle.__signature__ = inspect.signature(handle)  # type: ignore[attr-defined] # asked for at every call
     return handle
 
 

@@ -108,7 +108,7 @@ def parse(message: bytes) -> Any:
     range, no repeated key, at most ``DEPTH_MAX`` deep. Raises ValueError with the reason."""
     from_json(message, allow_inf_nan=False)
     # Two things pass from_json: a repeated key (the last would win in silence) and 1e400, read as infinity.
-    value = json.loads(message, object_pairs_hook=_unique, parse_float=_finite)
+    value = _STRICT.decode(message.decode())
     if _deeper(value, DEPTH_MAX):
         raise ValueError(f"more than {DEPTH_MAX} levels deep")
     return value
@@ -131,6 +131,8 @@ def _finite(text: str) -> float:
 def _deeper(value: Any, limit: int) -> bool:
     level = [value]
     for _ in range(limit):
+        if not level:
+            return False
         level = [
             child
             for node in level
@@ -138,3 +140,6 @@ def _deeper(value: Any, limit: int) -> bool:
             for child in (node.values() if isinstance(node, dict) else node)
         ]
     return any(isinstance(node, dict | list) for node in level)
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite)
