@@ -116,6 +116,7 @@ async def test_the_watchdog_is_fed_while_all_is_well(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """P14."""
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     asked = asyncio.Event()

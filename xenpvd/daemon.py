@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -32,6 +33,9 @@ from xenpvd.vmm.vcpu import install_kick_handler
 log = logging.getLogger(__name__)
 
 FEATURES = ("balloon", "console-upgrade", "drive-hotadd", "events-replay", "pause", "reboot", "vcpu-hotplug")
+
+#: Seconds in which it is told once that clients find no file left
+FULL_PAUSE = 10.0
 
 
 #: Seconds; who started us has a limit of its own
@@ -109,6 +113,7 @@ class Daemon:
         self._tasks = Tasks(lambda name, fault: log.debug("%s: %s", name, fault))
         self._supervisor = Supervisor()
         self._telling = Tasks()
+        self._full_until = 0.0  # until then it is not told again that there are no more files
 
     async def run(self, *, start: bool) -> None:
         """Serve until told to end. Raises what keeps it from starting."""
@@ -251,6 +256,11 @@ class Daemon:
 
     def _on_loop_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         fault = context.get("exception")
+        if isinstance(fault, OSError) and fault.errno in (errno.EMFILE, errno.ENFILE) and "socket" in context:
+            if time.monotonic() >= self._full_until:  # asyncio says so for each client that waits
+                self._full_until = time.monotonic() + FULL_PAUSE
+                log.warning("no client is taken: %s. Raise the limit (LimitNOFILE).", fault.strerror)
+            return
         log.error("in the loop: %s", context.get("message"), exc_info=fault)
         if fault is not None and "handle" in context:  # a callback of ours; transports' faults are theirs
             self.guest.fault("callback", fault)

@@ -20,7 +20,7 @@ from xenpvd.backends.console.device import ConsoleDevice
 from xenpvd.backends.ops import EvtchnPort, XenstoreTx
 from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.config import DiskConfig, GuestConfig
-from xenpvd.errors import StateError, XenpvdError, XenstoreFault
+from xenpvd.errors import HostError, StateError, XenpvdError, XenstoreFault
 from xenpvd.events import Publish
 from xenpvd.progress import Progress
 from xenpvd.signs import shown
@@ -177,7 +177,10 @@ class Domain:
         await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
-        await in_thread(self.machine.stop)
+        try:
+            await in_thread(self.machine.stop)
+        except HostError:  # the host has no more threads: better that all wait than that the guest runs on
+            self.machine.stop()
         async with contextlib.AsyncExitStack() as last:  # each step is taken, whatever becomes of the others
             last.callback(self._close_machine)
             last.callback(self._remove_nodes)

@@ -11,7 +11,7 @@ import os
 import traceback
 from collections import deque
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from xenpvd.errors import BadConfig, NotFound
 from xenpvd.views import LogRecord
@@ -30,7 +30,22 @@ INHERIT = "inherit"
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
-class Journal(logging.Formatter):
+class Lines(logging.Formatter):
+    """A message is one line, and steers no terminal: clients and guests have written some of it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _plain(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(_plain, super().formatException(ei).split("\n")))
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+class Journal(Lines):
     """For stderr that is the journal, which has the time itself: each line begins with its priority."""
 
     def __init__(self) -> None:
@@ -97,7 +112,7 @@ def configure(format: Format | Literal["auto"], level: str) -> Format:
     stderr.setFormatter(
         Journal() if format == "journal"
         else Json() if format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        else Lines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )  # fmt: skip
     logging.basicConfig(level=LEVELS[level], handlers=[stderr, RING])
     return format

@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
+from xenpvd.errors import HostError
+
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -57,7 +59,7 @@ async def in_thread(call: Callable[[], _T], drop: Callable[[_T], None] | None = 
 
     Not asyncio's executor: its few threads are shared and joined at exit, so a file on storage that hangs
     would keep a guest from being stopped and the daemon from ending. If the caller is cancelled, the call
-    goes on, and ``drop`` gets what it brings. Raises OSError (EAGAIN) if the host gives no thread.
+    goes on, and ``drop`` gets what it brings. Raises :class:`HostError` if the host gives no thread.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_T] = loop.create_future()
@@ -83,6 +85,7 @@ async def in_thread(call: Callable[[], _T], drop: Callable[[_T], None] | None = 
 
     try:
         threading.Thread(target=run, name="blocking call", daemon=True).start()
-    except RuntimeError:  # the host gives no more threads
-        raise OSError(errno.EAGAIN, "no thread can be started") from None
+    except RuntimeError as fault:  # what Python makes of the EAGAIN of pthread_create()
+        why = f"cannot begin a thread: {fault}. Raise the limit on tasks (TasksMax, ulimit -u)."
+        raise HostError(why, errno.EAGAIN, "thread") from None
     return await done

@@ -7,6 +7,7 @@ import contextlib
 import select
 from collections.abc import AsyncIterator, Callable
 
+from xenpvd.errors import HostError
 from xenpvd.rpc.framing import Framer
 from xenpvd.sockets import credentials
 
@@ -27,17 +28,14 @@ class Link:
 
     @contextlib.asynccontextmanager
     async def held(self, left: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
-        """See the peer's hangup, which calls ``left``; the socket is closed in the end, whatever happens."""
+        """See the peer's hangup, which calls ``left``; the socket is closed in the end, whatever happens.
+        Raises :class:`HostError` if there are no more files: then it is not."""
 
         def hung_up() -> None:
             self.gone.set()
             left()
 
-        try:
-            hangup = Hangup(self.writer.transport, hung_up)
-        except OSError:  # EMFILE
-            self.abort()
-            raise
+        hangup = Hangup(self.writer.transport, hung_up)
         try:
             yield
         finally:
@@ -86,9 +84,13 @@ class Hangup:
     """
 
     def __init__(self, transport: asyncio.BaseTransport, left: Callable[[], object]) -> None:
-        """Raises OSError (EMFILE)."""
+        """Raises :class:`HostError`: there are no more files."""
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
+        try:
+            self._epoll = select.epoll()
+        except OSError as fault:
+            why = f"cannot serve you: {fault.strerror}. Close some clients, or raise the limit (LimitNOFILE)."
+            raise HostError(why, fault.errno or 0, "epoll") from None
         self._epoll.register(transport.get_extra_info("socket").fileno(), 0)
         self._left = left
         self._loop.add_reader(self._epoll.fileno(), self._fired)

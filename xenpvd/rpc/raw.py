@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from xenpvd.access import Role, RoleOf, everything
-from xenpvd.errors import XenpvdError
+from xenpvd.errors import HostError, XenpvdError
 from xenpvd.rpc.console import attach_as_can, converse
 from xenpvd.rpc.link import GRACE, Hangup
 from xenpvd.rpc.service import Consoles
@@ -79,6 +79,8 @@ class ConsoleSocket:
         try:
             hangup = Hangup(writer.transport, gone.set)
             await converse(viewer, reader, writer, gone)
+        except HostError as fault:
+            log.warning("%s: %s", who, fault)
         finally:
             if hangup is not None:
                 hangup.close()

@@ -108,8 +108,8 @@ class LogFile:
         while True:
             try:
                 unrotated = await self._write_all()
-            except OSError as fault:
-                self._tell(f"it cannot be written: {fault.strerror}")
+            except (OSError, HostError) as fault:
+                self._tell(f"it cannot be written: {fault.strerror if isinstance(fault, OSError) else fault}")
                 await asyncio.sleep(RETRY)
                 continue
             self._tell(unrotated)
@@ -127,7 +127,7 @@ class LogFile:
             reopen, self._reopen = self._reopen, False
             try:
                 unrotated = await in_thread(partial(self._write, reopen))
-            except OSError:
+            except (OSError, HostError):
                 self._reopen |= reopen
                 raise
         return unrotated
