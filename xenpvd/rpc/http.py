@@ -248,10 +248,12 @@ def _told(status: str, why: str) -> str:
 
 
 async def _body(request: web.Request) -> bytes:
-    """The body of a POST; raises 400, 408, 413 (aiohttp does) and 415."""
+    """The body of a POST; raises 400, 408, 413 (aiohttp does, too, where no length was told) and 415."""
     if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
         why = "cannot take the body: it must be application/json without a Content-Encoding.\n"
         raise web.HTTPUnsupportedMediaType(text=why)
+    if (request.content_length or 0) > MESSAGE_MAX:  # at once: nobody need send it, or wait for it
+        raise web.HTTPRequestEntityTooLarge(MESSAGE_MAX, request.content_length or 0)
     try:
         async with asyncio.timeout(BODY_TIME):
             return await request.read()
