@@ -68,7 +68,7 @@ def test_roles_are_an_order() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run it as root")
 def test_a_daemon_with_roles_as_others_see_it(tmp_path: Path) -> None:
-    """The command itself, and xenpvctl as users with a role and without."""
+    """N20: the command itself, and xenpvctl as users with a role and without."""
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):

@@ -63,6 +63,7 @@ def test_a_whole_definition() -> None:
         ({"name": "a" * 64}, "name"),
         ({"name": "web1\n"}, "name"),
         ({"cmdline": "x" * 1001}, "cmdline"),
+        ({"cmdline": "x" * (1 << 20)}, "cmdline"),
         ({"shim": {"extra": "x" * 513}}, "shim.extra"),
         ({"shim": {"color": "red"}}, "shim.color"),
         ({"shim": "auto"}, "shim"),
@@ -81,6 +82,7 @@ def test_a_whole_definition() -> None:
     ],
 )
 def test_a_problem_has_a_place(change: dict[str, Any], where: str) -> None:
+    """P12."""
     with pytest.raises(BadConfig) as caught:
         parse(MINIMAL | change, "/etc/xenpvd/web1.toml")
     assert [place for place, _ in caught.value.problems] == [where]

@@ -105,6 +105,7 @@ async def test_an_idle_daemon_takes_one_guest_after_another(
 async def test_sigterm_asks_the_guest_first(
     tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
 ) -> None:
+    """P2."""
     halls.append(hall := Hall(tmp_path / "run", definition))
     await hall.peer()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -117,6 +118,7 @@ async def test_sigterm_asks_the_guest_first(
 async def test_sigterm_does_not_wait_for_ever(
     tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall], second: str
 ) -> None:
+    """P2."""
     halls.append(hall := Hall(tmp_path / "run", definition, 0.05 if second == "time" else 60))
     peer = await hall.peer()
     await peer.result("events.subscribe", names=["daemon.stopping"])
@@ -259,6 +261,7 @@ async def test_a_callback_that_fails_ends_the_guest_only(
     halls: list[Hall],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """P16."""
     halls.append(hall := Hall(tmp_path / "run", definition))
     peer = await hall.peer()
     asyncio.get_running_loop().call_soon(lambda: 1 // 0)
@@ -274,6 +277,7 @@ async def test_what_systemd_is_told(
     halls: list[Hall],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """P14."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.setblocking(False)
@@ -309,6 +313,7 @@ async def test_what_systemd_is_told(
 
 
 def test_one_daemon_per_name(tmp_path: Path) -> None:
+    """N21."""
     lock = NameLock(tmp_path / "web1", "web1")
     with pytest.raises(Busy, match=rf"a daemon of that name runs already \(pid {os.getpid()}\)"):
         NameLock(tmp_path / "web1", "web1")
@@ -346,6 +351,7 @@ class Process:
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_the_command_idle_told_to_end(tmp_path: Path, loop: str) -> None:
+    """P2."""
     process = Process(tmp_path, "--name", "idle", "--loop", loop)
     process.ready()
     result = _run(tmp_path, "--name", "idle")
@@ -356,6 +362,7 @@ def test_the_command_idle_told_to_end(tmp_path: Path, loop: str) -> None:
 
 
 def test_the_command_killed_and_started_again(tmp_path: Path) -> None:
+    """P1."""
     process = Process(tmp_path, "--name", "idle")
     process.ready()
     process.process.kill()

@@ -106,6 +106,7 @@ async def test_a_start_that_fails_leaves_nothing(
 
 
 async def test_a_guest_larger_than_the_host_is_refused(house: House, definition: GuestConfig) -> None:
+    """P13."""
     with pytest.raises(BadConfig, match="this host has"):
         await house.guest.start(definition.model_copy(update={"memory": 1 << 20}))
 
@@ -113,6 +114,8 @@ async def test_a_guest_larger_than_the_host_is_refused(house: House, definition:
 async def test_a_machine_that_cannot_be_made_is_unwound(
     house: House, definition: GuestConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """P7."""
+
     def refuse(*args: object) -> None:
         raise ImageError("no room", "x")
 
@@ -182,6 +185,7 @@ async def test_crash_is_kept_for_a_look_with_both_tails(running: House, machines
 async def test_a_fault_of_ours_ends_the_guest_and_not_the_daemon(
     running: House, machines: list[FakeMachine], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """P4, P16."""
     running.guest.fault("test", ZeroDivisionError("ours"))
     await running.until(Runstate.CRASHED)
     assert running.guest.status("web1").reason == "fault"

@@ -192,6 +192,7 @@ async def test_a_crash_is_told_before_the_guest_is_crashed(
 async def test_a_crash_loop_is_slowed_down(
     house: House, definition: GuestConfig, machines: list[FakeMachine], reason: str
 ) -> None:
+    """P10."""
     await start(house, definition, **{f"on_{reason}": "restart"})
     await crash(house, machines, reason)
     assert house.reason == reason  # the first one is at once
@@ -440,6 +441,7 @@ async def test_lives_are_logged_with_their_reasons(
 async def test_a_hundred_reboots_leave_nothing_behind(
     house: House, definition: GuestConfig, machines: list[FakeMachine]
 ) -> None:
+    """P10."""
     await start(house, definition)
 
     def footprint() -> dict[str, int]:

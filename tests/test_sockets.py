@@ -28,6 +28,7 @@ def test_it_listens_as_soon_as_it_is_there_and_replaces_an_old_one(tmp_path: Pat
     ("name", "why"), [("no/a.sock", errno.ENOENT), ("x" * 120, errno.ENAMETOOLONG)], ids=["missing", "long"]
 )
 def test_a_place_that_cannot_be(tmp_path: Path, name: str, why: int) -> None:
+    """N21."""
     with pytest.raises(HostError, match="cannot listen at") as caught:
         listen(tmp_path / name)
     assert caught.value.data["errno"] == why
@@ -49,6 +50,7 @@ async def test_who_is_at_the_other_end(tmp_path: Path) -> None:
 
 
 def test_nothing_but_a_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
+    """N21."""
     (tmp_path / "file").write_text("precious")
     (tmp_path / "file.new").write_text("precious")
     (tmp_path / "folder").mkdir()

@@ -40,6 +40,7 @@ async def test_a_task_is_kept_though_nobody_holds_it() -> None:
 
 
 async def test_a_fault_reaches_the_owner() -> None:
+    """P16."""
     faults: list[tuple[str, str]] = []
     tasks = Tasks(lambda name, fault: faults.append((name, repr(fault))))
     tasks.spawn(fail(), "disk xvda")

@@ -90,6 +90,7 @@ def test_two_viewers_one_keyboard(daemon: Daemon) -> None:
 
 
 def test_the_last_line_before_the_power_goes_is_recorded(daemon: Daemon) -> None:
+    """M7."""
     daemon.start().at_the_shell()
     with Client.connect(daemon.run_dir / daemon.name / "rpc.sock") as client:
         _, viewer, text = client.attach("rw")

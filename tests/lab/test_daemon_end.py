@@ -12,6 +12,7 @@ from tests.lab.conftest import Daemon
 
 
 def test_sigterm_shuts_the_guest_down_and_loses_nothing(daemon: Daemon, folder: Path) -> None:
+    """P2."""
     daemon.start().at_the_shell()
     daemon.call("console.write", text="echo not-synced > /mnt/f\n")  # the guest's own shutdown has to save it
     daemon.wait("console:not-synced")
@@ -22,6 +23,7 @@ def test_sigterm_shuts_the_guest_down_and_loses_nothing(daemon: Daemon, folder: 
 
 
 def test_sigkill_under_writes_then_the_same_name_and_image(daemon: Daemon, folder: Path) -> None:
+    """P1."""
     daemon.start().at_the_shell()
     daemon.sh("echo flushed > /mnt/f; sync")
     daemon.call(

@@ -184,6 +184,7 @@ def check(data: bytes, before: list[int], begin: int, flushed: list[int]) -> lis
 
 @pytest.mark.timeout(120 + 90 * KILLS)
 def test_what_was_flushed_is_there_after_sigkill(daemon: Daemon, image: Path) -> None:
+    """P1."""
     chance = random.Random()
     found = [0] * SECTORS
     for kill in range(KILLS):

@@ -61,6 +61,7 @@ def test_reset_pause_and_halt(daemon: Daemon) -> None:
 def test_a_guest_that_crashes_again_and_again_is_restarted_ever_later(
     daemon: Daemon, definition: dict[str, Any]
 ) -> None:
+    """P10."""
     # the kernel panics as soon as it looks for its init
     daemon.file.write_text(
         assets.toml({**definition, "on_crash": "restart", "cmdline": "console=hvc0 rdinit=/none panic=1"})

@@ -103,6 +103,7 @@ async def test_no_console_here(ws: Socket, service: FakeService) -> None:
 
 @pytest.mark.parametrize("data", [b"{}", "x" * ((1 << 20) + 1)], ids=["binary", "too long"])
 async def test_what_is_no_message_ends_it(ws: Socket, door: HttpServer, data: bytes | str) -> None:
+    """N18."""
     await receive(ws)
     if isinstance(data, bytes):
         await ws.send_bytes(data)

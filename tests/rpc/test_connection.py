@@ -64,6 +64,7 @@ async def test_answers_come_in_the_order_of_completion(peer: Peer, service: Fake
 
 
 async def test_in_flight_limit_holds_back_and_loses_nothing(peer: Peer, service: FakeService) -> None:
+    """N13."""
     entered = 0
     go = asyncio.Event()
     full = asyncio.Event()
@@ -94,6 +95,7 @@ async def test_a_client_without_newlines(peer: Peer) -> None:
 
 
 async def test_one_byte_at_a_time(peer: Peer) -> None:
+    """N11."""
     for byte in b'{"jsonrpc":"2.0","method":"daemon.ping","id":1}\n':
         peer.send(bytes([byte]))
         await asyncio.sleep(0)
@@ -103,7 +105,7 @@ async def test_one_byte_at_a_time(peer: Peer) -> None:
 async def test_half_close_is_answered(
     server: RpcServer, path: Path, service: FakeService, others_live: None
 ) -> None:
-    """As ``echo … | socat - rpc.sock`` does, also while it waits."""
+    """N14: as ``echo … | socat - rpc.sock`` does, also while it waits."""
     peer = await Peer.connect(path)
     gate = service.hold("guest_wait")
     peer.request("guest.wait", **{"for": "stopped"})
@@ -130,6 +132,7 @@ async def test_half_close_goes_on_to_see_events(server: RpcServer, path: Path, s
 async def test_a_wait_ends_with_its_client(
     server: RpcServer, path: Path, service: FakeService, others_live: None
 ) -> None:
+    """N15."""
     peer = await Peer.connect(path)
     gate = service.hold("guest_wait")
     for id_ in range(
@@ -146,6 +149,7 @@ async def test_a_wait_ends_with_its_client(
 async def test_an_effect_outlives_its_client(
     server: RpcServer, path: Path, service: FakeService, others_live: None
 ) -> None:
+    """N15."""
     peer = await Peer.connect(path)
     gate = service.hold("drive_add")
     peer.request("drive.add", vdev="xvdb", target="/b")
@@ -220,7 +224,7 @@ async def test_garbage(server: RpcServer, path: Path, others_live: None, garbage
 
 
 async def test_no_end(server: RpcServer, path: Path, others_live: None) -> None:
-    """100 MB without a newline: one error, and no more than a message's length is ever kept."""
+    """N5: 100 MB without a newline: one error, and no more than a message's length is ever kept."""
     reader, writer = await asyncio.open_unix_connection(path)
     peer = Peer(reader, writer)
     await peer.receive()
@@ -235,6 +239,7 @@ async def test_no_end(server: RpcServer, path: Path, others_live: None) -> None:
 
 
 async def test_too_long_is_said_before_the_end(server: RpcServer, path: Path, others_live: None) -> None:
+    """N5."""
     peer = await Peer.connect(path)
     gate_free = {"jsonrpc": "2.0", "method": "daemon.ping", "id": "first"}
     peer.send(json.dumps(gate_free).encode() + b'["' + b"x" * MESSAGE_MAX)
@@ -250,7 +255,7 @@ async def test_too_long_is_said_before_the_end(server: RpcServer, path: Path, ot
 async def test_reset(
     server: RpcServer, path: Path, service: FakeService, others_live: None, request_first: bool
 ) -> None:
-    """Gone with its greeting and replies unread: the kernel resets the connection."""
+    """N15: gone with its greeting and replies unread: the kernel resets the connection."""
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(path))
     if request_first:
@@ -263,6 +268,7 @@ async def test_reset(
 async def test_a_subscriber_that_does_not_read_loses_events_only(
     server: RpcServer, path: Path, service: FakeService, peer: Peer
 ) -> None:
+    """N17."""
     slow = await Peer.connect(path)
     await slow.result("events.subscribe", names=["n"])
     slow.writer.transport.pause_reading()  # type: ignore[attr-defined]

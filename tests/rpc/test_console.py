@@ -19,6 +19,7 @@ def attach(newline: bytes = b"\n", **params: object) -> bytes:
 
 
 async def test_replay_then_live_both_ways(peer: Peer, service: FakeService) -> None:
+    """M6."""
     service.console.print(b"before \xff\0\r\n")
     told = await peer.result("console.attach")
     assert told == {"mode": "rw", "offset": 0, "viewer": service.console.viewers[0].number}
@@ -85,6 +86,7 @@ async def test_the_client_leaves(peer: Peer, service: FakeService) -> None:
 async def test_the_client_leaves_while_the_guest_takes_no_input(
     server: RpcServer, peer: Peer, service: FakeService
 ) -> None:
+    """M10."""
     service.console.deaf = True
     await peer.result("console.attach")
     viewer = service.console.viewers[0]
@@ -115,6 +117,7 @@ async def test_the_request_must_be_alone(peer: Peer, service: FakeService) -> No
 async def test_a_viewer_is_not_left_behind_by_a_client_that_is_gone(
     server: RpcServer, path: Path, service: FakeService, peer: Peer
 ) -> None:
+    """M8, N15."""
     for _ in range(50):
         _, writer = await asyncio.open_unix_connection(path)
         writer.write(attach())

@@ -88,6 +88,7 @@ ROWS: list[tuple[str, str | list[Any] | dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("message", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 async def test_spec(peer: Peer, service: FakeService, message: Any, expected: Any) -> None:
+    """N8, N9."""
     peer.send((message if isinstance(message, str) else json.dumps(message)).encode() + b"\n")
     peer.request("daemon.ping", id_="after")
     if expected is None:
@@ -115,6 +116,7 @@ async def test_batch_runs_in_order(peer: Peer, service: FakeService) -> None:
 async def test_others_have_their_turn_between_the_elements_of_a_batch(
     service: FakeService, element: Any
 ) -> None:
+    """N13."""
     turns, running = 0, True
 
     async def other() -> None:

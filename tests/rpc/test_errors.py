@@ -69,6 +69,7 @@ def test_data_that_is_no_json_is_told_as_text() -> None:
 async def test_our_own_faults_stay_inside(
     peer: Peer, service: FakeService, caplog: pytest.LogCaptureFixture, fault: Exception
 ) -> None:
+    """P17."""
     service.faults["guest_destroy"] = fault
     with caplog.at_level(logging.ERROR):
         told = await peer.fault("guest.destroy")

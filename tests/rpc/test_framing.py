@@ -63,6 +63,7 @@ def test_every_cut_gives_the_same_messages(values: list[Any], data: st.DataObjec
 
 @given(st.binary(max_size=200), st.integers(1, 16))
 def test_garbage_never_hides_the_next_line(garbage: bytes, step: int) -> None:
+    """N1."""
     stream = garbage + b'\n{"after":1}\n'
     found = split(*(stream[i : i + step] for i in range(0, len(stream), step)))
     assert found[-1] == b'{"after":1}'
@@ -114,6 +115,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("data", REFUSED, ids=lambda data: repr(data[:20]))
 def test_parse_refuses(data: bytes) -> None:
+    """N1, N2, N3, N6, N7."""
     with pytest.raises(ValueError):
         parse(data)
 

@@ -170,6 +170,7 @@ async def test_json_rpc(web: aiohttp.ClientSession, message: Any, expected: Any)
     ids=repr,
 )
 async def test_bad_json_is_an_rpc_answer(web: aiohttp.ClientSession, body: bytes) -> None:
+    """N1."""
     async with web.post("/rpc", data=body, headers={"Content-Type": "application/json"}) as reply:
         assert reply.status == 200
         assert (await reply.json())["error"]["data"] == {"reason": "PARSE_ERROR"}
@@ -191,6 +192,7 @@ async def test_no_streams(web: aiohttp.ClientSession, service: FakeService, meth
 
 
 async def test_the_longest_body(web: aiohttp.ClientSession) -> None:
+    """N4."""
     body = json.dumps(PING).encode().ljust(MESSAGE_MAX)
     kind = {"Content-Type": "application/json"}
     async with web.post("/rpc", data=io.BytesIO(body), headers=kind) as reply:
@@ -360,6 +362,7 @@ GARBAGE = [
 async def test_garbage(
     web: aiohttp.ClientSession, raw: Raw, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """N19."""
     raw.writer.write(garbage)
     assert await raw.status() == 400
     assert await raw.status() == 0, "and the connection ends"
@@ -387,6 +390,8 @@ async def test_a_body_that_goes_wrong_on_the_way(
 
 
 async def test_a_body_without_end(hurry: None, door: HttpServer, raw: Raw) -> None:
+    """N4."""
+
     async def flood() -> None:
         while True:
             raw.writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
@@ -406,6 +411,7 @@ async def test_a_body_without_end(hurry: None, door: HttpServer, raw: Raw) -> No
     ids=["silent", "half a head", "half a body"],
 )
 async def test_slow_clients(hurry: None, door: HttpServer, raw: Raw, sent: bytes, status: int) -> None:
+    """N11."""
     raw.writer.write(sent)
     assert await raw.status() == status
     if status:
@@ -420,6 +426,7 @@ async def test_a_slow_second_head(hurry: None, door: HttpServer, raw: Raw) -> No
 
 
 async def test_too_many_clients(door: HttpServer, path: Path) -> None:
+    """N12."""
     raws = [await Raw.connect(path) for _ in range(200)]
     for raw in raws[CONNECTIONS_MAX:]:
         assert await raw.status() == 429

@@ -53,6 +53,7 @@ REFUSED: list[tuple[type[models.Params] | type[models.DriveAddParams], dict[str,
 
 @pytest.mark.parametrize(("model", "params"), REFUSED, ids=lambda value: repr(value)[-40:])
 def test_refused(model: type[models.Params], params: dict[str, Any]) -> None:
+    """N10."""
     with pytest.raises(ValidationError):
         model.model_validate(params)
 

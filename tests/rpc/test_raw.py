@@ -69,6 +69,7 @@ async def test_who_only_listens_hears_the_last_words(service: FakeService, tmp_p
 
 
 async def test_a_client_that_is_gone_at_once_leaves_nothing(door: Path, service: FakeService) -> None:
+    """M8, M10."""
     service.console.print(b"x" * 100_000)
     for _ in range(50):
         _, writer = await asyncio.open_unix_connection(door)

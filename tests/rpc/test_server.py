@@ -19,6 +19,7 @@ from xenpvd.rpc.session import CONNECTIONS_MAX, RESERVED
 
 
 async def test_the_socket(server: RpcServer, path: Path, tmp_path: Path) -> None:
+    """N20."""
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert [entry.name for entry in tmp_path.iterdir()] == ["rpc.sock"]
     await server.stop()
@@ -46,6 +47,7 @@ async def test_it_listens_before_it_has_its_name(
 
 
 async def test_stale_sockets_are_replaced(service: FakeService, path: Path) -> None:
+    """N21."""
     for name in (path, path.with_suffix(".new")):
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(str(name))
@@ -59,11 +61,13 @@ async def test_stale_sockets_are_replaced(service: FakeService, path: Path) -> N
 
 @pytest.mark.parametrize("name", ["missing/rpc.sock", "x" * 200 + "/rpc.sock"])
 async def test_a_place_that_cannot_be(service: FakeService, tmp_path: Path, name: str) -> None:
+    """N21."""
     with pytest.raises(HostError, match="cannot listen at"):
         await RpcServer(service, tmp_path / name).start()
 
 
 async def test_too_many_clients(server: RpcServer, path: Path, service: FakeService) -> None:
+    """N12."""
     peers = [await Peer.connect(path) for _ in range(CONNECTIONS_MAX)]
     refused = await Peer.connect(path, greet=False)
     assert (await refused.receive())["error"]["data"] == {"reason": "LIMIT", "limit": CONNECTIONS_MAX}

@@ -76,6 +76,7 @@ def call(systemd: Systemd, method: str, *params: str) -> Any:
 
 
 def test_a_daemon_that_hangs_is_replaced(systemd: Systemd, web1: str) -> None:
+    """P14."""
     systemd.ctl("start", web1)
     assert systemd.show(web1, "StatusText") == "defined"
     before = systemd.show(web1, "MainPID")

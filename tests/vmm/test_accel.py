@@ -37,6 +37,7 @@ def test_the_choice(caps: int, accel: str, name: str, why: str) -> None:
 
 @pytest.mark.parametrize("missing", [1 << 1, 1 << 2, 1 << 4, 1 << 5])
 def test_kvm_xen_asked_for_where_it_is_not(missing: int) -> None:
+    """P7."""
     system = FakeSystem({**CAPS, XEN: 0x1FF & ~missing})
     with pytest.raises(Unsupported, match=f"{0x1FF & ~missing:#x} and 0x36 are needed. Use Linux") as caught:
         choose(system, "kvm-xen")  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ def test_read_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing", "folder", "fifo", "empty", "big", "socket\0", "link"])
 def test_files_that_are_none(tmp_path: Path, name: str) -> None:
+    """P11."""
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").touch()
@@ -197,6 +198,7 @@ def test_the_kernel_is_edited_on_its_way_and_nothing_else() -> None:
 
 
 def test_a_command_line_that_does_not_fit() -> None:
+    """P12."""
     memory = GuestMemory()
     memory.add("ram", 0, 32 * MIB, ram=True)
     with pytest.raises(BadConfig, match="Shorten cmdline"):

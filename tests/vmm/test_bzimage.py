@@ -98,6 +98,7 @@ def test_a_payload_of_another_size_than_it_says(name: str, other: int) -> None:
 
 @pytest.mark.parametrize("size", [0, room.UNPACKED_MAX + 1, 2**32 - 1])
 def test_sizes_that_are_not_even_tried(size: int) -> None:
+    """P11."""
     with pytest.raises(BadImage, match=f"it would be {size} bytes unpacked"):
         payload(bzimage(PACKED["zstd"][:-4] + size.to_bytes(4, "little")))
 
@@ -114,6 +115,7 @@ def test_a_payload_cut_in_the_middle(name: str) -> None:
     changes=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=8),
 )
 def test_a_damaged_payload_is_refused_or_of_its_size(name: str, changes: list[tuple[int, int]]) -> None:
+    """P11."""
     packed = bytearray(PACKED[name])
     for at, value in changes:
         packed[6 + at % (len(packed) - 10)] = value  # neither the magic number nor the size

@@ -41,6 +41,7 @@ def test_addresses_beyond_4_gib() -> None:
 
 
 def test_headers_that_share_their_bytes_take_no_memory() -> None:
+    """P11."""
     code = bytes(1 << 20)
     data = Elf(bits=64, loads=(Load(memsz=1 << 20, code=code),) * 8).bytes()
     tracemalloc.start()
@@ -103,6 +104,7 @@ def test_the_first_of_two_notes_counts() -> None:
     ],
 )
 def test_an_image_that_cannot_be(image: Elf, why: str) -> None:
+    """P11."""
     with pytest.raises(BadImage, match=why):
         parse(image.bytes())
 
@@ -136,6 +138,7 @@ def test_an_image_cut_short_anywhere_is_refused_or_has_lost_its_notes(good: Elf)
     changes=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), min_size=1, max_size=12),
 )
 def test_a_damaged_image_is_refused_or_within_its_file(good: Elf, changes: list[tuple[int, int]]) -> None:
+    """P11."""
     data = bytearray(good.bytes())
     for at, value in changes:
         data[at % len(data)] = value

@@ -76,6 +76,7 @@ def test_what_is_no_image_at_all(data: bytes) -> None:
 
 @given(changes=st.lists(st.tuples(st.integers(0, 180), st.integers(0, 255)), min_size=1, max_size=12))
 def test_a_damaged_image_is_refused_or_within_bounds(changes: list[tuple[int, int]]) -> None:
+    """P11."""
     data = bytearray(GOOD.bytes())
     for place, value in changes:
         data[place % len(data)] = value

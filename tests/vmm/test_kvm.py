@@ -29,6 +29,7 @@ from xenpvd.vmm.vcpu import VcpuThread
 
 
 def test_no_kvm(tmp_path: Path) -> None:
+    """P7."""
     path = str(tmp_path / "kvm")
     with pytest.raises(
         KvmError, match=r"cannot open .*/kvm: No such file or directory\. Load kvm_intel"
@@ -46,6 +47,8 @@ def test_no_kvm(tmp_path: Path) -> None:
     ],
 )
 def test_a_kvm_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, code: int, cure: str) -> None:
+    """P7."""
+
     def refuse(*args: object) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -90,6 +93,7 @@ class Answers:
     ],
 )
 def test_a_hint_where_one_is_known(monkeypatch: pytest.MonkeyPatch, code: int, hint: str) -> None:
+    """P7."""
     monkeypatch.setattr(kvm, "_ioctl", Answers(12, 4096, -code))
     system = System("/dev/null")
     with pytest.raises(KvmError, match=f"KVM_CREATE_VM failed: .*{hint}") as caught:

@@ -490,6 +490,7 @@ def test_an_end_after_the_loop_is_gone_is_nobodys(system: FakeSystem) -> None:
 
 
 async def test_a_host_out_of_threads_starts_no_vcpu(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8."""
     start = VcpuThread.start
 
     def second_fails(self: VcpuThread) -> None:
@@ -676,7 +677,7 @@ async def test_an_event_is_injected(either: Bench) -> None:
 
 
 async def test_the_primary_ports_survive_a_reset(bench: Bench) -> None:
-    """E6: the console and the store go on."""
+    """E6, M9: the console and the store go on."""
     bench.machine.start()
     port = bench.machine.bind_interdomain(bench.machine.console_port)
     assert bench.ask(EVTCHN, 7, "<II", 0, 0) == 0

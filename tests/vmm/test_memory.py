@@ -186,6 +186,8 @@ def test_released_memory_reads_zeros_and_views_stay_valid() -> None:
 
 
 def test_a_host_without_room_is_an_error_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P13."""
+
     def refuse(*args: object, **kwargs: object) -> mmap.mmap:
         raise OSError(12, "Cannot allocate memory")
 
@@ -218,3 +220,21 @@ def test_a_kernel_without_huge_pages_will_do(monkeypatch: pytest.MonkeyPatch) ->
     memory = GuestMemory()
     memory.add("ram", 0, RAM, ram=True)
     assert memory.read(RAM - 1, 1) == b"\0"
+
+
+@pytest.mark.parametrize("size", [PAGE_SIZE, 64 * MIB])
+def test_a_core_of_ours_does_not_carry_it(size: int) -> None:
+    """P17: the kernel is told so; "dd" in proc_pid_smaps(5)."""
+    region = allocate("ram", 0, size, ram=True)
+    flags = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        elif line.startswith("VmFlags:"):
+            flags[begin, end] = line.split()[1:]
+    within = [
+        found
+        for (begin, end), found in flags.items()
+        if begin < region.address + size and end > region.address
+    ]
+    assert within and all("dd" in found for found in within)

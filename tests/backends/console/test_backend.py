@@ -123,6 +123,7 @@ async def test_the_guest_is_told_of_room_only_if_the_ring_was_full(bench: Bench)
 
 
 async def test_output_that_cannot_be_is_ignored_until_it_can(bench: Bench) -> None:
+    """M1."""
     bench.guest.page.store32(OUT_PROD, 5000)
     bench.guest.port.guest_kick()
     for _ in range(5):
@@ -376,6 +377,7 @@ async def test_the_last_bytes_are_drained_at_the_end(bench: Bench) -> None:
 
 
 async def test_a_reboot_keeps_viewers_and_offsets(bench: Bench) -> None:
+    """M9."""
     viewer = bench.console.attach("rw", None, "v")
     await bench.printed(b"first life\n")
     await bench.console.disconnect()

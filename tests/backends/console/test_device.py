@@ -114,6 +114,7 @@ async def test_the_recording_outlives_the_device_and_a_boot_is_marked(rig: Rig) 
 
 
 async def test_the_guest_closes_it_and_opens_it_again(rig: Rig) -> None:
+    """M9."""
     await rig.connect()
     rig.guest.put(b"bye")
     rig.switch(S.Closed)

@@ -40,6 +40,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 async def test_answers(
     peer: Peer, service: FakeService, method: str, params: dict[str, Any], expected: dict[str, Any]
 ) -> None:
+    """M6."""
     service.console.print(b"hello\r\n")
     await peer.answers(method, params, expected)
 
