@@ -35,9 +35,8 @@ async def test_early_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop's timers may be as coarse as a millisecond."""
     lag, tasks = Durations(), Tasks()
     monkeypatch.setattr(
-        "xenpvd.lag.time", SimpleNamespace(
-            monotonic_ns=cycle([2_000_000, 1_000_000]).__next__, thread_time=lambda: 0.0
-        )
+        "xenpvd.lag.time",
+        SimpleNamespace(monotonic_ns=cycle([2_000_000, 1_000_000]).__next__, thread_time=lambda: 0.0),
     )
     tasks.spawn(watch(lag, 0.0), "lag")
     async with asyncio.timeout(5):

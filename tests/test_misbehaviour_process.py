@@ -31,10 +31,10 @@ from tests.rpc.conftest import Peer
 from tests.test_daemon import Hall, Process, halls
 from xenpvd import tasks
 from xenpvd.__main__ import _run
-from xenpvd.logs import Lines
 from xenpvd.backends.console import logfile
 from xenpvd.config import ConsoleConfig, GuestConfig
 from xenpvd.errors import HostError
+from xenpvd.logs import Lines
 from xenpvd.views import Runstate
 
 __all__ = ["halls"]  # a fixture
@@ -297,7 +297,7 @@ def waiting(name: str, beneath: str) -> asyncio.Task[Any]:
     [
         ("status", "Daemon.", "nothing"),
         ("loop lag", "watch", "nothing"),
-        ("client of rpc.sock", "Connection.", "client"),
+        ("client of rpc.sock", "SocketServer.", "client"),
         ("rpc events", "Session.", "client"),
         ("console", "Console.", "console"),
         ("xenstore-1", "RingServer.", "guest"),

@@ -29,4 +29,6 @@ async def watch(lag: Durations, period: float = PERIOD) -> None:
         lag.note(late)
         if late > LATE * 1e9:
             worked = time.thread_time() - worked
-            log.warning("nobody was served for %.1f s, of which %.1f s were work of the loop", late / 1e9, worked)
+            log.warning(
+                "nobody was served for %.1f s, of which %.1f s were work of the loop", late / 1e9, worked
+            )

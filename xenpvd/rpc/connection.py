@@ -6,12 +6,10 @@ import asyncio
 import logging
 from typing import Any
 
-from pydantic_core import to_json
-
 from xenpvd.access import Role
-from xenpvd.errors import HostError, LimitReached
+from xenpvd.errors import LimitReached
 from xenpvd.rpc.console import converse
-from xenpvd.rpc.errors import CODES, fault_of, protocol_fault
+from xenpvd.rpc.errors import CODES, protocol_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, MessageTooLong
 from xenpvd.rpc.link import Link
 from xenpvd.rpc.service import ConsoleViewer, Service
@@ -32,29 +30,21 @@ class Connection:
         self._session = Session(service, self._link.who, role, self)
 
     async def serve(self) -> None:
-        try:
-            async with self._link.held(self._session.left):
-                await self._converse()
-        except HostError as fault:  # there are no more files
-            log.warning("%s: %s", self._session.who, fault)
-            await self._link.send(to_json(fault_of(fault, "connect").reply(None)) + b"\n")
-            self._link.writer.close()
-
-    async def _converse(self) -> None:
         session = self._session
-        try:
-            await session.greet()
-            typed = await self._serve_messages()
-            if session.viewer is not None:
-                await self._serve_console(session.viewer, typed)
-            await session.finish()
-            if session.feeds:
-                await session.gone.wait()  # it ended its sending side only
-            await self._link.finish()
-        except ConnectionError:
-            await session.finish()
-        finally:
-            await session.close()
+        async with self._link.held(session.left):
+            try:
+                await session.greet()
+                typed = await self._serve_messages()
+                if session.viewer is not None:
+                    await self._serve_console(session.viewer, typed)
+                await session.finish()
+                if session.feeds:
+                    await session.gone.wait()  # it ended its sending side only
+                await self._link.finish()
+            except ConnectionError:
+                await session.finish()
+            finally:
+                await session.close()
 
     def ending(self) -> set[asyncio.Task[Any]]:
         """See :meth:`Session.ending`."""

@@ -11,7 +11,7 @@ from typing import Protocol
 from pydantic_core import to_json
 
 from xenpvd.access import Role, RoleOf, everything
-from xenpvd.errors import LimitReached, PermissionRefused, XenpvdError
+from xenpvd.errors import HostError, LimitReached, PermissionRefused, XenpvdError
 from xenpvd.rpc.connection import Connection
 from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.link import GRACE
@@ -29,7 +29,7 @@ class Client(Protocol):
     """One who has connected."""
 
     async def serve(self) -> None:
-        """Until it has left."""
+        """Until it has left. Raises :class:`HostError` if it cannot begin."""
 
     def ending(self) -> set[asyncio.Task[None]]:
         """The daemon ends: nothing new begins; returns the tasks which still have something to say."""
@@ -83,8 +83,15 @@ class SocketServer(ABC):
             return self._send_away(writer, LimitReached(why, limit=most))
         client = self._client(role, reader, writer)
         self._connections.add(client)
-        task = self._tasks.spawn(client.serve(), f"client of {self._path.name}")
+        task = self._tasks.spawn(self._serve(client, writer), f"client of {self._path.name}")
         task.add_done_callback(lambda _: self._connections.discard(client))
+
+    async def _serve(self, client: Client, writer: asyncio.StreamWriter) -> None:
+        try:
+            await client.serve()
+        except HostError as fault:
+            log.warning("a client of %s is sent away: %s", self._path.name, fault)
+            self._send_away(writer, fault)
 
     def _send_away(self, writer: asyncio.StreamWriter, fault: XenpvdError) -> None:
         writer.write(self._refusal(fault))

@@ -60,7 +60,7 @@ async def test_write_has_a_limit_of_time(
 ) -> None:
     asked: list[float] = []
 
-    async def type_(data: bytes, timeout: float | None = None) -> None:
+    async def type_(data: bytes, timeout: float | None, check: Any) -> None:
         assert timeout is not None
         asked.append(timeout)
         raise TimedOut("cannot type all of it", written=2)

@@ -1,4 +1,4 @@
-"""The door to c/native.c: a plane that needs no GIL. It does what ``plane.Plane`` does, and is used like it."""
+"""The door to c/native.c: a plane that needs no GIL. It does what ``plane.Plane`` does, and is used so."""
 
 from __future__ import annotations
 
