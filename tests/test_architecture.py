@@ -89,6 +89,7 @@ TESTED_ELSEWHERE = {
     "client.params": "tests/rpc/test_python_types.py, as methods",
     "client.shapes": "tests/rpc/test_python_types.py, as methods",
     "rpc.service": "Protocols only",
+    "rpc.web": "tests/rpc/test_http.py: what each client of it meets",
     "vmm.build": "tests/vmm/test_machine.py: a machine is built from it",
     "vmm.outer_xen": "tests/vmm/test_machine.py: a machine's tables and doors",
     "vmm.xen.doors": "Protocols only",

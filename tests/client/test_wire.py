@@ -167,3 +167,23 @@ async def test_who_does_not_take_it_keeps_nobody(path: Path, monkeypatch: pytest
         wire.send(b"x" * (1 << 20))
         await asyncio.wait_for(wire.close(), 5)
         gate.set()
+
+
+async def test_by_another_name(daemon: Daemon, path: Path, tmp_path: Path) -> None:
+    """Faults are told by the name that people know."""
+    (tmp_path / "other").symlink_to(path)
+    wire = await Wire.open(tmp_path / "known", 5, tmp_path / "other")
+    assert wire.path == tmp_path / "known"
+    await wire.close()
+    with pytest.raises(Unreachable, match=f"cannot reach {tmp_path}/known: it is missing"):
+        await Wire.open(tmp_path / "known", 5, tmp_path / "missing")
+
+
+async def test_the_end_of_input_is_not_that_of_answers(daemon: Daemon, path: Path) -> None:
+    wire = await Wire.open(path, 5)
+    wire.send(b'[{"jsonrpc":"2.0","method":"daemon.ping","id":1}]\n')
+    wire.end_input()
+    assert (await wire.receive_line()).startswith(b'[{"jsonrpc":"2.0","result":')
+    with pytest.raises(ConnectionLost):
+        await wire.receive_line()
+    await wire.close()

@@ -22,6 +22,7 @@ from tests.rpc.test_dispatch import ROWS, bare
 from xenpvd.access import Role
 from xenpvd.errors import HostError
 from xenpvd.rpc import http
+from xenpvd.rpc import web as manners
 from xenpvd.rpc.framing import MESSAGE_MAX
 from xenpvd.rpc.http import HttpServer
 from xenpvd.rpc.metrics import CONTENT_TYPE
@@ -372,8 +373,12 @@ async def test_garbage(
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     # the first one runs from the connection on, and a busy machine may take its time until a test sends
-    for limit, seconds in (("IDLE_MAX", 1.0), ("BODY_TIME", 0.05), ("LINGER", 0.05)):
-        monkeypatch.setattr(http, limit, seconds)
+    for module, limit, seconds in (
+        (http, "IDLE_MAX", 1.0),
+        (http, "LINGER", 0.05),
+        (manners, "BODY_TIME", 0.05),
+    ):
+        monkeypatch.setattr(module, limit, seconds)
 
 
 async def test_a_body_that_goes_wrong_on_the_way(

@@ -38,8 +38,9 @@ class Wire:
         self._closed = False
 
     @classmethod
-    async def open(cls, path: Path, timeout: float) -> Wire:
-        """Connect, and take the greeting within ``timeout`` seconds.
+    async def open(cls, path: Path, timeout: float, by: Path | None = None) -> Wire:
+        """Connect, and take the greeting within ``timeout`` seconds. ``by`` is another name of that very
+        socket, which is used instead of the one that messages have.
 
         Raises :class:`Unreachable` and ``LimitReached``, which may pass, and what will not:
         ``PermissionRefused``, and ``Unsupported`` for a daemon of another API.
@@ -47,7 +48,7 @@ class Wire:
         wire = None
         try:
             async with asyncio.timeout(timeout):
-                wire = cls(path, *await asyncio.open_unix_connection(str(path)))
+                wire = cls(path, *await asyncio.open_unix_connection(str(by or path)))
                 await wire._greeted()
             return wire
         except BaseException as fault:
@@ -82,6 +83,16 @@ class Wire:
 
     async def receive(self) -> dict[str, Any]:
         """The next message; can be cancelled. Raises :class:`ConnectionLost`."""
+        try:
+            message = json.loads(await self.receive_line())
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise self._lost("what it says is no JSON-RPC")
+        return message
+
+    async def receive_line(self) -> bytes:
+        """The next message, whatever it is, without its newline. Raises :class:`ConnectionLost`."""
         scanned = 0
         while (end := self._buffer.find(b"\n", scanned)) < 0:
             scanned = len(self._buffer)
@@ -90,13 +101,7 @@ class Wire:
             self._buffer += await self._read()
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
-            raise self._lost("what it says is no JSON-RPC")
-        return message
+        return line
 
     async def receive_raw(self) -> bytes:
         """The next bytes, after which nothing is a message any more. Raises :class:`ConnectionLost`."""
@@ -119,6 +124,11 @@ class Wire:
         """A client that was left reads what the daemon had to say; so nothing is raised here."""
         if not self._writer.is_closing():
             self._writer.write(data)
+
+    def end_input(self) -> None:
+        """Nothing more will be sent; the daemon answers what it was asked, and ends the connection."""
+        with contextlib.suppress(OSError):
+            self._writer.write_eof()
 
     async def drain(self) -> None:
         """Wait while the daemon does not read."""

@@ -6,22 +6,18 @@ Importing aiohttp takes its time: nobody imports this file who was not asked to.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
-from aiohttp.http import HttpProcessingError
-from pydantic_core import to_json
 
 from xenpvd.access import Role, RoleOf, everything
 from xenpvd.errors import Unsupported
 from xenpvd.rpc import metrics, page, websocket
 from xenpvd.rpc.calls import Calls
 from xenpvd.rpc.dispatch import Reply, dispatch
-from xenpvd.rpc.errors import fault_of, parse_fault
+from xenpvd.rpc.errors import parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
 from xenpvd.rpc.link import GRACE, Hangup
 from xenpvd.rpc.methods.daemon import document
@@ -29,26 +25,20 @@ from xenpvd.rpc.registry import Call, Stream
 from xenpvd.rpc.server import NOBODY
 from xenpvd.rpc.service import Service
 from xenpvd.rpc.session import CONNECTIONS_MAX, places
+from xenpvd.rpc.web import FULL, LOCAL, Door, Handler, body, discreet, json_reply, log, no_foreign_page, told
 from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 
-#: What a browser may have reached us as, by a tunnel: another name is somebody else's, that points at us
-_LOCAL = ("localhost", "127.0.0.1", "::1")
-
-#: Seconds that a connection may stay without a whole request's head, and that a body may take.
+#: Seconds that a connection may stay without a whole request's head.
 IDLE_MAX = 30.0
-BODY_TIME = 30.0
 
 #: Seconds in which the rest of a refused body is thrown away, so that its sender comes to read why.
 LINGER = 1.0
-
-_FULL = "cannot take another client: too many are served. Close one.\n"
 
 #: A request's: what its sender may
 _ROLE = web.RequestKey[Role]("role")
 
 _T = TypeVar("_T")
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HttpServer:
@@ -69,7 +59,7 @@ class HttpServer:
         """Listen. A client never finds a socket at ``path`` that refuses it. Raises :class:`HostError`."""
         sock = listen(self._path, self._mode)
         app = web.Application(
-            client_max_size=MESSAGE_MAX, middlewares=[_discreet, _no_foreign_page, self._known]
+            client_max_size=MESSAGE_MAX, middlewares=[discreet, no_foreign_page(LOCAL), self._known]
         )
         app.router.add_post("/rpc", self._rpc)
         app.router.add_get("/rpc", self._calls)
@@ -89,7 +79,7 @@ class HttpServer:
             tcp_keepalive=False,
             auto_decompress=False,  # no work for a body that is refused
             access_log=None,
-            logger=_log,
+            logger=log,
         )
         await self._runner.setup()
         loop = asyncio.get_running_loop()
@@ -114,19 +104,19 @@ class HttpServer:
         await self._tasks.cancel()
 
     def _accept(self) -> asyncio.Protocol:
-        return _Door(self._admit)
+        return Door(self._admit)
 
     def _admit(self, transport: asyncio.BaseTransport) -> asyncio.Protocol | str:
         """What serves it from now on, or what it is told."""
         role, http = self._role_of(credentials(transport)), self._runner.server
         if role is None:
-            return _told("403 Forbidden", NOBODY + "\n")
+            return told("403 Forbidden", NOBODY + "\n")
         if self._ending or http is None or len(http.connections) >= places(role):
-            return _told("429 Too Many Requests", _FULL)
+            return told("429 Too Many Requests", FULL)
         return http()
 
     @web.middleware
-    async def _known(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def _known(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Who has no role has no answer."""
         if request.transport is None:  # it has left
             raise web.HTTPForbidden()
@@ -138,13 +128,13 @@ class HttpServer:
     # ---- the routes
 
     async def _rpc(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        sent = await body(request)
         if len(self._callers) >= CONNECTIONS_MAX:  # many of them may have left what they began
-            raise web.HTTPTooManyRequests(text=_FULL)
+            raise web.HTTPTooManyRequests(text=FULL)
         assert request.transport is not None  # else this handler were cancelled
         caller = _Caller(str(credentials(request.transport)), request[_ROLE])
         self._callers.add(caller)
-        task = self._tasks.spawn(self._answer(body, caller), "http call")
+        task = self._tasks.spawn(self._answer(sent, caller), "http call")
         task.add_done_callback(lambda _: self._callers.discard(caller))
         try:
             hangup = Hangup(request.transport, caller.leave)  # while aiohttp does not read, it sees no end
@@ -154,7 +144,7 @@ class HttpServer:
                 hangup.close()
         finally:
             caller.leave()
-        return web.Response(status=204) if reply is None else _json(reply)
+        return web.Response(status=204) if reply is None else json_reply(reply)
 
     async def _answer(self, body: bytes, caller: _Caller) -> Reply | None:
         try:
@@ -175,7 +165,7 @@ class HttpServer:
         return await websocket.serve(self._service, request, request[_ROLE])
 
     async def _openrpc(self, request: web.Request) -> web.Response:
-        return _json(document())
+        return json_reply(document())
 
     async def _healthz(self, request: web.Request) -> web.Response:
         """That the loop turns."""
@@ -185,7 +175,7 @@ class HttpServer:
         """That the guest is ready, as its definition says; 503 says where it is instead."""
         status = self._service.guest_status()
         told = {"name": status.name, "state": status.state, "phase": status.phase, "ready": status.ready}
-        return _json(told, 200 if status.ready else 503)
+        return json_reply(told, 200 if status.ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         text = metrics.exposition(await self._service.guest_stats())
@@ -224,85 +214,3 @@ class _Caller:
             feature="stream",
             hint="rpc.sock",
         )
-
-
-class _Door(asyncio.Protocol):
-    """Looks who it is, before a connection takes a place."""
-
-    def __init__(self, admit: Callable[[asyncio.BaseTransport], asyncio.Protocol | str]) -> None:
-        self._admit = admit
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        found = self._admit(transport)
-        if isinstance(found, str):
-            out = cast(asyncio.WriteTransport, transport)
-            out.write(found.encode())
-            out.close()
-        else:
-            transport.set_protocol(found)
-            found.connection_made(transport)
-
-
-def _told(status: str, why: str) -> str:
-    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(why)}\r\n\r\n{why}"
-
-
-async def _body(request: web.Request) -> bytes:
-    """The body of a POST; raises 400, 408, 413 (aiohttp does, too, where no length was told) and 415."""
-    if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
-        why = "cannot take the body: it must be application/json without a Content-Encoding.\n"
-        raise web.HTTPUnsupportedMediaType(text=why)
-    if (request.content_length or 0) > MESSAGE_MAX:  # at once: nobody need send it, or wait for it
-        raise web.HTTPRequestEntityTooLarge(MESSAGE_MAX, request.content_length or 0)
-    try:
-        async with asyncio.timeout(BODY_TIME):
-            return await request.read()
-    except TimeoutError:
-        why = f"cannot wait for the body any longer: it has not come within {BODY_TIME:g} s.\n"
-        raise web.HTTPRequestTimeout(text=why) from None
-    except (HttpProcessingError, web.RequestPayloadError):
-        raise web.HTTPBadRequest(text="cannot read the body: broken transfer coding.\n") from None
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    body = to_json(value, inf_nan_mode="null")
-    return web.Response(body=body, status=status, content_type="application/json")
-
-
-@web.middleware
-async def _discreet(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """A fault of ours is told by its incident number; aiohttp would send a traceback if the loop debugs."""
-    try:
-        return await handler(request)
-    except web.HTTPException:
-        raise
-    except Exception as fault:
-        told = fault_of(fault, f"{request.method} {request.path}")
-        raise web.HTTPInternalServerError(text=told.message + "\n") from None
-
-
-@web.middleware
-async def _no_foreign_page(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Any page in the world can make a browser speak to a port of its own machine, but a browser says for
-    whom it does (with every POST and WebSocket)."""
-    origin = request.headers.get(hdrs.ORIGIN)
-    if origin is not None and not _is_ours(origin, request.host):
-        raise web.HTTPForbidden(text=f"cannot answer for {origin}: open the page that is served here.\n")
-    return await handler(request)
-
-
-def _is_ours(origin: str, host: str) -> bool:
-    try:
-        return urlsplit(origin).netloc == host and urlsplit(f"//{host}").hostname in _LOCAL
-    except ValueError:  # a bracket that is not closed
-        return False
-
-
-def _not_garbage(record: logging.LogRecord) -> bool:
-    fault = record.exc_info[1] if record.exc_info else None
-    return not isinstance(fault, HttpProcessingError | web.RequestPayloadError)
-
-
-#: aiohttp's own, without a traceback for each client that speaks no HTTP.
-_log = logging.getLogger(__name__)
-_log.addFilter(_not_garbage)

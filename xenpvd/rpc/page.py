@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-_FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript"}
 _HEADERS = {
     # xterm.js sets styles by elements that it makes
@@ -24,14 +24,19 @@ def _serve(path: Path) -> web.Response:
     )
 
 
+def find(wanted: str, *folders: Path) -> web.Response:
+    """The first folder's file of that very name. Raises 404."""
+    for folder in folders:
+        for path in folder.iterdir():
+            if path.name == wanted and path.suffix in _TYPES:
+                return _serve(path)
+    raise web.HTTPNotFound(text=f"there is no {wanted[:64]!r}\n")
+
+
 async def index(request: web.Request) -> web.Response:
-    return _serve(_FOLDER / "index.html")
+    return find("index.html", FOLDER)
 
 
 async def file(request: web.Request) -> web.Response:
-    """One of the folder's, by its very name. Raises 404."""
-    wanted = request.match_info["name"]
-    for path in _FOLDER.iterdir():
-        if path.name == wanted and path.suffix in _TYPES:
-            return _serve(path)
-    raise web.HTTPNotFound(text=f"there is no {wanted[:64]!r}\n")
+    """One of the folder's. Raises 404."""
+    return find(request.match_info["name"], FOLDER)

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -46,24 +46,30 @@ def _digits(text: str) -> int:
     return int(text)
 
 
-class _Query(BaseModel):
+class Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     since: Annotated[Offset, BeforeValidator(_digits)] | None = None
     mode: Literal["rw", "ro", "steal", "auto"] = "auto"
 
 
-async def serve(service: Service, request: web.Request, role: Role) -> web.WebSocketResponse:
-    """Attach until either side ends. Raises 400 as HTTP; what the console or ``role`` refuses is
-    ``denied``."""
-    asked = dict(request.query)
+def asked(query: Mapping[str, str]) -> Query:
+    """What a console is asked for. Raises 400."""
+    words = dict(query)
     try:
-        query = _Query.model_validate(asked)
-        wrong = "" if len(asked) == len(request.query) else "twice the same"
+        found = Query.model_validate(words)
+        wrong = "" if len(words) == len(query) else "twice the same"
     except ValidationError as fault:
         wrong = ", ".join(str(error["loc"][0]) for error in fault.errors())
     if wrong:
         raise web.HTTPBadRequest(text=f"cannot attach: {wrong} cannot be used.\n")
+    return found
+
+
+async def serve(service: Service, request: web.Request, role: Role) -> web.WebSocketResponse:
+    """Attach until either side ends. Raises 400 as HTTP; what the console or ``role`` refuses is
+    ``denied``."""
+    query = asked(request.query)
     ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX + 1)  # aiohttp's is the first that is too long
     await ws.prepare(request)
     await _Client(service, ws, request, role).serve(request.match_info["console"], query)
@@ -83,7 +89,7 @@ class _Client:
         self._notes: dict[str, dict[str, Any]] = {}  # the newest of each type, for one who reads slowly
         self._noted = asyncio.Event()
 
-    async def serve(self, name: str, query: _Query) -> None:
+    async def serve(self, name: str, query: Query) -> None:
         try:
             viewer = self._attach(name, query)
         except XenpvdError as fault:
@@ -112,7 +118,7 @@ class _Client:
             log.info("%s left console %s: %s", self._who, name, viewer.close())
             await self._tasks.cancel()
 
-    def _attach(self, name: str, query: _Query) -> ConsoleViewer:
+    def _attach(self, name: str, query: Query) -> ConsoleViewer:
         consoles, since = self._service.consoles, query.since
         if query.mode == "auto":
             return attach_as_can(consoles, name, since, self._who, self._as, self._role)
@@ -179,7 +185,7 @@ class _Client:
         async for message in self._ws:
             if message.type is WSMsgType.BINARY:
                 await self._typed.put(message.data)
-            elif message.type is WSMsgType.TEXT and _wish(message.data) == "steal":
+            elif message.type is WSMsgType.TEXT and wish(message.data) == "steal":
                 with self._told():
                     check_role(self._as, TYPIST, "take the keyboard")
                     viewer.steal()
@@ -210,7 +216,7 @@ class _Client:
         self._tasks.spawn(self._ws.close(), "websocket end")
 
 
-def _wish(text: str) -> str | None:
+def wish(text: str) -> str | None:
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):

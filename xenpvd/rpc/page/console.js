@@ -3,6 +3,7 @@
 
 import { Terminal } from "./xterm.mjs";
 import { FitAddon } from "./addon-fit.mjs";
+import { admit } from "./admit.mjs";
 
 const RETRY_MAX = 8000; // ms
 const PIECE = 16384; // bytes of one message
@@ -27,10 +28,16 @@ let replaying = false; // what the terminal would answer to that, nobody asks an
 let socket = null;
 let retry = 250;
 
-function connect() {
+async function connect() {
   const url = new URL(`console/${encodeURIComponent(name)}`, location.href);
   url.protocol = url.protocol.replace("http", "ws");
   url.search = new URLSearchParams(offset === null ? { mode } : { mode, since: offset });
+  try {
+    await admit(url);
+  } catch (fault) {
+    again(fault.message);
+    return;
+  }
   socket = new WebSocket(url);
   socket.binaryType = "arraybuffer";
   socket.onmessage = (message) =>
@@ -42,10 +49,14 @@ function connect() {
       element("back").hidden = false;
       return;
     }
-    link(`connection lost; again in ${(retry / 1000).toFixed(1)} s`, true);
-    setTimeout(connect, retry);
-    retry = Math.min(retry * 2, RETRY_MAX);
+    again("connection lost");
   };
+}
+
+function again(why) {
+  link(`${why}; again in ${(retry / 1000).toFixed(1)} s`, true);
+  setTimeout(connect, retry);
+  retry = Math.min(retry * 2, RETRY_MAX);
 }
 
 function shown(bytes) {
