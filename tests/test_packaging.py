@@ -55,6 +55,8 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
     assert "xenpvd = xenpvd.__main__:main" in text and "xenpvctl = xenpvd.ctl.cli:main" in text
+    assert "xenpvd-gateway = xenpvd.gateway.__main__:main" in text
+    assert {f"xenpvd/gateway/page/{name}" for name in ("guests.html", "guests.js", "admit.mjs")} <= set(names)
 
 
 def test_the_commands_of_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:

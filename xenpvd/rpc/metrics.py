@@ -214,19 +214,23 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def exposition(stats: GuestStats) -> str:
+def exposition(*guests: GuestStats) -> str:
     """All of :data:`FAMILIES`, each series with the guest's name and the labels of its definition."""
-    always = {"guest": stats.name, **stats.labels}
     lines: list[str] = []
     for family in FAMILIES:
         lines += (f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}")
-        for values, value in family.samples(stats):
-            labels = {**always, **dict(zip(family.labels, values, strict=True))}
-            if isinstance(value, Histogram):
-                lines += _histogram(family.name, labels, value)
-            else:
-                lines.append(_line(family.name, labels, value))
+        for stats in guests:
+            lines += _series(family, stats)
     return "".join(f"{line}\n" for line in lines)
+
+
+def _series(family: Family, stats: GuestStats) -> Iterator[str]:
+    for values, value in family.samples(stats):
+        labels = {"guest": stats.name, **stats.labels, **dict(zip(family.labels, values, strict=True))}
+        if isinstance(value, Histogram):
+            yield from _histogram(family.name, labels, value)
+        else:
+            yield _line(family.name, labels, value)
 
 
 def _histogram(name: str, labels: dict[str, object], value: Histogram) -> Iterator[str]:

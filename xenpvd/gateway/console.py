@@ -1,0 +1,236 @@
+"""A guest's console over a WebSocket, with the messages of the daemon's own (xenpvd/rpc/websocket.py), for
+daemons that serve no HTTP: one connection to the daemon has the bytes, another one tells what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from xenpvd.access import covers
+from xenpvd.client.errors import ConnectionLost, RpcError, Unreachable
+from xenpvd.client.wire import Wire
+from xenpvd.errors import Busy, PermissionRefused, Unsupported, XenpvdError
+from xenpvd.gateway.access import Caller
+from xenpvd.gateway.guests import GREETING, Guests
+from xenpvd.rpc.console import TYPIST
+from xenpvd.rpc.link import GRACE
+from xenpvd.rpc.websocket import Query, wish
+from xenpvd.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+EVENTS = ["guest.state", "console.attached", "console.detached", "console.opened"]
+#: How an end begins that somebody else wished
+KICKED = "ended by "
+
+
+async def serve(
+    guests: Guests,
+    guest: str,
+    console: str,
+    caller: Caller,
+    query: Query,
+    request: web.Request,
+    ws: web.WebSocketResponse,
+) -> None:
+    """Until either side ends. What the daemon or the role refuses is ``denied``; raises what keeps the daemon
+    from being reached."""
+    async with guests.connect(guest, caller.role) as events, AsyncExitStack() as held:
+        wire = await held.enter_async_context(guests.connect(guest, caller.role))
+        seat = _Seat(guests, guest, console, caller, ws, held)
+        try:
+            async with asyncio.timeout(GREETING):
+                await seat.learn(events)
+        except (LookupError, TypeError, ConnectionLost, TimeoutError):
+            raise Unreachable(f"cannot use {guest}: it does not answer as xenpvd does. Try again.") from None
+        await ws.prepare(request)
+        try:
+            await seat.serve(events, wire, query)
+        except ConnectionError:
+            pass
+        except (RpcError, PermissionRefused) as fault:
+            await ws.send_json({"type": "denied", "why": str(fault)})
+            await ws.close(code=WSCloseCode.POLICY_VIOLATION)
+        except (ConnectionLost, LookupError, TypeError):  # or one that is no xenpvd's
+            await ws.close(code=WSCloseCode.GOING_AWAY)
+
+
+class _Seat:
+    """One viewer. ``offset`` is that of the byte which comes next; ``held`` has its connection."""
+
+    def __init__(
+        self,
+        guests: Guests,
+        guest: str,
+        console: str,
+        caller: Caller,
+        ws: web.WebSocketResponse,
+        held: AsyncExitStack,
+    ) -> None:
+        self._guests = guests
+        self._guest = guest
+        self._console = console
+        self._caller = caller
+        self._ws = ws
+        self._held = held
+        self._tasks = Tasks(self._broken)
+        self._marks: dict[int, int] = {}  # offset -> the boot whose output begins there
+        self._live = self._offset = self._viewer = 0
+        self._rest = b""  # has come, and is not sent yet
+        self._role = "ro"
+        self._input = "none"  # single, shared
+        self._why = "the daemon has ended it"
+        self._ended = asyncio.Event()  # there is no other reason to come
+
+    async def learn(self, events: Wire) -> None:
+        """What there is before we attach; ``events`` goes on from there."""
+        seq = (await events.ask("daemon.ping", {}))["seq"]
+        self._status = await events.ask("guest.status", {})
+        for info in await events.ask("console.list", {}):
+            if info["console"] == self._console:
+                self._live, self._input = info["end"], info["input"]
+        for event in await events.ask("events.history", {"names": ["console.opened"], "max": 4096}):
+            if event["data"]["console"] == self._console:
+                self._marks[event["data"]["offset"]] = event["data"]["boot"]
+        await events.ask("events.subscribe", {"names": EVENTS, "since": seq})
+
+    async def serve(self, events: Wire, wire: Wire, query: Query) -> None:
+        """Raises :class:`RpcError`, :class:`PermissionRefused`, :class:`ConnectionLost`."""
+        await self._attach(wire, query.mode, query.since)
+        await self._ws.send_json(
+            {
+                "type": "hello",
+                "console": self._console,
+                "viewer": self._viewer,
+                "role": self._role,
+                "offset": self._offset,
+                "live": max(self._live, self._offset),
+                "input": self._input,
+                "epoch": wire.hello["epoch"],
+                "guest": self._status["name"],
+                "state": self._status["state"],
+            }
+        )
+        who = f"{self._caller.who} at console {self._console!r} of {self._guest}"
+        log.info("%s: %s", who, self._role)
+        try:
+            self._tasks.spawn(self._serve_events(events), "gateway console events")
+            while True:
+                output = self._tasks.spawn(self._serve_output(wire), "gateway console output")
+                wished = await self._serve_input(wire)
+                output.cancel()
+                await asyncio.wait([output])
+                if not wished:
+                    break
+                wire = await self._steal() or wire
+        finally:
+            await self._tasks.cancel()
+            log.info("%s has left", who)
+
+    async def _attach(self, wire: Wire, mode: str, since: int | None) -> None:
+        typist = covers(self._caller.role, TYPIST)
+        if mode in ("rw", "steal") and not typist:
+            why = f"cannot have the keyboard: you are {self._caller.role} here, and that takes {TYPIST}."
+            raise PermissionRefused(why, need=TYPIST, role=self._caller.role)
+        params = {"console": self._console, "since": since, "mode": "ro" if mode == "auto" else mode}
+        try:
+            first = {**params, "mode": "rw"} if mode == "auto" and typist else params
+            attached = await wire.ask("console.attach", first)
+        except (Busy, Unsupported):
+            if mode != "auto":
+                raise
+            attached = await wire.ask("console.attach", params)
+        self._role, self._viewer, self._offset = attached["mode"], attached["viewer"], attached["offset"]
+
+    async def _steal(self) -> Wire | None:
+        """Another connection, which has the keyboard and goes on where this one was."""
+        async with AsyncExitStack() as new:
+            try:
+                wire = await new.enter_async_context(self._guests.connect(self._guest, self._caller.role))
+                await self._attach(wire, "steal", self._offset)
+            except XenpvdError as fault:
+                await self._ws.send_json({"type": "denied", "why": str(fault)})
+                return None
+            await self._held.aclose()
+            self._held.push_async_callback(new.pop_all().aclose)
+            self._rest = b""  # comes once more
+            await self._ws.send_json({"type": "role", "role": self._role})
+            return wire
+
+    # ---- to the client
+
+    async def _serve_output(self, wire: Wire) -> None:
+        try:
+            while True:
+                await self._show()
+                self._rest = await wire.receive_raw()
+        except ConnectionLost:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await self._ended.wait()
+        kicked = self._why.startswith(KICKED)  # it shall not come back by itself
+        await self._ws.send_json({"type": "end", "why": self._why})
+        await self._ws.close(code=WSCloseCode.POLICY_VIOLATION if kicked else WSCloseCode.GOING_AWAY)
+
+    async def _show(self) -> None:
+        while self._rest:
+            if (boot := self._marks.get(self._offset)) is not None:
+                await self._ws.send_json({"type": "opened", "offset": self._offset, "boot": boot})
+            next_boot = min((mark for mark in self._marks if mark > self._offset), default=1 << 63)
+            length = min(len(self._rest), next_boot - self._offset)
+            piece, self._rest = self._rest[:length], self._rest[length:]
+            self._offset += length  # before the sending: when that is given up, it is written already
+            await self._ws.send_bytes(piece)
+
+    async def _serve_events(self, events: Wire) -> None:
+        with contextlib.suppress(ConnectionLost):
+            while True:
+                event = (await events.receive())["params"]
+                await self._tell(event["name"], event["data"])
+        self._ended.set()
+
+    async def _tell(self, name: str, data: dict[str, Any]) -> None:
+        if name == "guest.state":
+            await self._ws.send_json({"type": "state", "state": data["to"]})
+        elif data.get("console") != self._console:
+            return
+        elif name == "console.opened":
+            self._marks[data["offset"]] = data["boot"]
+            if data["offset"] < self._offset:  # its bytes were faster
+                await self._ws.send_json({"type": "opened", "offset": data["offset"], "boot": data["boot"]})
+        elif name == "console.detached" and data["viewer"] == self._viewer:
+            self._why = data["why"]
+            self._ended.set()
+        elif name == "console.attached" and data["viewer"] != self._viewer:
+            taken = data["mode"] == "rw" and self._input == "single"
+            if taken and self._role == "rw":
+                self._role = "ro"
+                await self._ws.send_json({"type": "role", "role": "ro"})
+
+    # ---- from the client
+
+    async def _serve_input(self, wire: Wire) -> bool:
+        """Until it leaves, or (True) wishes to have the keyboard."""
+        async for message in self._ws:
+            if message.type is WSMsgType.BINARY and self._role == "rw":
+                wire.send(message.data)
+                await wire.drain()
+            elif message.type is WSMsgType.BINARY:
+                why = "cannot type: this viewer is read-only. Take the keyboard first."
+                await self._ws.send_json({"type": "denied", "why": why})
+            elif message.type is WSMsgType.TEXT and wish(message.data) == "steal":
+                if self._role != "rw":
+                    return True
+            else:
+                await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)
+        return False
+
+    def _broken(self, name: str, fault: BaseException) -> None:
+        if not isinstance(fault, ConnectionError):
+            log.warning("%s of %s failed: %r", name, self._guest, fault)
+        self._tasks.spawn(self._ws.close(), "gateway console end")
