@@ -43,6 +43,8 @@ def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[
     etc = tmp_path / "root" / "etc"
     written = sorted(path.relative_to(etc).as_posix() for path in etc.rglob("*") if path.is_file())
     assert written == [
+        "systemd/system/xenpvd-gateway.service",
+        "systemd/system/xenpvd-gateway.socket",
         "systemd/system/xenpvd.target",
         "systemd/system/xenpvd@.service",
         "sysusers.d/xenpvd.conf",
@@ -52,6 +54,8 @@ def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[
     unit = (etc / "systemd/system/xenpvd@.service").read_text()
     assert f"\nExecStart={daemon} --config /etc/xenpvd/%i.toml " in unit
     assert unit.replace(str(daemon), "/usr/bin/xenpvd") == (ROOT / "systemd/xenpvd@.service").read_text()
+    gateway = (etc / "systemd/system/xenpvd-gateway.service").read_text()
+    assert f"\nExecStart={daemon}-gateway --config %d/gateway.toml " in gateway
     again = xenpvctl.json("install-units", "--root", str(tmp_path / "root"))
     assert sorted(again["written"]) == [str(etc / name) for name in written]
     assert again["daemon"] == str(daemon)

@@ -62,6 +62,7 @@ mount -t tmpfs -o mode=1777 tmpfs /dev/shm  # of a service's user, what is in th
 cp /run/place/units/* /run/xenpvd-units
 mkdir -p /run/systemd/journald.conf.d
 printf '[Journal]\nStorage=volatile\nReadKMsg=no\n' > /run/systemd/journald.conf.d/test.conf
+mount --make-rshared /  # as systemd does where it is in no container: LoadCredential= mounts from aside
 exec env -i container=xenpvd-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     SYSTEMD_UNIT_PATH=/run/xenpvd-units:/etc/systemd/system \
     /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal-or-kmsg --show-status=no
@@ -124,7 +125,11 @@ class Systemd:
             (opt / name).mkdir(parents=True)
         shutil.copytree(CHECKOUT / "xenpvd", opt / "site" / "xenpvd")
         shutil.copytree(CHECKOUT / "systemd", opt / "site" / "xenpvd" / "systemd")
-        for command, module in (("xenpvd", "xenpvd.__main__"), ("xenpvctl", "xenpvd.ctl.cli")):
+        for command, module in (
+            ("xenpvd", "xenpvd.__main__"),
+            ("xenpvctl", "xenpvd.ctl.cli"),
+            ("xenpvd-gateway", "xenpvd.gateway.__main__"),
+        ):
             script = opt / "bin" / command
             script.write_text(
                 "#!/opt/xenpvd/python/bin/python3 -P\nimport sys\n"

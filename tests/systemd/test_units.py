@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from xenpvd import paths
 from xenpvd.__main__ import main
+from xenpvd.gateway.__main__ import main as gateway_main
+from xenpvd.gateway.config import DEFAULT
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = ("xenpvd@.service", "user/xenpvd@.service")
@@ -61,6 +63,43 @@ def test_how_much_a_guests_daemon_could_do(unit: Path) -> None:
         re.sub("^(Protect|Private|Restrict|SystemCall).*\n", "", unit.read_text(), flags=re.MULTILINE)
     )
     assert analyze("security", "--offline=yes", "--threshold=10", str(unit)).returncode != 0, "it does look"
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Path:
+    """Its unit, and its socket."""
+    text = (UNITS / "xenpvd-gateway.service").read_text().replace("/usr/bin/xenpvd-gateway", "/bin/true")
+    shutil.copy(UNITS / "xenpvd-gateway.socket", tmp_path)
+    (tmp_path / "xenpvd-gateway.service").write_text(text)
+    return tmp_path / "xenpvd-gateway.service"
+
+
+@needs_systemd
+def test_the_gateways_units(gateway: Path) -> None:
+    said = analyze("verify", str(gateway), str(gateway.with_suffix(".socket")))
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    said = analyze("security", "--offline=yes", "--threshold=5", "--no-pager", str(gateway))
+    assert said.returncode == 0, f"more than 0.5:\n{said.stdout}{said.stderr}"
+    gateway.write_text(gateway.read_text().replace("PrivateNetwork", "#"))
+    assert analyze("security", "--offline=yes", "--threshold=5", str(gateway)).returncode != 0, "it does look"
+
+
+def test_the_gateways_command_line(tmp_path: Path) -> None:
+    (command,) = setting("xenpvd-gateway.service", "ExecStart")
+    words = [word.replace("%d", str(tmp_path)) for word in command.split()]
+    assert words[0] == "/usr/bin/xenpvd-gateway"
+    (tmp_path / "gateway.toml").write_text("")
+    done = CliRunner().invoke(gateway_main, words[1:])
+    assert done.exit_code == 2 and "nobody could come in" in done.stderr, "all it finds fault with"
+    assert setting("xenpvd-gateway.service", "RestartPreventExitStatus") == ["2"]
+    assert f"gateway.toml:{DEFAULT}" in setting("xenpvd-gateway.service", "LoadCredential")
+
+
+def test_no_guests_user_is_the_gateways() -> None:
+    """A guest may be called gateway."""
+    (user,), (guests,) = setting("xenpvd-gateway.service", "User"), setting("xenpvd@.service", "User")
+    assert not user.startswith(guests.removesuffix("%i"))
+    assert setting("xenpvd-gateway.service", "Group") == setting("xenpvd@.service", "Group")
 
 
 @pytest.mark.parametrize("service", SERVICES)

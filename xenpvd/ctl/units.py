@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from xenpvd.ctl.output import Failure, emit, json_option
 
 #: In the wheel, and in a checkout.
 SOURCES = (Path(__file__).parents[1] / "systemd", Path(__file__).parents[2] / "systemd")
-#: What the units in there call the daemon.
-DAEMON = "/usr/bin/xenpvd"
+#: What the units in there call the daemon, and the gateway.
+COMMANDS = re.compile(r"/usr/bin/(xenpvd\S*)")
 #: What a guest's unit sees nothing of (ProtectHome=, PrivateTmp=).
 HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))
 
 SYSTEM = {
     "xenpvd@.service": "/etc/systemd/system",
     "xenpvd.target": "/etc/systemd/system",
+    "xenpvd-gateway.service": "/etc/systemd/system",
+    "xenpvd-gateway.socket": "/etc/systemd/system",
     "sysusers.d/xenpvd.conf": "/etc/sysusers.d",
 }
 NEXT = (
@@ -53,7 +56,8 @@ def install_units(user: bool, root: Path) -> None:
     files = {"user/xenpvd@.service": f"{config}/systemd/user"} if user else SYSTEM
     written = []
     for name, folder in files.items():
-        text = _source(name).read_text(encoding="utf-8").replace(DAEMON, _word(daemon))
+        text = _source(name).read_text(encoding="utf-8")
+        text = COMMANDS.sub(lambda found: _word(daemon.with_name(found[1])), text)
         target = root.absolute() / folder.lstrip("/") / Path(name).name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
