@@ -261,6 +261,7 @@ async def test_who_does_not_read_is_cut_off(web: aiohttp.ClientSession, service:
             if not service.console.viewers:
                 break
         assert not service.console.viewers
+        deaf._response.connection.transport.abort()  # type: ignore[union-attr]
     told = service.events.history(["console.detached"])[-1].data
     assert told["why"].startswith("too slow")
 
