@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from xenpvd import __version__, paths
+from xenpvd import __version__, logs, paths
 from xenpvd.errors import BadConfig, XenpvdError
 from xenpvd.gateway import config, listen
 from xenpvd.gateway.access import Certificates, Tokens
@@ -42,9 +42,7 @@ def main(file: Path, run_dir: Path | None) -> None:
     """Let other hosts, and browsers, see and steer the guests of this one."""
     try:
         settings = config.load(file)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs.configure("auto", settings.log_level)
         asyncio.run(_run(settings, file.absolute().parent, run_dir or paths.run_dir()))
     except XenpvdError as fault:
         print(f"xenpvd-gateway: {fault}", file=sys.stderr)
