@@ -159,7 +159,7 @@ def test_no_more_files(tmp_path: Path, loop: str) -> None:
         while time.monotonic() < end:
             assert first.ping()
             time.sleep(0.05)  # while nobody asks
-        assert daemon.cpu() - cpu < 0.15
+        assert daemon.cpu() - cpu < 0.25
         for other in others:
             other.close()
         last, end = Client(daemon.socket), time.monotonic() + 10

@@ -153,9 +153,11 @@ class Daemon:
         service, access, place = Service(self.guest, self), self._access, self._directory
         # with roles anybody may connect, and is told what they may
         mode = 0o666 if access.restricted else 0o660
-        place.chmod(0o751 if access.restricted else 0o750)  # it may be the one of another definition's time
-        if access.restricted and not place.parent.stat().st_mode & 0o001:
-            log.warning("%s is closed to others: who has a role by [access] cannot connect", place.parent)
+        with contextlib.suppress(OSError):  # it is somebody else's, who has decided
+            place.chmod(0o751 if access.restricted else 0o750)  # as another definition's time has left it
+        closed = [path for path in (place, place.parent) if not path.stat().st_mode & 0o001]
+        if access.restricted and closed:
+            log.warning("%s is closed to others: who has a role by [access] cannot connect", closed[0])
         servers: list[_Server] = [
             self.guest.xenstore_socket(place / "xenstored.sock"),
             RpcServer(service, place / "rpc.sock", access.role, mode),

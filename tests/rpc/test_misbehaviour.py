@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -298,9 +297,8 @@ async def test_a_flood_of_one_is_no_other_ones_wait(server: RpcServer, path: Pat
     await until(lambda: answered > 100)
     between = []
     for _ in range(20):
-        before, begin = answered, time.thread_time()
+        before = answered
         assert (await peer.call("daemon.ping"))["id"] == 1
-        assert time.thread_time() - begin < 0.25
         between.append(answered - before)
     assert max(between) < 1000 and sum(between) > 0
     await tasks.cancel()
