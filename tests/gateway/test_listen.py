@@ -42,11 +42,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ours", "alice", "alice"),
         ("ours", "mallory", "mallory"),
         ("other", "false-alice", "alice"),
+        ("mallory", "mallorys-alice", "alice"),
     ):
         signed = ("-CA", f"{place}/{ca}.crt", "-CAkey", f"{place}/{ca}.key")
         files = ("-keyout", f"{place}/{name}.key", "-out", f"{place}/{name}.crt")
         names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
         openssl("req", "-x509", *new, "-subj", f"/CN={subject}", *signed, *files, *names)
+    with (place / "mallorys-alice.crt").open("a") as chain:
+        chain.write((place / "mallory.crt").read_text())
     return place
 
 
@@ -62,11 +65,24 @@ async def serve(host: Host, certificates: Path, known: Tokens, given: bool) -> t
     """``given``: a client may come without a certificate."""
     config = TlsConfig(certificate="host.crt", key="host.key", client_ca="ours.crt")
     context = listen.context(config, certificates, tokens=given)
-    people = Certificates([ClientConfig(name="alice", role="operator", guests="web*")])
+    authorities = [ca["subject"] for ca in context.get_ca_certs()]
+    people = Certificates([ClientConfig(name="alice", role="operator", guests="web*")], authorities)
     gateway, place = Gateway(Guests(host.run_dir), known, people), listen.bind("127.0.0.1:0")
     listen.check("here", place, tls=True)
     await gateway.start([place], context)
     return gateway, f"https://localhost:{place.getsockname()[1]}"
+
+
+@needs_openssl
+async def test_what_a_client_has_signed_lets_nobody_in(host: Host, certificates: Path) -> None:
+    """By the simplest recipe its certificate is a CA's, too; TLS is content with the chain."""
+    gateway, url = await serve(host, certificates, tokens(), given=False)
+    async with aiohttp.ClientSession(url) as web:
+        async with web.get("/v1/guests", ssl=client(certificates, "mallorys-alice")) as reply:
+            assert reply.status == 401
+        async with web.get("/v1/guests", ssl=client(certificates, "alice")) as reply:
+            assert reply.status == 200
+    await gateway.stop()
 
 
 @needs_openssl

@@ -54,7 +54,9 @@ async def _run(settings: GatewayConfig, folder: Path, run_dir: Path) -> None:
     tls = None
     if settings.tls is not None:
         tls = listen.context(settings.tls, folder, settings.tokens is not None)
-    gateway = Gateway(Guests(run_dir), tokens, Certificates(settings.client), settings.names)
+    authorities = [] if tls is None else [one["subject"] for one in tls.get_ca_certs()]
+    people = Certificates(settings.client, authorities)
+    gateway = Gateway(Guests(run_dir), tokens, people, settings.names)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

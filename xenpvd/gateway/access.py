@@ -79,9 +79,13 @@ class Tokens:
 
 
 class Certificates:
-    """Those that TLS has found to be of our CA; their subjects have names."""
+    """Those that TLS has found to be of our CA; their subjects have names. ``authorities`` are subjects of
+    that CA's certificates: what one of its clients has signed is not of the CA, though TLS may say so."""
 
-    def __init__(self, clients: Iterable[ClientConfig] = ()) -> None:
+    def __init__(
+        self, clients: Iterable[ClientConfig] = (), authorities: Iterable[Any] | None = None
+    ) -> None:
+        self._authorities = None if authorities is None else list(authorities)
         self._known = {
             client.name: Caller(f"client {client.name}", client.role, client.guests) for client in clients
         }
@@ -89,7 +93,10 @@ class Certificates:
     def find(self, certificate: dict[str, Any] | None) -> Caller | None:
         """``certificate`` as ``getpeercert()`` has it. Of a subject with two names nobody knows which one
         counts."""
-        subject = (certificate or {}).get("subject", ())
+        certificate = certificate or {}
+        if self._authorities is not None and certificate.get("issuer") not in self._authorities:
+            return None
+        subject = certificate.get("subject", ())
         names = [value for part in subject for key, value in part if key == "commonName"]
         return self._known.get(names[0]) if len(names) == 1 else None
 
