@@ -140,7 +140,8 @@ def keys(names: list[str]) -> Iterator[str]:
 
     def entries() -> Iterator[tuple[str, Iterator[str]]]:
         for name, field in table.model_fields.items():
-            if name not in TABLES and "$ref" not in schemas[name]:
+            is_table = table is GuestConfig and name in TABLES
+            if not is_table and "$ref" not in schemas[name]:
                 size = any(isinstance(meta, BeforeValidator) for meta in field.metadata)
                 yield f"Ic {words(name)}", _key(schemas[name], size, field.is_required())
 

@@ -90,8 +90,10 @@ def main(
     """Run one Xen PV guest on KVM, or, without --config, wait for guest.start on the RPC socket."""
     written = logs.configure(log_format, log_level)
     _take_all_files()
+    broken = 2  # what is wrong with the definition
     try:
         definition = config.load(file) if file is not None else None
+        broken = 1
         name = name or (definition.name if definition else "guest")
         if not paths.NAME.fullmatch(name):
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
@@ -104,7 +106,7 @@ def main(
             print(f"xenpvd: {fault}", file=sys.stderr)
         else:
             logging.getLogger("xenpvd").critical("%s", fault)
-        sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else 1)
+        sys.exit(2 if isinstance(fault, BadConfig) else 3 if isinstance(fault, Busy) else broken)
 
 
 async def _run(daemon: Callable[[], Daemon], start: bool) -> None:

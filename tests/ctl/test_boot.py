@@ -169,3 +169,9 @@ def test_doctor(xenpvctl: Xenpvctl, monkeypatch: pytest.MonkeyPatch, daemon: Dae
     findings.append(Finding("FAIL", "c: mend it"))
     assert xenpvctl("doctor", status=1).stdout.endswith("FAIL  c: mend it\n")
     assert xenpvctl.json("doctor", status=1)[2] == {"verdict": "FAIL", "text": "c: mend it"}
+
+
+@pytest.mark.parametrize("phase", ["redy", "", "console:", "running"])
+def test_what_cannot_be_waited_for_starts_nothing(xenpvctl: Xenpvctl, tmp_path: Path, phase: str) -> None:
+    said = xenpvctl("start", str(tmp_path / "web1.toml"), "--wait", phase, status=2).stderr
+    assert "none of those that can be waited for" in said

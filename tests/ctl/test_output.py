@@ -121,3 +121,13 @@ def test_without_stdin_a_console_is_looked_at(run_dir: Path, daemon: Daemon) -> 
     words = " ".join([PYTHON, "-c", f"'{MAIN}'", sys.executable, "--run-dir", str(run_dir), "console web1"])
     done = subprocess.run(["sh", "-c", f"{words} <&-"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello", "")
+
+
+def test_what_was_interrupted_says_so() -> None:
+    group = Verbs()
+
+    @group.command()
+    def waits() -> None:
+        raise KeyboardInterrupt
+
+    assert CliRunner().invoke(group, ["waits"]).exit_code == 130

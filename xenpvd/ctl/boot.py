@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import time
 from contextlib import ExitStack, closing
@@ -34,11 +35,23 @@ _accel_option = click.option(
 )
 
 
+#: What of a boot can be waited for
+_PHASE = re.compile("created|shim|kernel|xenbus|devices|ready|console:.+|xenstore:.+", re.DOTALL)
+
+
+def _phase(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Looked at before anything is started."""
+    if not _PHASE.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is none of those that can be waited for.")
+    return value
+
+
 @click.command()
 @click.argument("guest", shell_complete=definitions)
 @click.option(
     "--wait",
     "phase",
+    callback=_phase,
     metavar="PHASE",
     default="shim",
     show_default=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -62,6 +63,8 @@ class Verbs(click.Group):
             return result
         except (RpcFault, NoAnswer, NoGuest, PermissionError) as fault:
             raise failure_of(fault) from None
+        except KeyboardInterrupt:  # as a shell has it for what ^C has ended
+            raise SystemExit(128 + signal.SIGINT) from None
         except OSError as fault:
             if fault.errno == errno.EPIPE:  # who reads has seen enough
                 raise
