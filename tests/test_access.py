@@ -104,6 +104,7 @@ def test_a_daemon_with_roles_as_others_see_it(tmp_path: Path) -> None:
         assert "cannot pause: the guest is defined" in ctl(NOBODY - 1, 4, "pause", "web1")
         assert "that takes admin" in ctl(NOBODY - 1, 4, "call", "web1", "daemon.quit")
         assert "you have no role here" in ctl(NOBODY, 4, "status", "web1")
+        assert "no permission" in ctl(NOBODY, 4, "list")
     finally:
         daemon.terminate()
         daemon.communicate(timeout=30)

@@ -40,6 +40,8 @@ async def main(name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: follow.py GUEST")
     why = ""
     try:
         asyncio.run(main(sys.argv[1]))

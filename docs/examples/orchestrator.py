@@ -79,6 +79,8 @@ async def main(definition: str, image: str, run_dir: str) -> bool:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: orchestrator.py DEFINITION IMAGE RUN_DIR")
     why = "the guest did not end well"
     try:
         if asyncio.run(main(*sys.argv[1:4])):

@@ -43,10 +43,11 @@ def _glance(place: RunDir, name: str) -> dict[str, Any]:
             drives = client.call("drive.list", timeout=LIST_TIMEOUT)
     except NoGuest:
         return {"name": name, "state": "dead", "drives": []}
-    except (NoAnswer, RpcFault):
-        return {"name": name, "state": "no answer", "drives": []}
     except PermissionError:
         return {"name": name, "state": "no permission", "drives": []}
+    except (NoAnswer, RpcFault) as fault:
+        refused = isinstance(fault, RpcFault) and fault.data.get("reason") == "PERMISSION"
+        return {"name": name, "state": "no permission" if refused else "no answer", "drives": []}
     return {**status, "name": name, "drives": [drive["vdev"] for drive in drives]}
 
 
