@@ -524,7 +524,7 @@ def test_the_command_knows_its_accelerators(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "status", "says"),
     [
-        (None, 1, "cannot read"),
+        (None, 2, "cannot read"),
         ("memory = ", 2, "no valid TOML"),
         ('kernel = "/k"\nmemroy = 3', 2, "memroy: there is no such key"),
         ('kernel = "/nowhere/vmlinuz"\nshim.path = "/k"', 1, "/nowhere/vmlinuz: No such file"),

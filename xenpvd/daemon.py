@@ -32,7 +32,10 @@ from xenpvd.vmm.vcpu import install_kick_handler
 
 log = logging.getLogger(__name__)
 
-FEATURES = ("balloon", "console-upgrade", "drive-hotadd", "events-replay", "pause", "reboot", "vcpu-hotplug")
+FEATURES = (
+    "balloon", "channels", "console-upgrade", "drive-hotadd", "events-replay", "log", "pause", "readiness",
+    "reboot", "roles", "stats", "vcpu-hotplug",
+)  # fmt: skip
 
 #: Seconds in which it is told once that clients find no file left
 FULL_PAUSE = 10.0
