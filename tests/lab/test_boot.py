@@ -11,9 +11,9 @@ from tests.lab.conftest import Daemon
 
 def test_boot_disk_console_xenstore_hot_add_shutdown(daemon: Daemon, folder: Path) -> None:
     daemon.start().at_the_shell()
-    daemon.wait("devices")
+    daemon.wait("ready")
     status = daemon.call("guest.status")
-    assert list(status["boot_times"]) == ["created", "shim", "kernel", "xenbus", "devices"]
+    assert list(status["boot_times"]) == ["created", "shim", "kernel", "xenbus", "devices", "ready"]
     assert status["hypercalls"] <= 40, status  # everything else stays in the kernel
     assert status["host"]["accel"] == "kvm-xen"
 
