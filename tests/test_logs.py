@@ -191,7 +191,7 @@ def test_the_command(tmp_path: Path, option: str, journal: bool, begins: str) ->
         )
         stderr.seek(0)
         said = stderr.read()
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert said.startswith(begins) and said.count("\n") == 1
     if option == "json":
         assert json.loads(said)["level"] == "critical" and "cannot read" in json.loads(said)["message"]
