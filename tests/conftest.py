@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def tiny_shim() -> bytes:
     ident = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
     head = struct.pack("<16sHHIIIIIHHHHHH", ident, 2, 3, 1, 0x200000, 52, 0, 0, 52, 32, 2, 0, 0, 0)
     return head + load + notes + note + bytes(16)
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """A test that measures does not measure the collector, which has all of the tests' objects to look at."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def test_the_way_out_while_the_guest_takes_no_input(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("size", [TYPED_MAX // 2, 4 * TYPED_MAX])
-def test_a_pipe_waits_for_the_guest(size: int) -> None:
+def test_a_pipe_waits_for_the_guest(size: int, no_collection: None) -> None:
     """Nothing is dropped, and waiting takes no processor time: before the end of stdin and after it."""
     keys = os.urandom(size)
     took = bytearray()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
-from collections.abc import Iterator
 from random import choices
 
 import pytest
@@ -17,15 +15,6 @@ from xenpvd.backends.console.history import History
 from xenpvd.patterns import compile
 from xenpvd.tasks import Tasks
 from xenpvd.views import ConsoleMatch
-
-
-@pytest.fixture
-def no_collection() -> Iterator[None]:
-    """A test that measures does not measure the collector, which has all of the tests' objects to look at."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 async def found(history: History, regex: str, since: int = 0) -> ConsoleMatch:

@@ -128,7 +128,9 @@ async def test_g5_a_path_deeper_than_the_recursion_limit(world: Survivors, where
     assert (world.domain(1).nodes, world.domain(1).memory) == before
 
 
-async def test_g6_fifty_thousand_nodes_are_removed_and_nobody_waits(tmp_path: Path) -> None:
+async def test_g6_fifty_thousand_nodes_are_removed_and_nobody_waits(
+    tmp_path: Path, no_collection: None
+) -> None:
     """Domain 0 has a socket only, and who waits is on a ring."""
     async with Survivors("ring", tmp_path) as world:
         guest, tool = await world.guest(1), await world.tool()
@@ -141,7 +143,7 @@ async def test_g6_fifty_thousand_nodes_are_removed_and_nobody_waits(tmp_path: Pa
     assert held.seconds <= STALL_MAX
 
 
-async def test_g6_one_guest_cannot_hold_up_the_others(tmp_path: Path) -> None:
+async def test_g6_one_guest_cannot_hold_up_the_others(tmp_path: Path, no_collection: None) -> None:
     """All that a guest may have, in one request: 990 changed nodes, below one another, and 129 watches above.
 
     On a ring; a socket's guest is cut off in the middle, as more events wait for it than it may have.

@@ -194,7 +194,9 @@ async def test_i7_k8_events_that_nobody_will_get_take_no_memory(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["merged", "not due", "too long"])
-async def test_i7_events_that_nobody_hears_cost_next_to_nothing(tmp_path: Path, kind: str) -> None:
+async def test_i7_events_that_nobody_hears_cost_next_to_nothing(
+    tmp_path: Path, kind: str, no_collection: None
+) -> None:
     """128 watches and 600 writes in one commit: 77,000 pairs. On a ring, where equal events are merged."""
     async with Survivors("ring", tmp_path) as world:
         guest = await world.guest(1)
