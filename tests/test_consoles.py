@@ -132,14 +132,19 @@ def test_sizes_that_are_none(text: object) -> None:
 
 
 async def test_as_many_wait_as_may(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITS_MAX", 2)
+    monkeypatch.setattr(module, "WAITS_MAX", 3)
+    monkeypatch.setattr(module, "WAITS_VIEWERS", 2)
     tasks = Tasks()
     waiting = [tasks.spawn(bench.consoles.wait("0", "x", 0, 60), "wait") for _ in range(2)]
     await asyncio.sleep(0)
-    with pytest.raises(LimitReached):
+    with pytest.raises(LimitReached, match="2 wait on console 0"):
         await bench.consoles.wait("0", "x", 0, 60)
+    waiting.append(tasks.spawn(bench.consoles.wait("0", "x", 0, 60, privileged=True), "wait"))
+    await asyncio.sleep(0)
+    with pytest.raises(LimitReached, match="3 wait on console 0"):
+        await bench.consoles.wait("0", "x", 0, 60, privileged=True)
     bench.consoles.main.history.append(b"x")
-    assert [(await task).start for task in waiting] == [0, 0]
+    assert [(await task).start for task in waiting] == [0, 0, 0]
     assert (await bench.consoles.wait("0", "x", 0, 60)).end == 1
 
 

@@ -27,8 +27,8 @@ MAIN, XEN = "0", "xen"
 
 #: Bytes of Xen's log that are kept
 XEN_LOG = 1 << 18
-#: Those who wait for a pattern on one console
-WAITS_MAX = 64
+#: Those who wait for a pattern on one console, and how many of them may be of those who only look on
+WAITS_MAX, WAITS_VIEWERS = 64, 48
 #: Seconds between two events of one pattern that is watched for
 MATCH_PAUSE = 1.0
 
@@ -193,8 +193,11 @@ class Consoles:
                     return
         raise NotFound(f"there is no viewer {number}. See console.viewers.", "viewer", str(number))
 
-    async def wait(self, name: str, regex: str, since: int, timeout: float) -> ConsoleMatch:
-        """For a pattern at or after offset ``since``.
+    async def wait(
+        self, name: str, regex: str, since: int, timeout: float, privileged: bool = False
+    ) -> ConsoleMatch:
+        """For a pattern at or after offset ``since``. Not all places are for those who are not
+        ``privileged``.
 
         Raises :class:`BadConfig` for one that is none, :class:`TimedOut`, :class:`LimitReached`, and
         :class:`NotFound` when the recording ends without it.
@@ -205,9 +208,10 @@ class Consoles:
         except ValueError as fault:
             what = f"cannot wait for {regex!r}: {fault}. It is RE2's syntax, which has no look-around."
             raise BadConfig(what, [("regex", str(fault))]) from None
-        if self._waits[name] >= WAITS_MAX:
-            why = f"cannot wait for {regex!r}: {WAITS_MAX} wait on console {name}. Let one end."
-            raise LimitReached(why, limit=WAITS_MAX)
+        most = WAITS_MAX if privileged else WAITS_VIEWERS
+        if self._waits[name] >= most:
+            why = f"cannot wait for {regex!r}: {most} wait on console {name}. Let one end."
+            raise LimitReached(why, limit=most)
         self._waits[name] += 1
         try:
             async with asyncio.timeout(timeout):

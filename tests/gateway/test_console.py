@@ -117,6 +117,13 @@ async def test_the_keyboard_goes_from_one_to_the_other(web: Web, host: Host, ser
     assert service.console.typed == b"heard"
 
 
+async def test_who_loses_the_keyboard_to_nobody_is_told(web: Web, service: FakeService) -> None:
+    async with web.ws_connect(f"{CONSOLE}/0", headers=bearer("operator")) as ws:
+        assert (await note(ws))["role"] == "rw"
+        service.console.viewers[0].release()
+        assert await note(ws) == {"type": "role", "role": "ro"}
+
+
 async def test_what_happens_to_the_guest_is_told(web: Web, service: FakeService) -> None:
     async with web.ws_connect(f"{CONSOLE}/0?mode=ro", headers=bearer("admin")) as ws:
         await note(ws)

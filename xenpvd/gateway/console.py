@@ -24,9 +24,7 @@ from xenpvd.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-EVENTS = ["guest.state", "console.attached", "console.detached", "console.opened"]
-#: How an end begins that somebody else wished
-KICKED = "ended by "
+EVENTS = ["guest.state", "console.keyboard", "console.detached", "console.opened"]
 
 
 async def serve(
@@ -85,7 +83,11 @@ class _Seat:
         self._role = "ro"
         self._input = "none"  # single, shared
         self._why = "the daemon has ended it"
+        self._kicked = False  # it shall not come back by itself
         self._ended = asyncio.Event()  # there is no other reason to come
+        self._changing = (
+            asyncio.Lock()
+        )  # which viewer is ours: an event may come before the reply that says so
 
     async def learn(self, events: Wire) -> None:
         """What there is before we attach; ``events`` goes on from there."""
@@ -149,7 +151,7 @@ class _Seat:
 
     async def _steal(self) -> Wire | None:
         """Another connection, which has the keyboard and goes on where this one was."""
-        async with AsyncExitStack() as new:
+        async with self._changing, AsyncExitStack() as new:
             try:
                 wire = await new.enter_async_context(self._guests.connect(self._guest, self._caller.role))
                 await self._attach(wire, "steal", self._offset)
@@ -173,9 +175,8 @@ class _Seat:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE):
                     await self._ended.wait()
-        kicked = self._why.startswith(KICKED)  # it shall not come back by itself
         await self._ws.send_json({"type": "end", "why": self._why})
-        await self._ws.close(code=WSCloseCode.POLICY_VIOLATION if kicked else WSCloseCode.GOING_AWAY)
+        await self._ws.close(code=WSCloseCode.POLICY_VIOLATION if self._kicked else WSCloseCode.GOING_AWAY)
 
     async def _show(self) -> None:
         while self._rest:
@@ -191,7 +192,8 @@ class _Seat:
         with contextlib.suppress(ConnectionLost):
             while True:
                 event = (await events.receive())["params"]
-                await self._tell(event["name"], event["data"])
+                async with self._changing:
+                    await self._tell(event["name"], event["data"])
         self._ended.set()
 
     async def _tell(self, name: str, data: dict[str, Any]) -> None:
@@ -203,14 +205,14 @@ class _Seat:
             self._marks[data["offset"]] = data["boot"]
             if data["offset"] < self._offset:  # its bytes were faster
                 await self._ws.send_json({"type": "opened", "offset": data["offset"], "boot": data["boot"]})
-        elif name == "console.detached" and data["viewer"] == self._viewer:
-            self._why = data["why"]
+        elif data["viewer"] != self._viewer:
+            return
+        elif name == "console.detached":
+            self._why, self._kicked = data["why"], data["kicked"]
             self._ended.set()
-        elif name == "console.attached" and data["viewer"] != self._viewer:
-            taken = data["mode"] == "rw" and self._input == "single"
-            if taken and self._role == "rw":
-                self._role = "ro"
-                await self._ws.send_json({"type": "role", "role": "ro"})
+        elif data["mode"] != self._role:
+            self._role = data["mode"]
+            await self._ws.send_json({"type": "role", "role": self._role})
 
     # ---- from the client
 

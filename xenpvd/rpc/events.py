@@ -52,7 +52,12 @@ EVENTS = {
         "The output of a VM, the boot of this number, begins at offset.", ("console", "offset", "boot")
     ),
     "console.attached": Happening("A viewer has come.", ("console", "viewer", "who", "mode", "offset")),
-    "console.detached": Happening("A viewer has left.", ("console", "viewer", "who", "why")),
+    "console.keyboard": Happening(
+        "A viewer has got (mode rw) or lost (ro) the keyboard.", ("console", "viewer", "who", "mode")
+    ),
+    "console.detached": Happening(
+        "A viewer has left; kicked: somebody else wished so.", ("console", "viewer", "who", "why", "kicked")
+    ),
     "console.match": Happening(
         "What the definition watches for has come.",
         ("console", "pattern", "start", "end", "text", "skipped"),

@@ -116,8 +116,9 @@ class Consoles(Protocol):
     def kick(self, number: int, by: str) -> None:
         """End a viewer. Raises ``NotFound``."""
 
-    async def wait(self, name: str, regex: str, since: int, timeout: float) -> ConsoleMatch:
-        """Raises ``BadConfig``, ``TimedOut``, ``LimitReached``; ``NotFound`` if the daemon ends before."""
+    async def wait(self, name: str, regex: str, since: int, timeout: float, privileged: bool) -> ConsoleMatch:
+        """Places are kept for those who are ``privileged``. Raises ``BadConfig``, ``TimedOut``,
+        ``LimitReached``; ``NotFound`` if the daemon ends before."""
 
     def clear(self, name: str) -> None:
         """Forget what is kept; offsets go on."""

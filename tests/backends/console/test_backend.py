@@ -102,7 +102,7 @@ async def test_a_slow_viewer_is_cut_off_and_nobody_else(bench: Bench) -> None:
     assert slow.ended == "too slow: 1024 bytes were lost"
     assert slow.close() == slow.ended
     assert bench.told("console.detached") == [
-        {"console": "0", "viewer": slow.number, "who": "slow", "why": slow.ended}
+        {"console": "0", "viewer": slow.number, "who": "slow", "why": slow.ended, "kicked": False}
     ]
     assert len(bench.console.viewers) == 1
 
@@ -283,6 +283,14 @@ async def test_one_keyboard(bench: Bench) -> None:
     assert bench.console.writer is None
     assert bench.console.attach("rw", None, "again").mode == "rw"
     assert [event["who"] for event in bench.told("console.attached")] == ["first", "looker", "thief", "again"]
+    looker.steal()
+    looker.release()
+    assert [(event["who"], event["mode"]) for event in bench.told("console.keyboard")] == [
+        ("first", "ro"),
+        ("again", "ro"),
+        ("looker", "rw"),
+        ("looker", "ro"),
+    ]
 
 
 @pytest.mark.parametrize("how", ["steal", "kick"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from random import choices
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -143,6 +145,19 @@ async def test_a_heavy_pattern_holds_up_nobody(no_collection: None) -> None:
     waiting.cancel()
     light = await asyncio.wait_for(search.Searcher().find(history, compile("x"), 0), 5)
     assert light is not None, "the thread still has its last piece: the light ones need none"
+
+
+async def test_a_host_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> NoReturn:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(search, "_thread", Exhausted(1))
+    monkeypatch.setattr(search, "TURN", 0)
+    history = History(1 << 20)
+    history.append(b"abc")
+    found = await search.Searcher().find(history, compile("c"), 0)
+    assert found is not None and found.start == 2
 
 
 async def test_many_who_wait_hold_up_nobody(no_collection: None) -> None:

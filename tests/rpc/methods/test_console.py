@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
+from xenpvd.access import Role
 from xenpvd.errors import TimedOut
+from xenpvd.rpc.server import RpcServer
 
 ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("console.read", {"since": 2, "max": 3}, {"start": 2, "end": 5, "lost": 0, "text": "llo"}),
@@ -52,6 +55,24 @@ async def test_refusals(
     service.console.print(b"hello\r\n")
     fault = await peer.fault(method, **params)
     assert fault["data"]["reason"] == reason and words in fault["message"]
+
+
+async def test_places_to_wait_are_kept_for_who_may_type(
+    service: FakeService, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenpvd.consoles.WAITS_VIEWERS", 0)
+    role: Role = "viewer"
+    server = RpcServer(service, path, lambda peer: role)
+    await server.start()
+    service.console.print(b"hello\r\n")
+    looker = await Peer.connect(path)
+    assert (await looker.fault("console.wait", regex="hello"))["data"]["reason"] == "LIMIT"
+    role = "operator"
+    typist = await Peer.connect(path)
+    assert (await typist.result("console.wait", regex="hello", since=0))["start"] == 0
+    for peer in (looker, typist):
+        await peer.close()
+    await server.stop()
 
 
 @pytest.mark.parametrize(("params", "timeout"), [({}, 30.0), ({"timeout": 0}, 0.0), ({"timeout": 1.5}, 1.5)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 from xenpvd.backends.console.history import History
@@ -53,7 +54,8 @@ class Searcher:
     async def _search(self, pattern: Pattern, data: bytes, begin: int, end: int) -> Match | None:
         loop, cost = asyncio.get_running_loop(), (end - begin) * pattern.programsize
         if self._spent + cost > TURN:
-            return await loop.run_in_executor(_thread, pattern.search, data, begin, end)
+            with contextlib.suppress(RuntimeError):  # the host gives no thread: then here, after all
+                return await loop.run_in_executor(_thread, pattern.search, data, begin, end)
         if not self._spent:
             loop.call_soon(self._next_turn)
         self._spent += cost

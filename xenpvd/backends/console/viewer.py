@@ -54,6 +54,7 @@ class Viewer:
         if mode != self._mode:
             self._mode = mode
             self._on_mode(mode)
+            self._console.mode_changed(self)
 
     def end(self, why: str) -> None:
         """For the console, which knows why."""

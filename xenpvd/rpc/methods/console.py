@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xenpvd.access import covers
 from xenpvd.errors import Busy, Unsupported
 from xenpvd.rpc import models, results
 from xenpvd.rpc.console import TYPIST
@@ -42,7 +43,9 @@ async def console_wait(call: Call, params: models.ConsoleWaitParams) -> results.
     RE2's syntax; ^ and $ are those of lines, whose ends are CR LF as the guest's terminal makes them. A match
     of up to 4096 bytes is found whole.
     """
-    found = await call.service.consoles.wait(params.console, params.regex, params.since, params.timeout)
+    found = await call.service.consoles.wait(
+        params.console, params.regex, params.since, params.timeout, covers(call.client.role, TYPIST)
+    )
     return results.ConsoleFound(
         start=found.start,
         end=found.end,
