@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.console_frontend import ConsoleFrontend
 from xenpvd import consoles as module
+from xenpvd.backends.console.backend import INPUT_MAX
 from xenpvd.config import ConsoleConfig
 from xenpvd.consoles import Consoles
-from xenpvd.errors import HostError, LimitReached, NotFound
+from xenpvd.errors import Busy, HostError, LimitReached, NotFound, PermissionRefused
 from xenpvd.tasks import Tasks
 
 
@@ -63,8 +65,7 @@ async def test_a_log_that_cannot_be_written_is_refused(bench: Bench, tmp_path: P
 async def test_what_is_watched_for_is_told_and_a_flood_of_it_counted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "MATCH_PAUSE", 0.2)
     bench.consoles.main.history.append(b"panic before anybody watches\n")
     await bench.configure(match=["(?i)panic", "oops"])
     await bench.settle()
@@ -79,10 +80,16 @@ async def test_what_is_watched_for_is_told_and_a_flood_of_it_counted(
         "text": "panic",
         "skipped": 0,
     }
-    clock[0] += 2
+    async with asyncio.timeout(5):
+        while len(bench.told("console.match")) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    last = bench.told("console.match")[1]
+    assert (last["skipped"], last["start"]) == (4, 36 + 6 * 5), "the last of them is told by itself"
     bench.consoles.main.history.append(b"panic\n")
-    await bench.settle()
-    assert [one["skipped"] for one in bench.told("console.match")] == [0, 5]
+    async with asyncio.timeout(5):
+        while len(bench.told("console.match")) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert bench.told("console.match")[2]["skipped"] == 0
 
 
 async def test_a_pattern_of_nothing_holds_up_nobody(bench: Bench) -> None:
@@ -155,3 +162,43 @@ async def test_who_waits_at_the_end_is_told(bench: Bench) -> None:
     await bench.consoles.close()
     with pytest.raises(NotFound, match="will not come"):
         await waiting
+
+
+async def test_what_is_forgotten_is_in_the_log(bench: Bench, tmp_path: Path) -> None:
+    await bench.configure(log=str(tmp_path / "c.log"), history=1 << 20)
+    for _ in range(100):
+        bench.consoles.main.history.append(b"x" * 2048)
+    await bench.consoles.clear("0")
+    assert bench.consoles.read("0", 0, None, 1 << 20).data == b""
+    await bench.configure()
+    assert (tmp_path / "c.log").read_bytes() == b"x" * 204_800
+
+
+async def test_the_keyboard_is_given_by_number(bench: Bench) -> None:
+    first, second, looker = (
+        bench.consoles.attach("0", mode, None, None, mode, may_type=may)
+        for mode, may in (("rw", True), ("ro", True), ("ro", False))
+    )
+    bench.consoles.steal(second.number)
+    assert (first.mode, second.mode) == ("ro", "rw")
+    with pytest.raises(PermissionRefused, match="may only look on"):
+        bench.consoles.steal(looker.number)
+    second.close()
+    with pytest.raises(NotFound, match="no viewer"):
+        bench.consoles.steal(second.number)
+
+
+async def test_what_was_typed_when_another_took_the_keyboard_is_told(bench: Bench) -> None:
+    guest = ConsoleFrontend()
+    bench.consoles.main.connect(guest.page, guest.port)
+    tasks = Tasks()
+    writing = tasks.spawn(bench.consoles.write("0", b"w" * 100_000, 60), "write")
+    await bench.settle()
+    bench.consoles.attach("0", "rw", None, None, "an operator")
+    with pytest.raises(Busy, match="has the keyboard") as fault:
+        while not writing.done():
+            guest.reads()
+            await asyncio.sleep(0)
+        await writing
+    assert INPUT_MAX < fault.value.data["written"] < 100_000
+    await bench.consoles.main.disconnect()

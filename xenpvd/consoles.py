@@ -16,7 +16,15 @@ from xenpvd.backends.console.logfile import LogFile, LogTerms
 from xenpvd.backends.console.search import Searcher
 from xenpvd.backends.console.viewer import Viewer
 from xenpvd.config import ConsoleConfig
-from xenpvd.errors import BadConfig, Busy, Exists, LimitReached, NotFound, TimedOut
+from xenpvd.errors import (
+    BadConfig,
+    Busy,
+    Exists,
+    LimitReached,
+    NotFound,
+    PermissionRefused,
+    TimedOut,
+)
 from xenpvd.events import Publish
 from xenpvd.figures import ConsoleStats
 from xenpvd.patterns import compile
@@ -170,27 +178,44 @@ class Consoles:
         ago: float | None,
         who: str,
         on_mode: Callable[[str], None] = lambda mode: None,
+        may_type: bool = True,
     ) -> Viewer:
         """See :meth:`Console.attach`; ``ago`` comes before ``since``. Raises :class:`NotFound` as well."""
         console = self.get(name)
         if ago is not None:
             since = console.history.at(time.time() - ago)
-        return console.attach(mode, since, who, on_mode)
+        return console.attach(mode, since, who, on_mode, may_type)
 
-    def clear(self, name: str) -> None:
-        """Forget what is kept; offsets go on. Raises :class:`NotFound`."""
-        self.get(name).history.clear()
+    async def clear(self, name: str) -> None:
+        """Forget what is kept; offsets go on. A log file gets it first, if it can be written. Raises
+        :class:`NotFound`."""
+        history = self.get(name).history
+        if (logfile := self._logs.get(name)) is not None:
+            await logfile.settle()
+        history.clear()
 
     def viewers(self) -> list[ConsoleViewerInfo]:
         return [viewer.info() for console in self._all.values() for viewer in console.viewers]
 
     def kick(self, number: int, by: str) -> None:
         """End a viewer. Raises :class:`NotFound`."""
+        console, viewer = self._viewer(number)
+        console.kick(viewer, f"ended by {by}")
+
+    def steal(self, number: int) -> None:
+        """Give a viewer the keyboard, and take it from who has it. Raises :class:`NotFound`,
+        :class:`Unsupported`, :class:`PermissionRefused`."""
+        _, viewer = self._viewer(number)
+        if not viewer.may_type:
+            why = f"cannot give viewer {number} the keyboard: who may only look on has come as that one."
+            raise PermissionRefused(why, need="operator", role="viewer")
+        viewer.steal()
+
+    def _viewer(self, number: int) -> tuple[Console, Viewer]:
         for console in self._all.values():
             for viewer in console.viewers:
                 if viewer.number == number:
-                    console.kick(viewer, f"ended by {by}")
-                    return
+                    return console, viewer
         raise NotFound(f"there is no viewer {number}. See console.viewers.", "viewer", str(number))
 
     async def wait(
@@ -229,17 +254,26 @@ class Consoles:
         return found
 
     async def _watch(self, regex: str) -> None:
-        history, pattern = self.main.history, compile(regex)
-        since, told, skipped = history.end, -MATCH_PAUSE, 0
-        while (found := await self._searcher.find(history, pattern, since)) is not None:
-            since = max(found.end, found.start + 1)
-            now = time.monotonic()
-            if now - told < MATCH_PAUSE:
-                skipped += 1
-                await asyncio.sleep(0)  # there may be very many
+        history, pattern, clock = self.main.history, compile(regex), asyncio.get_running_loop().time
+        since, again, skipped = history.end, clock(), 0
+        last: ConsoleMatch | None = None  # that no event told yet
+        while True:
+            try:
+                async with asyncio.timeout_at(again if last is not None else None):
+                    found = await self._searcher.find(history, pattern, since)
+            except TimeoutError:
+                skipped -= 1
             else:
-                self._publish("console.match", skipped=skipped, **_event(found, regex))
-                told, skipped = now, 0
+                if found is None:
+                    return
+                since, last = max(found.end, found.start + 1), found
+                if clock() < again:
+                    skipped += 1
+                    await asyncio.sleep(0)  # there may be very many
+                    continue
+            assert last is not None
+            self._publish("console.match", skipped=skipped, **_event(last, regex))
+            again, skipped, last = clock() + MATCH_PAUSE, 0, None
 
     async def close(self) -> None:
         """The daemon ends: every viewer is told, and the logs are written to their ends."""

@@ -34,6 +34,10 @@ class Session:
     def attributes(self) -> list[Any]:
         return termios.tcgetattr(self._slave)
 
+    def reset(self) -> None:
+        """As a shell does with it."""
+        termios.tcsetattr(self._slave, termios.TCSANOW, self.before)
+
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.ctl.conftest import Daemon
-from tests.ctl.terminal import Terminal
-from xenpvd.ctl.console import QUIET, TYPED_MAX, End, _Carry, parse_escape, spell
+from tests.ctl.terminal import MAIN, PYTHON, Terminal
+from xenpvd.ctl.console import QUIET, TYPED_MAX, End, _Carry, ended_by_signals, parse_escape, spell
 
 
 @pytest.fixture
@@ -215,3 +215,67 @@ def test_a_pipe_waits_for_the_guest(size: int, no_collection: None) -> None:
         assert typist.carry(None) is End.INPUT
         assert time.thread_time() - begin < 0.2
     assert took == keys
+
+
+def test_stopped_and_continued(terminal: Terminal, daemon: Daemon) -> None:
+    """The shell has made the terminal its own meanwhile."""
+    with terminal("console", "web1") as session:
+        session.expect("login: ")
+        raw = session.attributes
+        session.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, session.process.pid, os.WSTOPPED | os.WNOWAIT)
+        session.reset()
+        session.process.send_signal(signal.SIGCONT)
+        session.type(b"x")
+        daemon.wait(daemon.service.console.wait_typed(b"x"))
+        assert session.attributes == raw
+        session.type(b"\x1d")
+        assert session.end() == 0
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    """As nohup makes it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_without_a_stdout(terminal: Terminal, daemon: Daemon, run_dir: Path) -> None:
+    command = [PYTHON, "-c", MAIN, sys.executable, "--run-dir", str(run_dir), "console", "web1"]
+    found = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_a_stdout_that_does_not_wait(daemon: Daemon, run_dir: Path) -> None:
+    text = b"x" * (1 << 19)
+    daemon.do(lambda: daemon.service.console.print(text))
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [PYTHON, "-c", MAIN, sys.executable, "--run-dir", str(run_dir), "console", "web1", "--ro"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writing) as process:
+        os.close(writing)
+        seen = 0
+        while seen < len(text):
+            data = os.read(reading, 1 << 16)
+            assert data
+            seen += len(data)
+        process.terminate()
+    os.close(reading)
+
+
+def test_the_daemon_ends_and_is_still_there(terminal: Terminal, daemon: Daemon) -> None:
+    """Its log takes a while."""
+    with terminal("console", "web1") as session:
+        session.expect("login: ")
+        daemon.do(lambda: daemon.service.events.publish("daemon.stopping"))
+        daemon.do(daemon.service.console.close)
+        session.expect("web1 is gone")
+        assert session.end() == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -148,3 +150,48 @@ def test_another_ones_link_is_left_alone(served: Served, run_dir: Path, link: Pa
     again = Served(run_dir, other)
     assert "it is one to /etc/hostname" in again.said and again.end()[0] == 1
     assert link.is_symlink() and other.is_symlink()
+
+
+def test_what_one_left_behind_is_not_the_next_ones(served: Served, daemon: Daemon, link: Path) -> None:
+    """Neither what it has not read, nor its settings, by which the guest's output would be typed to it."""
+    fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+    select.select([fd], [], [])  # but it does not read
+    settings = termios.tcgetattr(fd)
+    settings[3] |= termios.ECHO | termios.ICANON
+    termios.tcsetattr(fd, termios.TCSANOW, settings)
+    os.close(fd)
+    daemon.wait(until(lambda: not daemon.service.console.viewers))
+    fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+    daemon.wait(until(lambda: bool(daemon.service.console.viewers)))
+    daemon.do(lambda: daemon.service.console.print(b"end"))
+    seen = b""
+    while not seen.endswith(b"end"):
+        seen += os.read(fd, 4096)
+    assert seen == b"login: end"
+    assert not termios.tcgetattr(fd)[3] & (termios.ECHO | termios.ICANON)
+    os.write(fd, b"root\r")
+    daemon.wait(daemon.service.console.wait_typed(b"root\r"))
+    os.close(fd)
+    assert daemon.service.console.typed == b"root\r"
+
+
+def test_who_does_not_read_is_told_what_is_missing(served: Served, daemon: Daemon, link: Path) -> None:
+    size = 3 << 20
+    daemon.do(lambda: setattr(daemon.service.console.history, "limit", size))
+    fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
+    daemon.do(lambda: daemon.service.console.print(b"x" * size))
+    daemon.wait(until(lambda: [one.offset for one in daemon.service.console.viewers] == [size + 7]))
+    daemon.do(lambda: daemon.service.console.print(b"end"))
+    seen = b""
+    while not seen.endswith(b"end"):
+        seen += os.read(fd, 1 << 16)
+    os.close(fd)
+    (missing,) = re.findall(rb"\r\n\[(\d+) bytes were not read in time\]\r\n", seen)
+    assert seen.count(b"x") + int(missing) + len(b"login: end") >= size
+    assert seen.count(b"x") + int(missing) <= size + len(b"login: ")
+
+
+def test_it_ends_with_the_daemon_though_nobody_looks(served: Served, daemon: Daemon, link: Path) -> None:
+    daemon.end()
+    assert served.end() == (0, "web1 is gone\n")
+    assert not link.is_symlink()

@@ -24,7 +24,11 @@ class FakeConsole(Console):
         self.record(data)
 
     async def type(
-        self, data: bytes, timeout: float | None = None, check: Callable[[], None] = lambda: None
+        self,
+        data: bytes,
+        timeout: float | None = None,
+        check: Callable[[], None] = lambda: None,
+        by: object = None,
     ) -> None:
         self.typing.set()
         while self.deaf:
@@ -35,6 +39,10 @@ class FakeConsole(Console):
         if self.echo:
             self.print(data)
         self._typed_more.set()
+
+    def hears(self) -> None:
+        self.deaf = False
+        self._taken.set()
 
     async def wait_typed(self, text: bytes) -> None:
         while text not in self.typed:

@@ -245,3 +245,52 @@ async def test_with_a_keyboard_for_everybody(web: Web, service: FakeService) -> 
         for ws, text in ((one, b"one"), (two, b"two")):
             await ws.send_bytes(text)
             await service.console.wait_typed(text)
+
+
+async def test_a_slow_reader_takes_the_keyboard_and_nothing_is_lost(web: Web, service: FakeService) -> None:
+    service.console.history.limit = 1 << 24
+    first = service.console.attach("rw", None, "first")
+    async with web.ws_connect(f"{CONSOLE}/0", headers=bearer("operator"), compress=0) as ws:
+        viewer = (await note(ws))["viewer"]
+        text = b"".join(b"%07d\n" % n for n in range(1 << 20))
+        for at in range(0, len(text), 1 << 16):  # more than all the sockets in between take
+            service.console.print(text[at : at + (1 << 16)])
+        await ws.send_json({"type": "steal"})
+        await until(lambda: first.mode == "ro")
+        data, notes = b"", []
+        while len(data) < len(text):
+            message = await ws.receive(timeout=10)
+            if message.type is aiohttp.WSMsgType.BINARY:
+                data += message.data
+            else:
+                notes.append(message.json())
+        assert data == text and notes == [{"type": "role", "role": "rw"}]
+        service.consoles.kick(viewer, "the boss")
+        assert await note(ws) == {"type": "end", "why": "ended by the boss"}
+
+
+async def test_one_who_was_too_slow_takes_no_keyboard(web: Web, service: FakeService) -> None:
+    first = service.console.attach("rw", None, "first")
+    async with web.ws_connect(f"{CONSOLE}/0", headers=bearer("operator")) as ws:
+        await note(ws)
+        service.console.detach(service.console.viewers[1], "too slow: 7 bytes were lost")
+        await ws.send_json({"type": "steal"})
+        told = [await note(ws)]
+        if told[0]["type"] == "denied":
+            told.append(await note(ws))
+        assert told[-1] == {"type": "end", "why": "too slow: 7 bytes were lost"}
+    assert first.mode == "rw"
+
+
+async def test_who_leaves_amid_a_paste_that_the_guest_does_not_take(web: Web, service: FakeService) -> None:
+    service.console.deaf = True
+    ws = await web.ws_connect(f"{CONSOLE}/0", headers=bearer("operator"))
+    await note(ws)
+    for _ in range(console.TYPED_MAX + 60):  # the sockets in between take some
+        await ws.send_bytes(bytes(1 << 16))
+    told = await note(ws)
+    assert told["type"] == "denied" and "the guest takes no input" in told["why"]
+    assert ws._conn is not None
+    ws._conn.transport.abort()
+    await ws.close()
+    await until(lambda: service.console.writer is None)

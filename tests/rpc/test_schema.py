@@ -107,6 +107,7 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "console.viewers": {},
         "console.wait": {"regex": "^"},
         "console.kick": {"viewer": service.consoles.attach("0", "ro", None, None, "me").number},
+        "console.steal": {"viewer": service.consoles.attach("0", "ro", None, None, "you").number},
         "console.clear": {},
         "xenstore.read": {"path": "/tool"},
         "xenstore.list": {"path": "/tool"},

@@ -302,3 +302,53 @@ async def test_the_page_and_its_files(web: aiohttp.ClientSession) -> None:
     for place in ("/page/none.js", "/page/..%2f__init__.py", "/page/README.md"):
         async with web.get(place) as reply:
             assert reply.status == 404
+
+
+async def test_what_was_typed_without_the_keyboard_is_not_typed_with_it(
+    web: aiohttp.ClientSession, service: FakeService
+) -> None:
+    async with web.ws_connect("/console/0") as one, web.ws_connect("/console/0") as two:
+        for ws in (one, two):
+            await note(ws)
+        await two.send_bytes(b"unheard")
+        await two.send_json({"type": "steal"})
+        notes = [await note(two), await note(two)]
+        assert sorted(one["type"] for one in notes) == ["denied", "role"]
+        await two.send_bytes(b"heard")
+        await service.console.wait_typed(b"heard")
+    assert service.console.typed == b"heard"
+
+
+async def test_a_paste_is_over_when_the_keyboard_was_lost_in_between(
+    web: aiohttp.ClientSession, service: FakeService
+) -> None:
+    service.console.deaf = True
+    async with web.ws_connect("/console/0") as one, web.ws_connect("/console/0") as two:
+        for ws in (one, two):
+            await note(ws)
+        for _ in range(3):
+            await one.send_bytes(b"old")
+        await asyncio.wait_for(service.console.typing.wait(), 5)
+        viewer = service.console.viewers[0]
+        for thief in (two, one):
+            await thief.send_json({"type": "steal"})
+            await until(lambda: viewer.mode == ("ro" if thief is two else "rw"))  # noqa: B023
+        service.console.hears()
+        await one.send_bytes(b"new")
+        await service.console.wait_typed(b"new")
+    assert service.console.typed == b"new"
+
+
+async def test_who_says_what_is_no_wish_keeps_no_keyboard(service: FakeService, door: HttpServer) -> None:
+    """It does not answer the close, either."""
+    reader, writer = await asyncio.open_unix_connection(door._path)
+    writer.write(
+        b"GET /console/0 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    await reader.readuntil(b'"running"}')
+    assert service.console.writer is not None
+    writer.write(bytes([0x81, 0x82, 0, 0, 0, 0]) + b"{}")
+    await asyncio.wait_for(until(lambda: service.console.writer is None), 5)
+    writer.close()
+    await writer.wait_closed()

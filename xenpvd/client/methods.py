@@ -10,9 +10,9 @@ from xenpvd.client.params import (
     ChannelAddParams,
     ChannelRemoveParams,
     CheckParams,
-    ConsoleKickParams,
     ConsoleParams,
     ConsoleReadParams,
+    ConsoleViewerParams,
     ConsoleWaitParams,
     ConsoleWriteParams,
     DriveAddParams,
@@ -252,12 +252,17 @@ class Methods(ABC):
         """Who is attached to which console."""
         return await self.call("console.viewers")
 
-    async def console_kick(self, **params: Unpack[ConsoleKickParams]) -> None:
+    async def console_kick(self, **params: Unpack[ConsoleViewerParams]) -> None:
         """End a viewer."""
         return await self.call("console.kick", **params)
 
+    async def console_steal(self, **params: Unpack[ConsoleViewerParams]) -> None:
+        """Give a viewer the keyboard, and take it from who has it. The viewer must be one who may
+        type."""
+        return await self.call("console.steal", **params)
+
     async def console_clear(self, **params: Unpack[ConsoleParams]) -> None:
-        """Forget what a console has printed so far; offsets go on. It stays in a log file."""
+        """Forget what a console has printed so far; offsets go on. A log file gets it first."""
         return await self.call("console.clear", **params)
 
     async def channel_add(self, **params: Unpack[ChannelAddParams]) -> ChannelAdded:

@@ -35,10 +35,6 @@ class CheckParams(TypedDict):
     config: dict[str, Any]
 
 
-class ConsoleKickParams(TypedDict):
-    viewer: int
-
-
 class ConsoleParams(TypedDict):
     console: NotRequired[str]
 
@@ -48,6 +44,10 @@ class ConsoleReadParams(TypedDict):
     ago: NotRequired[float | None]
     since: NotRequired[int]
     max: NotRequired[int]
+
+
+class ConsoleViewerParams(TypedDict):
+    viewer: int
 
 
 class ConsoleWaitParams(TypedDict):

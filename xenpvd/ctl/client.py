@@ -126,6 +126,12 @@ class Client:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    def gone(self, within: float) -> bool:
+        """Wait for as many seconds, or until the daemon has left; whether it has."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLRDHUP)
+        return bool(poller.poll(within * 1000))
+
     def close(self) -> None:
         self._sock.close()
 

@@ -64,7 +64,7 @@ def converse(
     """
     # <&- leaves none
     stdin = sys.stdin.fileno() if sys.stdin is not None else os.open(os.devnull, os.O_RDONLY)
-    stdout = sys.stdout.fileno()
+    stdout = sys.stdout.fileno() if sys.stdout is not None else os.open(os.devnull, os.O_WRONLY)
     on_terminal = os.isatty(stdin)
     if on_terminal:
         print(f"connected to {name}; leave with {spell(escape)}", file=sys.stderr, flush=True)
@@ -191,32 +191,49 @@ class _Carry:
 
 def _write_all(stdout: int, data: bytes) -> None:
     while data:
-        data = data[os.write(stdout, data) :]
+        try:
+            data = data[os.write(stdout, data) :]
+        except BlockingIOError:  # whoever started us has made it so
+            select.select((), (stdout,), ())
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Signals that would kill this process at once raise SystemExit instead: ``finally`` has its turn."""
+    """Signals that would kill this process at once raise SystemExit instead: ``finally`` has its turn. One
+    that is ignored (``nohup``) stays so."""
 
     def ended(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-    handlers = {signum: signal.signal(signum, ended) for signum in signals}
+    with contextlib.ExitStack() as before:
+        for signum in signals:
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                before.enter_context(_handled(signum, ended))
+        yield
+
+
+@contextlib.contextmanager
+def _handled(signum: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = signal.signal(signum, handler)
     try:
         yield
     finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        signal.signal(signum, before)
 
 
 @contextlib.contextmanager
 def raw(terminal: int) -> Iterator[None]:
     """The terminal passes every key on; whatever happens inside, it is as before afterwards."""
     before = termios.tcgetattr(terminal)
-    with ended_by_signals():
+
+    def make_raw(*_: object) -> None:
+        tty.setraw(terminal, termios.TCSADRAIN)
+
+    # who was stopped finds the terminal as the shell likes it
+    with ended_by_signals(), _handled(signal.SIGCONT, make_raw):
         try:
-            tty.setraw(terminal, termios.TCSADRAIN)
+            make_raw()
             yield
         finally:
             with contextlib.suppress(termios.error):  # it has gone

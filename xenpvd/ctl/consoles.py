@@ -144,8 +144,12 @@ def _serve_pty(
         viewer = attached["viewer"]
         return sock, pending
 
-    place.connect(name).close()
-    pty.serve(link, attach, lambda path: click.echo(f"{title} is {path}, {link}; ^C ends it", err=True))
+    with place.connect(name) as client:
+
+        def told(path: str) -> None:
+            click.echo(f"{title} is {path}, {link}; ^C ends it", err=True)
+
+        pty.serve(link, attach, client.gone, told)
     _explain_end(place, name, viewer)
 
 
@@ -154,8 +158,10 @@ def _explain_end(place: RunDir, name: str, viewer: int) -> None:
     try:
         with place.connect(name) as client:
             state = client.call("guest.status")["state"]
-            ends = client.call("events.history", {"names": ["console.detached"]})
+            ends = client.call("events.history", {"names": ["console.detached", "daemon.stopping"]})
     except (NoGuest, NoAnswer):
+        ends = [{"name": "daemon.stopping"}]
+    if any(end["name"] == "daemon.stopping" for end in ends):
         click.echo(f"{name} is gone", err=True)
         return
     why = next((end["data"]["why"] for end in reversed(ends) if end["data"]["viewer"] == viewer), None)

@@ -59,7 +59,8 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # >&-
+                sys.stdout.flush()
             return result
         except (RpcFault, NoAnswer, NoGuest, PermissionError) as fault:
             raise failure_of(fault) from None

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import termios
 import time
 import tty
 from collections.abc import Callable
@@ -23,30 +24,47 @@ GRACE = 2.0
 
 #: A console's connection, and what came on it already
 Attach = Callable[[], tuple[socket.socket, bytes]]
+#: Waits so many seconds; True as soon as the daemon has left
+Gone = Callable[[float], bool]
 
 
-def serve(link: Path, attach: Attach, told: Callable[[str], None]) -> None:
+def serve(link: Path, attach: Attach, gone: Gone, told: Callable[[str], None]) -> None:
     """Keep ``link`` pointing at a new pty, and whoever opens that at a console of their own. ``told`` gets
     the pty's path.
 
-    Returns when a console was ended at its other side. Signals end it as SystemExit. Raises :class:`Failure`
-    if there is something else at ``link``.
+    Returns when a console was ended at its other side, or the daemon is gone. Signals end it as SystemExit.
+    Raises :class:`Failure` if there is something else at ``link``.
     """
     master, slave = os.openpty()
     path = os.ttyname(slave)
-    tty.setraw(slave)  # who opens it may change that; it stays so for the next one
     os.close(slave)
     os.set_blocking(master, False)
     with ended_by_signals():
         try:
             _point(link, path)
             told(path)
-            while _Opening(master, attach).serve():
+            while _opened(master, path, gone) and _Opening(master, attach).serve():
                 pass
         finally:
             os.close(master)
             if link.is_symlink() and str(link.readlink()) == path:
                 link.unlink()
+
+
+def _opened(master: int, path: str, gone: Gone) -> bool:
+    """Wait until somebody opens it, and finds it as a new one; False if the daemon ends before."""
+    slave = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        termios.tcflush(slave, termios.TCIFLUSH)  # what the one before has not read
+        tty.setraw(slave, termios.TCSANOW)
+    finally:
+        os.close(slave)
+    poller = select.poll()
+    poller.register(master, select.POLLIN)
+    while dict(poller.poll(0)).get(master, 0) == select.POLLHUP:
+        if gone(LOOK):
+            return False
+    return True
 
 
 class _Opening:
@@ -56,14 +74,12 @@ class _Opening:
         self._master = master
         self._attach = attach
         self._shown = bytearray()
+        self._lost = 0  # of that, and not told yet
         self._typed = bytearray()
 
     def serve(self) -> bool:
         """False if the daemon, or somebody there, has ended the viewer."""
         poller = select.poll()
-        poller.register(self._master, select.POLLIN)
-        while dict(poller.poll(0)).get(self._master, 0) == select.POLLHUP:
-            time.sleep(LOOK)
         sock, pending = self._attach()
         self._shown += pending
         with contextlib.closing(sock):
@@ -75,10 +91,18 @@ class _Opening:
                 if not self._serve_guest(sock, ready.get(sock.fileno(), 0)):
                     return False
                 if not self._serve_terminal(ready.get(self._master, 0)):
-                    sock.settimeout(GRACE)
-                    with contextlib.suppress(OSError):
-                        sock.sendall(self._typed)
+                    self._hand_in(sock)
                     return True
+
+    def _hand_in(self, sock: socket.socket) -> None:
+        """The last keys. A socket that is closed with bytes unread takes along what it has sent."""
+        sock.settimeout(GRACE)
+        with contextlib.suppress(OSError):
+            sock.sendall(self._typed)
+            sock.shutdown(socket.SHUT_WR)
+            until = time.monotonic() + GRACE
+            while time.monotonic() < until and sock.recv(65536):
+                pass
 
     def _events(self, reads: bool, out: bytearray) -> int:
         return (select.POLLIN if reads else 0) | (select.POLLOUT if out else 0)
@@ -92,7 +116,9 @@ class _Opening:
                 if not data:
                     return False
                 self._shown += data
-                del self._shown[:-SHOWN_MAX]
+                if (lost := len(self._shown) - SHOWN_MAX) > 0:
+                    del self._shown[:lost]
+                    self._lost += lost
         except BlockingIOError:
             pass
         except ConnectionError:
@@ -103,6 +129,9 @@ class _Opening:
         """False once it is closed everywhere, and what was typed before is taken."""
         try:
             if events & select.POLLOUT:
+                if self._lost:
+                    self._shown[:0] = b"\r\n[%d bytes were not read in time]\r\n" % self._lost
+                    self._lost = 0
                 del self._shown[: os.write(self._master, self._shown)]
             if events & ~select.POLLOUT:
                 self._typed += os.read(self._master, 4096)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from contextlib import AsyncExitStack
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -24,6 +23,8 @@ from xenpvd.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+#: Messages with typed bytes that wait for the guest, of 64 KiB at most
+TYPED_MAX = 64
 EVENTS = ["guest.state", "console.keyboard", "console.detached", "console.opened"]
 
 
@@ -38,9 +39,8 @@ async def serve(
 ) -> None:
     """Until either side ends. What the daemon or the role refuses is ``denied``; raises what keeps the daemon
     from being reached."""
-    async with guests.connect(guest, caller.role) as events, AsyncExitStack() as held:
-        wire = await held.enter_async_context(guests.connect(guest, caller.role))
-        seat = _Seat(guests, guest, console, caller, ws, held)
+    async with guests.connect(guest, caller.role) as events, guests.connect(guest, caller.role) as wire:
+        seat = _Seat(guests, guest, console, caller, ws)
         try:
             async with asyncio.timeout(GREETING):
                 await seat.learn(events)
@@ -59,23 +59,16 @@ async def serve(
 
 
 class _Seat:
-    """One viewer. ``offset`` is that of the byte which comes next; ``held`` has its connection."""
+    """One viewer. ``offset`` is that of the byte which comes next."""
 
     def __init__(
-        self,
-        guests: Guests,
-        guest: str,
-        console: str,
-        caller: Caller,
-        ws: web.WebSocketResponse,
-        held: AsyncExitStack,
+        self, guests: Guests, guest: str, console: str, caller: Caller, ws: web.WebSocketResponse
     ) -> None:
         self._guests = guests
         self._guest = guest
         self._console = console
         self._caller = caller
         self._ws = ws
-        self._held = held
         self._tasks = Tasks(self._broken)
         self._marks: dict[int, int] = {}  # offset -> the boot whose output begins there
         self._live = self._offset = self._viewer = 0
@@ -85,9 +78,7 @@ class _Seat:
         self._why = "the daemon has ended it"
         self._kicked = False  # it shall not come back by itself
         self._ended = asyncio.Event()  # there is no other reason to come
-        self._changing = (
-            asyncio.Lock()
-        )  # which viewer is ours: an event may come before the reply that says so
+        self._typed = asyncio.Queue[bytes](TYPED_MAX)
 
     async def learn(self, events: Wire) -> None:
         """What there is before we attach; ``events`` goes on from there."""
@@ -122,23 +113,22 @@ class _Seat:
         log.info("%s: %s", who, self._role)
         try:
             self._tasks.spawn(self._serve_events(events), "gateway console events")
-            while True:
-                output = self._tasks.spawn(self._serve_output(wire), "gateway console output")
-                wished = await self._serve_input(wire)
-                output.cancel()
-                await asyncio.wait([output])
-                if not wished:
-                    break
-                wire = await self._steal() or wire
+            self._tasks.spawn(self._serve_output(wire), "gateway console output")
+            self._tasks.spawn(self._serve_typing(wire), "gateway console typing")
+            await self._serve_input()
         finally:
             await self._tasks.cancel()
             log.info("%s has left", who)
 
-    async def _attach(self, wire: Wire, mode: str, since: int | None) -> None:
-        typist = covers(self._caller.role, TYPIST)
-        if mode in ("rw", "steal") and not typist:
+    def _check_typist(self) -> None:
+        if not covers(self._caller.role, TYPIST):
             why = f"cannot have the keyboard: you are {self._caller.role} here, and that takes {TYPIST}."
             raise PermissionRefused(why, need=TYPIST, role=self._caller.role)
+
+    async def _attach(self, wire: Wire, mode: str, since: int | None) -> None:
+        typist = covers(self._caller.role, TYPIST)
+        if mode in ("rw", "steal"):
+            self._check_typist()
         params = {"console": self._console, "since": since, "mode": "ro" if mode == "auto" else mode}
         try:
             first = {**params, "mode": "rw"} if mode == "auto" and typist else params
@@ -149,20 +139,16 @@ class _Seat:
             attached = await wire.ask("console.attach", params)
         self._role, self._viewer, self._offset = attached["mode"], attached["viewer"], attached["offset"]
 
-    async def _steal(self) -> Wire | None:
-        """Another connection, which has the keyboard and goes on where this one was."""
-        async with self._changing, AsyncExitStack() as new:
-            try:
-                wire = await new.enter_async_context(self._guests.connect(self._guest, self._caller.role))
-                await self._attach(wire, "steal", self._offset)
-            except XenpvdError as fault:
-                await self._ws.send_json({"type": "denied", "why": str(fault)})
-                return None
-            await self._held.aclose()
-            self._held.push_async_callback(new.pop_all().aclose)
-            self._rest = b""  # comes once more
-            await self._ws.send_json({"type": "role", "role": self._role})
-            return wire
+    async def _steal(self) -> None:
+        try:
+            self._check_typist()
+            async with self._guests.connect(self._guest, self._caller.role) as wire:
+                await wire.ask("console.steal", {"viewer": self._viewer})
+        except XenpvdError as fault:
+            await self._deny(str(fault))
+
+    async def _deny(self, why: str) -> None:
+        await self._ws.send_json({"type": "denied", "why": why})
 
     # ---- to the client
 
@@ -185,15 +171,14 @@ class _Seat:
             next_boot = min((mark for mark in self._marks if mark > self._offset), default=1 << 63)
             length = min(len(self._rest), next_boot - self._offset)
             piece, self._rest = self._rest[:length], self._rest[length:]
-            self._offset += length  # before the sending: when that is given up, it is written already
             await self._ws.send_bytes(piece)
+            self._offset += length
 
     async def _serve_events(self, events: Wire) -> None:
         with contextlib.suppress(ConnectionLost):
             while True:
                 event = (await events.receive())["params"]
-                async with self._changing:
-                    await self._tell(event["name"], event["data"])
+                await self._tell(event["name"], event["data"])
         self._ended.set()
 
     async def _tell(self, name: str, data: dict[str, Any]) -> None:
@@ -216,21 +201,30 @@ class _Seat:
 
     # ---- from the client
 
-    async def _serve_input(self, wire: Wire) -> bool:
-        """Until it leaves, or (True) wishes to have the keyboard."""
+    async def _serve_input(self) -> None:
+        """Always reads on, or nobody would hear that it has left, nor see that it is still there."""
         async for message in self._ws:
             if message.type is WSMsgType.BINARY and self._role == "rw":
-                wire.send(message.data)
-                await wire.drain()
+                try:
+                    self._typed.put_nowait(message.data)
+                except asyncio.QueueFull:
+                    await self._deny("cannot type on: the guest takes no input. What you type now is lost.")
             elif message.type is WSMsgType.BINARY:
-                why = "cannot type: this viewer is read-only. Take the keyboard first."
-                await self._ws.send_json({"type": "denied", "why": why})
+                await self._deny("cannot type: this viewer is read-only. Take the keyboard first.")
             elif message.type is WSMsgType.TEXT and wish(message.data) == "steal":
                 if self._role != "rw":
-                    return True
+                    await self._steal()
             else:
                 await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)
-        return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await self._typed.join()  # what it typed before it left
+
+    async def _serve_typing(self, wire: Wire) -> None:
+        while True:
+            wire.send(await self._typed.get())
+            await wire.drain()
+            self._typed.task_done()
 
     def _broken(self, name: str, fault: BaseException) -> None:
         if not isinstance(fault, ConnectionError):

@@ -40,7 +40,8 @@ class Connection:
                 await session.finish()
                 if session.feeds:
                     await session.gone.wait()  # it ended its sending side only
-                await self._link.finish()
+                if session.viewer is None:  # a console's end has waited for it
+                    await self._link.finish()
             except ConnectionError:
                 await session.finish()
             finally:

@@ -26,10 +26,11 @@ def attach_as_can(
 ) -> ConsoleViewer:
     """With the keyboard if nobody has it and ``role`` may, else to look on. Raises ``NotFound``,
     ``LimitReached``."""
-    if covers(role, TYPIST):
+    typist = covers(role, TYPIST)
+    if typist:
         with contextlib.suppress(Busy, Unsupported):
             return consoles.attach(name, "rw", since, None, who, on_mode)
-    return consoles.attach(name, "ro", since, None, who, on_mode)
+    return consoles.attach(name, "ro", since, None, who, on_mode, typist)
 
 
 async def converse(

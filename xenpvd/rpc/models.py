@@ -233,7 +233,7 @@ class ConsoleWaitParams(Params):
     timeout: Timeout = 30.0
 
 
-class ConsoleKickParams(Params):
+class ConsoleViewerParams(Params):
     viewer: int = Field(ge=1, lt=1 << 63, description="its number, of console.viewers")
 
 

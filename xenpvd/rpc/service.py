@@ -82,7 +82,8 @@ class ConsoleViewer(Protocol):
         """Give the keyboard up."""
 
     def steal(self) -> None:
-        """Take the keyboard from who has it. Raises ``Unsupported`` if there is none."""
+        """Take the keyboard from who has it. Raises ``Unsupported`` if there is none, ``Busy`` if the viewer
+        is over."""
 
     def close(self) -> str:
         """Detach; returns why the viewer ended ("detached", "too slow: N bytes lost", ...). Idempotent."""
@@ -108,20 +109,25 @@ class Consoles(Protocol):
         ago: float | None,
         who: str,
         on_mode: Callable[[str], None] = ...,
+        may_type: bool = ...,
     ) -> ConsoleViewer:
         """``mode`` rw, ro or steal; ``since`` None for all that is kept. ``on_mode`` is called when the
-        viewer gets or loses the keyboard. Raises ``Busy``, ``Unsupported``, ``LimitReached``."""
+        viewer gets or loses the keyboard; it can be given that later if it ``may_type``. Raises ``Busy``,
+        ``Unsupported``, ``LimitReached``."""
 
     def viewers(self) -> list[ConsoleViewerInfo]: ...
     def kick(self, number: int, by: str) -> None:
         """End a viewer. Raises ``NotFound``."""
 
+    def steal(self, number: int) -> None:
+        """Give a viewer the keyboard. Raises ``NotFound``, ``Unsupported``, ``PermissionRefused``."""
+
     async def wait(self, name: str, regex: str, since: int, timeout: float, privileged: bool) -> ConsoleMatch:
         """Places are kept for those who are ``privileged``. Raises ``BadConfig``, ``TimedOut``,
         ``LimitReached``; ``NotFound`` if the daemon ends before."""
 
-    def clear(self, name: str) -> None:
-        """Forget what is kept; offsets go on."""
+    async def clear(self, name: str) -> None:
+        """Forget what is kept; offsets go on. A log file gets it first, if it can be written."""
 
 
 class StoreTx(Protocol):

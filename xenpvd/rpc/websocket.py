@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from xenpvd.access import Role
+from xenpvd.access import Role, covers
 from xenpvd.errors import XenpvdError
 from xenpvd.rpc.console import TYPIST, attach_as_can
 from xenpvd.rpc.link import GRACE, Hangup
@@ -85,7 +85,8 @@ class _Client:
         self._request = request
         self._who = f"{credentials(request.transport)}, websocket"
         self._tasks = Tasks(self._broken)
-        self._typed = asyncio.Queue[bytes](TYPED_MAX)
+        self._typed = asyncio.Queue[tuple[int, bytes]](TYPED_MAX)
+        self._turn = 0  # at the keyboard; what was typed in another one is not typed any more
         self._notes: dict[str, dict[str, Any]] = {}  # the newest of each type, for one who reads slowly
         self._noted = asyncio.Event()
 
@@ -124,7 +125,7 @@ class _Client:
             return attach_as_can(consoles, name, since, self._who, self._as, self._role)
         if query.mode != "ro":
             check_role(self._as, TYPIST, f"attach with mode {query.mode}")
-        return consoles.attach(name, query.mode, since, None, self._who, self._role)
+        return consoles.attach(name, query.mode, since, None, self._who, self._role, covers(self._as, TYPIST))
 
     async def _greet(self, name: str, viewer: ConsoleViewer) -> None:
         status = self._service.guest_status()
@@ -149,6 +150,7 @@ class _Client:
         self._noted.set()
 
     def _role(self, mode: str) -> None:
+        self._turn += 1
         self._note("role", role=mode)
 
     async def _serve_output(self, viewer: ConsoleViewer) -> None:
@@ -184,12 +186,13 @@ class _Client:
     async def _serve_input(self, viewer: ConsoleViewer) -> None:
         async for message in self._ws:
             if message.type is WSMsgType.BINARY:
-                await self._typed.put(message.data)
+                await self._typed.put((self._turn if viewer.mode == "rw" else -1, message.data))
             elif message.type is WSMsgType.TEXT and wish(message.data) == "steal":
                 with self._told():
                     check_role(self._as, TYPIST, "take the keyboard")
                     viewer.steal()
             else:
+                viewer.close()
                 await self._ws.close(code=WSCloseCode.UNSUPPORTED_DATA)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
@@ -198,9 +201,12 @@ class _Client:
     async def _serve_typing(self, viewer: ConsoleViewer) -> None:
         """Beside the reader, which has to hear of other things while the guest takes nothing."""
         while True:
-            data = await self._typed.get()
-            with self._told():
-                await viewer.write(data)
+            turn, data = await self._typed.get()
+            if turn == self._turn:
+                with self._told():
+                    await viewer.write(data)
+            else:
+                self._note("denied", why="cannot type: this viewer was read-only. Take the keyboard first.")
             self._typed.task_done()
 
     @contextlib.contextmanager

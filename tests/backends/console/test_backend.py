@@ -314,6 +314,54 @@ async def test_who_loses_the_keyboard_types_no_more(bench: Bench, how: str) -> N
     assert taken == b"a" * IN_SIZE + b"\x03"
 
 
+async def takes(bench: Bench, task: asyncio.Task[None]) -> bytes:
+    """What the guest is given until ``task`` is done, and it takes no more."""
+    taken = b""
+    while not task.done() or bench.console._typed:
+        taken += bench.guest.reads()
+        await asyncio.sleep(0)
+    return taken + bench.guest.reads()
+
+
+async def test_who_takes_the_keyboard_from_themselves_loses_nothing(bench: Bench) -> None:
+    viewer = bench.console.attach("rw", None, "one")
+    paste = bench.tasks.spawn(viewer.write(b"a" * SIZE), "paste")
+    assert await bench.waits(paste)
+    viewer.steal()
+    assert await takes(bench, paste) == b"a" * SIZE
+
+
+async def test_who_is_over_takes_no_keyboard(bench: Bench) -> None:
+    first, ghost = bench.console.attach("rw", None, "first"), bench.console.attach("ro", None, "ghost")
+    ghost.close()
+    with pytest.raises(Busy, match=r"over \(detached\)"):
+        ghost.steal()
+    assert (first.mode, ghost.mode, bench.console.writer) == ("rw", "ro", "first")
+
+
+@pytest.mark.parametrize("input, taken", [("single", IN_SIZE), ("shared", GIVEN)])
+async def test_what_a_kick_takes_along(bench: Bench, input: str, taken: int) -> None:
+    """Also of one who ended their typing before; what is mixed with others' stays."""
+    bench.console.input = input
+    viewer = bench.console.attach("rw", None, "one")
+    paste = bench.tasks.spawn(viewer.write(b"a" * SIZE), "paste")
+    assert await bench.waits(paste)
+    viewer.release()
+    bench.console.kick(viewer, "ended by the boss")
+    with pytest.raises(Busy):
+        await asyncio.wait_for(asyncio.shield(paste), 5)
+    assert len(await takes(bench, paste)) == taken
+
+
+async def test_who_is_ended_while_they_wait_for_the_guest_is_told(bench: Bench) -> None:
+    viewer = bench.console.attach("rw", None, "one")
+    paste = bench.tasks.spawn(viewer.write(b"a" * SIZE), "paste")
+    assert await bench.waits(paste)
+    bench.console.detach(viewer, "too slow")
+    with pytest.raises(Busy, match="too slow"):
+        await asyncio.wait_for(paste, 5)
+
+
 async def test_what_was_typed_by_one_who_left_still_comes(bench: Bench) -> None:
     viewer = bench.console.attach("rw", None, "a program")
     await viewer.write(b"a" * 5000)
@@ -407,7 +455,7 @@ async def test_at_the_daemons_end_viewers_get_the_rest_and_are_told(bench: Bench
     assert await bench.waits(task)
     bench.console.close()
     assert await asyncio.wait_for(task, 1) == b""
-    assert waiter.ended == "the console is gone"
+    assert waiter.ended == "the daemon ends"
     assert await reader.read() == b"bye" and await reader.read() == b""
     assert not bench.console.viewers
 

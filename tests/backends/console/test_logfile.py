@@ -268,3 +268,36 @@ async def test_what_is_no_file(bench: Bench, what: str) -> None:
     with pytest.raises(HostError, match=r"cannot log console 0 to .* Check the path"):
         await bench.begin()
     bench.log = None
+
+
+async def test_one_that_just_fits_is_not_rotated(bench: Bench) -> None:
+    await bench.begin(size=4096)
+    bench.history.append(b"a" * 4000)
+    await bench.has(b"a" * 4000)
+    bench.history.append(b"a" * 96)
+    await bench.has(b"a" * 4096)
+    bench.history.append(b"b")
+    await bench.has(b"b")
+
+
+async def test_that_it_grows_is_told_once(bench: Bench) -> None:
+    log = await bench.begin(size=4096, keep=1)
+    (bench.path.with_name("console.log.1") / "in the way").mkdir(parents=True)
+    bench.history.append(b"a" * 5000)
+    await bench.has(b"a" * 5000)
+    for n in range(1, 4):
+        bench.history.append(b"a")
+        await bench.has(b"a" * (5000 + n))
+        await log.settle()  # nothing to write
+    assert len(bench.told) == 1 and "grows beyond its size" in bench.told[0]["error"]
+
+
+async def test_one_that_was_emptied_begins_anew(bench: Bench) -> None:
+    """As logrotate's copytruncate does."""
+    await bench.begin(size=8192)
+    bench.history.append(b"x" * 8000)
+    await bench.has(b"x" * 8000)
+    os.truncate(bench.path, 0)
+    bench.history.append(b"y" * 1000)
+    await bench.has(b"y" * 1000)
+    assert [path.name for path in bench.path.parent.iterdir()] == ["console.log"]

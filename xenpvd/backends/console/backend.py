@@ -71,6 +71,7 @@ class Console:
         self._port: EvtchnPort | None = None
         self._kicks: PortKicks | None = None
         self._typed = bytearray()
+        self._typist: Viewer | None = None  # who typed the last of that
         #: bytes that guests have taken so far
         self.taken = 0
         self._typing = asyncio.Lock()
@@ -145,10 +146,15 @@ class Console:
         return tuple(self._viewers)
 
     def attach(
-        self, mode: str, since: int | None, who: str, on_mode: Callable[[str], None] = _nothing
+        self,
+        mode: str,
+        since: int | None,
+        who: str,
+        on_mode: Callable[[str], None] = _nothing,
+        may_type: bool = True,
     ) -> Viewer:
         """``mode`` is rw, ro or steal (which makes who has the keyboard read-only); ``since`` an offset, None
-        for all that is kept.
+        for all that is kept. Who is read-only and ``may_type`` can be given the keyboard later.
 
         Raises :class:`Busy` for ``rw`` while another viewer types, :class:`Unsupported` if there is no
         keyboard, :class:`LimitReached`.
@@ -158,7 +164,7 @@ class Console:
             raise LimitReached(why, limit=VIEWERS_MAX)
         history = self.history
         offset = history.start if since is None else min(max(since, history.start), history.end)
-        viewer = Viewer(self, next(_numbers), who, "ro", offset, on_mode)
+        viewer = Viewer(self, next(_numbers), who, may_type, offset, on_mode)
         if mode == "rw" and self.input == "single" and self.writer is not None:
             why = f"cannot attach with the keyboard: {self.writer} has it. Attach with mode steal or ro."
             raise Busy(why, by=self.writer)
@@ -181,7 +187,7 @@ class Console:
         """To ``viewer``, and to it alone unless it is shared. If it is ``stolen`` nothing comes any more of
         what others have typed and the guest was not given. Raises :class:`Unsupported`."""
         self._check_keyboard("attach with a keyboard")
-        if self.input == "single":
+        if self.input == "single" and viewer.mode != "rw":  # who has it keeps what they are typing
             for other in self._viewers:
                 if other is not viewer:
                     other.mode = "ro"
@@ -199,9 +205,10 @@ class Console:
             raise Unsupported(why, feature="console input")
 
     def kick(self, viewer: Viewer, why: str) -> None:
-        """End it against its will, with what it has typed and the guest has not read."""
+        """End it against its will, with what it has typed and the guest has not read, unless that is mixed
+        with what others have (``shared``)."""
         viewer.kicked = True
-        if viewer.mode == "rw" and self.input == "single":
+        if self._typist is viewer and self.input == "single":
             self._forget_typed()
         self.detach(viewer, why)
 
@@ -227,14 +234,18 @@ class Console:
         )
 
     async def type(
-        self, data: bytes, timeout: float | None = None, check: Callable[[], None] = _nothing
+        self,
+        data: bytes,
+        timeout: float | None = None,
+        check: Callable[[], None] = _nothing,
+        by: Viewer | None = None,
     ) -> None:
         """Give ``data`` to the guest; waits while too much is not taken yet. Nothing is dropped silently.
-        ``check`` raises, and so ends it, when whoever types may no longer.
+        ``check`` raises :class:`Busy`, and so ends it, when whoever types may no longer.
 
         Raises :class:`Unsupported` if there is no keyboard; :class:`StateError` if there is no running guest
-        to take it, or not any more; :class:`TimedOut` after ``timeout`` seconds, its data ``written`` the
-        bytes given by then. If it is cancelled or timed out, those stay given and the rest is not typed.
+        to take it, or not any more; :class:`TimedOut` after ``timeout`` seconds. The data ``written`` of all
+        but the first are the bytes given by then: those stay given, and the rest is not typed.
         """
         self._check_keyboard("type")
         rest = memoryview(data)
@@ -249,6 +260,7 @@ class Console:
                         if self.number:  # a channel, which a running guest need not take up
                             why = f"the guest has not taken up console {self.name}. See console.list"
                         raise StateError(f"cannot type: {why}.", "stopped", ["running"])
+                    self._typist = by
                     room = INPUT_MAX - len(self._typed)
                     self._typed += rest[:room]
                     rest = rest[room:]
@@ -256,6 +268,9 @@ class Console:
                     self._feed(ring)
                     if rest:
                         await self._taken.wait()
+        except (Busy, StateError) as fault:
+            fault.data["written"] = len(data) - len(rest)
+            raise
         except TimeoutError:
             written = len(data) - len(rest)
             raise TimedOut(

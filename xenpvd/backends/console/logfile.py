@@ -7,6 +7,7 @@ recording; what has gone from there meanwhile is counted, and the file says how 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -72,7 +73,8 @@ class LogFile:
         self._reopen = False
         self._ending = False
         self._fd = -1
-        self._size = 0
+        self._unrotated: str | None = None  # why it grows beyond its size, if it must
+        self._settled = asyncio.Event()
 
     async def open(self) -> None:
         """Begin. Raises :class:`HostError`."""
@@ -86,6 +88,14 @@ class LogFile:
                 str(self.terms.path),
             ) from None
         self._following = self._tasks.spawn(self._follow(), f"console {self._name} log")
+
+    async def settle(self) -> None:
+        """Write what is recorded by now, if it can be written soon."""
+        self._settled.clear()
+        self._history.wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await self._settled.wait()
 
     def reopen(self) -> None:
         """The file was renamed: write to a new one of the name from now on."""
@@ -107,12 +117,13 @@ class LogFile:
     async def _follow(self) -> None:
         while True:
             try:
-                unrotated = await self._write_all()
+                await self._write_all()
             except (OSError, HostError) as fault:
                 self._tell(f"it cannot be written: {fault.strerror if isinstance(fault, OSError) else fault}")
                 await asyncio.sleep(RETRY)
                 continue
-            self._tell(unrotated)
+            self._tell(self._unrotated)
+            self._settled.set()
             if self._ending or self._history.closed:
                 self._rest = self._safe.finish()
                 if not self._rest:
@@ -120,17 +131,14 @@ class LogFile:
                 continue
             await self._history.changed()
 
-    async def _write_all(self) -> str | None:
-        """Returns why the file grows beyond its size, if it must."""
-        unrotated = None
+    async def _write_all(self) -> None:
         while self._rest or self._take():
             reopen, self._reopen = self._reopen, False
             try:
-                unrotated = await in_thread(partial(self._write, reopen))
+                await in_thread(partial(self._write, reopen))
             except (OSError, HostError):
                 self._reopen |= reopen
                 raise
-        return unrotated
 
     def _take(self) -> bool:
         """The next piece of the recording into ``_rest``; False if there is none."""
@@ -175,30 +183,27 @@ class LogFile:
     def _follow_on(self, fd: int) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._size = fd, os.fstat(fd).st_size
+        self._fd = fd
 
-    def _write(self, reopen: bool) -> str | None:
-        """``_rest``, or as much as can be before an OSError. Returns why there is no new file that is due."""
-        unrotated = None
+    def _write(self, reopen: bool) -> None:
+        """``_rest``, or as much as can be before an OSError."""
         if reopen or not os.fstat(self._fd).st_nlink:  # somebody deleted it: nobody would ever read it
             self._open()
-        if self._size and self._size + len(self._rest) > self.terms.size:
+        size = os.fstat(self._fd).st_size
+        self._unrotated = None
+        if size and size + len(self._rest) > self.terms.size:
             try:
                 self._rotate()
             except OSError as fault:  # better too long than lost
-                unrotated = f"it grows beyond its size, a new one cannot be made: {fault.strerror}"
+                self._unrotated = f"it grows beyond its size, a new one cannot be made: {fault.strerror}"
         while self._rest:
-            done = os.write(self._fd, self._rest)
-            self._size += done
-            self._rest = self._rest[done:]
-        return unrotated
+            self._rest = self._rest[os.write(self._fd, self._rest) :]
 
     def _rotate(self) -> None:
         """The new file is there before any is renamed: if it cannot be made, all stay as they are."""
         path, keep = self.terms.path, self.terms.keep
         if not keep:
             os.ftruncate(self._fd, 0)
-            self._size = 0
             return
         names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1))]
         new = path.with_name(f"{path.name}.new")

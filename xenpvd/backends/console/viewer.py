@@ -21,21 +21,28 @@ class Viewer:
     """:class:`xenpvd.rpc.service.ConsoleViewer` by shape.
 
     Nothing is queued for it: a slow one costs nothing, and is cut off once what it has not read is no longer
-    kept. ``on_mode(mode)`` is called when it gets or loses the keyboard.
+    kept. ``on_mode(mode)`` is called when it gets or loses the keyboard, which it ``may_type`` on.
     """
 
     def __init__(
-        self, console: Console, number: int, who: str, mode: str, offset: int, on_mode: Callable[[str], None]
+        self,
+        console: Console,
+        number: int,
+        who: str,
+        may_type: bool,
+        offset: int,
+        on_mode: Callable[[str], None],
     ) -> None:
         self._console = console
         self.number = number
         self.who = who
+        self.may_type = may_type
         self.offset = offset
         self.live = console.history.end
         self.ended: str | None = None
         self.kicked = False
         self._end = asyncio.Event()
-        self._mode = mode
+        self._mode = "ro"
         self._on_mode = on_mode
         self._since = time.time()
 
@@ -76,7 +83,7 @@ class Viewer:
                 self.offset += len(data)
                 return data
             elif history.closed:
-                self._console.detach(self, "the console is gone")
+                self._console.detach(self, "the daemon ends")
             else:
                 await history.changed()
         return b""
@@ -85,7 +92,7 @@ class Viewer:
         """Type ``data``; waits while the guest does not take it. Raises :class:`Busy` if it is read-only or
         has ended, or comes to be meanwhile: then the rest is not typed."""
         self._check_keyboard()
-        await self._console.type(data, check=self._check_keyboard)
+        await self._console.type(data, check=self._check_keyboard, by=self)
 
     def _check_keyboard(self) -> None:
         if self.ended is not None:
@@ -99,7 +106,10 @@ class Viewer:
         return self._console.marks.get(offset)
 
     def steal(self) -> None:
-        """Take the keyboard from who has it. Raises what :meth:`Console.attach` does."""
+        """Take the keyboard from who has it. Raises :class:`Busy` for a viewer that is over, and
+        :class:`Unsupported`."""
+        if self.ended is not None:
+            raise Busy(f"cannot take the keyboard: this viewer is over ({self.ended}).", by=self.ended)
         self._console.give_keyboard(self, stolen=True)
 
     def release(self) -> None:

@@ -74,8 +74,14 @@ async def console_attach(call: Call, params: models.ConsoleAttachParams) -> resu
             "subscription). Open one for the console.",
             by="this connection",
         )
-    since, ago = params.since, params.ago
-    viewer = call.service.consoles.attach(params.console, params.mode, since, ago, call.client.who)
+    viewer = call.service.consoles.attach(
+        params.console,
+        params.mode,
+        params.since,
+        params.ago,
+        call.client.who,
+        may_type=covers(call.client.role, TYPIST),
+    )
     stream.become(viewer)
     return results.Attached(mode=viewer.mode, offset=viewer.offset, viewer=viewer.number)
 
@@ -87,15 +93,21 @@ async def console_viewers(call: Call, params: models.NoParams) -> list[ConsoleVi
 
 
 @method("console.kick", "operator")
-async def console_kick(call: Call, params: models.ConsoleKickParams) -> None:
+async def console_kick(call: Call, params: models.ConsoleViewerParams) -> None:
     """End a viewer."""
     call.service.consoles.kick(params.viewer, call.client.who)
 
 
+@method("console.steal", "operator")
+async def console_steal(call: Call, params: models.ConsoleViewerParams) -> None:
+    """Give a viewer the keyboard, and take it from who has it. The viewer must be one who may type."""
+    call.service.consoles.steal(params.viewer)
+
+
 @method("console.clear", "operator")
 async def console_clear(call: Call, params: models.ConsoleParams) -> None:
-    """Forget what a console has printed so far; offsets go on. It stays in a log file."""
-    call.service.consoles.clear(params.console)
+    """Forget what a console has printed so far; offsets go on. A log file gets it first."""
+    await call.service.consoles.clear(params.console)
 
 
 @method("channel.add", "operator")
