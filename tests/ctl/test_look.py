@@ -51,6 +51,7 @@ def test_call(xenpvctl: Xenpvctl, service: FakeService) -> None:
     ("params", "stdin"),
     [
         (["path"], None),
+        (["path=/a", "path=/b"], None),
         (["=x"], None),
         (["-"], "[1]"),
         (["-"], "{"),

@@ -12,7 +12,17 @@ from tests.fakes.service import FakeService
 from xenpvd.ctl.client import Client
 from xenpvd.views import Runstate
 
-VERBS = ["vcpu set web1 1", "memory set web1 128", "shutdown web1", "reboot web1", "sysrq web1 h"]
+VERBS = [
+    "vcpu set web1 1",
+    "memory set web1 128",
+    "shutdown web1",
+    "reboot web1",
+    "sysrq web1 h",
+    "drive add web1 xvdb /b",
+    "drive remove web1 xvdb",
+    "channel add web1 c",
+    "channel remove web1 c",
+]
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e400", "soon", ""])
@@ -24,8 +34,8 @@ def test_no_number_of_seconds(xenpvctl: Xenpvctl, daemon: Daemon, verb: str, sec
 
 
 def test_what_is_left_to_the_client(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
-    """A verb with a plain --timeout cannot send what is no JSON either."""
-    failed = xenpvctl("drive", "add", "web1", "xvdb", "/b", "--timeout", "nan", status=2)
+    """A verb with a plain number cannot send what is no JSON either."""
+    failed = xenpvctl("drive", "add", "web1", "xvdb", "/b", "--ops", "1", "--burst", "nan", status=2)
     assert "cannot call drive.add: a number among the parameters is not finite" in failed.stderr
     assert daemon.service.drives == {}
 

@@ -14,6 +14,7 @@ import click
 from xenpvd import paths
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.completion import definitions
+from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
 from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
 from xenpvd.ctl.waiting import timeout_option, told
@@ -64,6 +65,7 @@ def _phase(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--qmp", is_flag=True, help="Serve qmp.sock as well, for programs that speak QEMU's QMP.")
 @_accel_option
 @json_option
+@apart("--paused", "--wait")
 @click.pass_obj
 def start(
     place: RunDir,

@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from xenpvd.ctl.completion import consoles, guest_argument
+from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, table
 from xenpvd.ctl.rundir import RunDir
+from xenpvd.ctl.waiting import timeout_option
 
 
 @click.group(cls=Verbs)
@@ -45,9 +47,10 @@ def list_(place: RunDir, name: str) -> None:
 @click.option("--number", type=click.IntRange(1, 9), help="Of device/console/N; else a free one.")
 @click.option("--shared", is_flag=True, help="Each viewer has a keyboard.")
 @click.option("--log", type=click.Path(), metavar="FILE", help="A file that gets the output as well.")
-@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has connected it.")
-@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@no_wait_option("connected")
+@timeout_option(30.0, "that")
 @json_option
+@apart("--no-wait", "--timeout")
 @click.pass_obj
 def add(
     place: RunDir,
@@ -79,7 +82,7 @@ def add(
 @click.argument("channel", shell_complete=consoles)
 @click.option("--force", is_flag=True, help="Cut it off though the guest still uses it.")
 @click.option("--missing-ok", is_flag=True, help="It is no fault if there is none.")
-@click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@timeout_option(10.0)
 @json_option
 @click.pass_obj
 def remove(place: RunDir, name: str, channel: str, force: bool, missing_ok: bool, timeout: float) -> None:

@@ -16,6 +16,7 @@ import click
 from xenpvd.ctl import completion
 from xenpvd.ctl.client import Client, NoAnswer, RpcFault
 from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import Failure, duration, emit, json_option, table, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
@@ -57,8 +58,8 @@ _console_option = click.option(
 @click.command()
 @guest_argument
 @_console_option
-@click.option("--ro", "mode", flag_value="ro", help="Watch only.")
-@click.option("--steal", "mode", flag_value="steal", help="Take the keyboard from who has it.")
+@click.option("--ro", is_flag=True, help="Watch only.")
+@click.option("--steal", is_flag=True, help="Take the keyboard from who has it.")
 @click.option(
     "-e",
     "--escape",
@@ -76,12 +77,15 @@ _console_option = click.option(
     help="Make LINK a terminal that other programs can open, for as long as this runs.",
 )
 @json_option
+@apart("--ro", "--steal")
+@apart("--pty", "--escape")
 @click.pass_obj
 def console(
     place: RunDir,
     name: str,
     which: str,
-    mode: str | None,
+    ro: bool,
+    steal: bool,
     escape: str,
     since: dict[str, Any],
     link: Path | None,
@@ -91,6 +95,7 @@ def console(
     What it printed so far comes first (see --since). Without a terminal stdin is typed until its
     end, and stdout gets what the guest prints.
     """
+    mode = "ro" if ro else "steal" if steal else None
     title = f"{name} console" if which == "0" else f"{name} console {which}"
     if link is not None:
         _serve_pty(place, name, title, link, mode, {"console": which, **since})

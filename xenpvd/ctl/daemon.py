@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.options import lines_option
 from xenpvd.ctl.output import emit, json_option, moment, plain
 from xenpvd.ctl.rundir import RunDir
 
@@ -16,27 +17,18 @@ _LEVELS = ["debug", "info", "warning", "error"]
 
 @click.command("daemon-log")
 @guest_argument
-@click.option(
-    "-n",
-    "--lines",
-    "count",
-    type=click.IntRange(1, 1000),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="The newest N.",
-)
+@lines_option(100, 1000, "The newest N.")
 @click.option("--level", type=click.Choice(_LEVELS), default="debug", help="Of this level and above.")
 @click.option("--logger", default="", metavar="LOGGER", help="Of LOGGER and those below it, as xenpvd.rpc.")
 @json_option
 @click.pass_obj
-def daemon_log(place: RunDir, name: str, count: int, level: str, logger: str) -> None:
+def daemon_log(place: RunDir, name: str, lines: int, level: str, logger: str) -> None:
     """What a guest's daemon has logged last.
 
     The guest's own output is on its console: log.
     """
     with place.connect(name) as client:
-        records = client.call("log.tail", {"max": count, "level": level, "logger": logger})
+        records = client.call("log.tail", {"max": lines, "level": level, "logger": logger})
     emit(records, _lines(records))
 
 

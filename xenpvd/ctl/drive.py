@@ -10,15 +10,20 @@ import click
 
 from xenpvd.ctl.completion import drive_argument, guest_argument
 from xenpvd.ctl.guest import drive_line
+from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, size, table
 from xenpvd.ctl.rundir import RunDir
+from xenpvd.ctl.waiting import timeout_option
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+#: Seconds
+BURST = 1.0
 
 
 def limit_options(command: _Command) -> _Command:
     for option in (
-        click.option("--burst", default=1.0, show_default=True, help="Seconds of both saved up when idle."),
+        click.option("--burst", default=BURST, show_default=True, help="Seconds of both saved up when idle."),
         click.option("--ops", default=0, help="Requests in a second; 0: no limit."),
         click.option(
             "--bytes", "rate", default="0", metavar="SIZE", help="In a second, as 10M; 0: no limit."
@@ -67,9 +72,10 @@ def list_(place: RunDir, name: str) -> None:
 @click.option("--no-discard", is_flag=True, help="Do not offer to give storage back.")
 @click.option("--persistent", is_flag=True, help="Offer persistent grants.")
 @limit_options
-@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has connected it.")
-@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long that may take.")
+@no_wait_option("connected")
+@timeout_option(30.0, "that")
 @json_option
+@apart("--no-wait", "--timeout")
 @click.pass_obj
 def add(
     place: RunDir,
@@ -116,7 +122,7 @@ def add(
 @drive_argument
 @click.option("--force", is_flag=True, help="Cut it off though the guest still uses it.")
 @click.option("--missing-ok", is_flag=True, help="It is no fault if there is none.")
-@click.option("--timeout", default=10.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@timeout_option(10.0)
 @json_option
 @click.pass_obj
 def remove(place: RunDir, name: str, vdev: str, force: bool, missing_ok: bool, timeout: float) -> None:
@@ -196,7 +202,10 @@ def _swap(place: RunDir, name: str, vdev: str, target: str) -> None:
 
 
 def _asked(rate: str, ops: int, burst: float) -> dict[str, Any]:
-    return {"bytes_per_second": _bytes(rate), "ops_per_second": ops, "burst": burst}
+    limits = {"bytes_per_second": _bytes(rate), "ops_per_second": ops, "burst": burst}
+    if burst != BURST and not limits["bytes_per_second"] and not ops:
+        raise click.UsageError("--burst alone limits nothing. Give --bytes or --ops, too.")
+    return limits
 
 
 def _limits(limits: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import click
 
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import duration, emit, json_option, size, table
 from xenpvd.ctl.rundir import NoGuest, RunDir
 from xenpvd.ctl.waiting import timeout_option, told
@@ -93,15 +94,17 @@ def drive_line(drive: dict[str, Any]) -> str:
 
 @click.command()
 @guest_argument
-@click.option("--reboot", "mode", flag_value="reboot", help="Boot it again.")
-@click.option("--halt", "mode", flag_value="halt", help="Halt, do not power off.")
+@click.option("--reboot", is_flag=True, help="Boot it again.")
+@click.option("--halt", is_flag=True, help="Halt, do not power off.")
 @timeout_option(60.0)
 @click.option("--destroy", is_flag=True, help="Destroy it when the time is up.")
 @json_option
+@apart("--reboot", "--halt")
 @click.pass_obj
-def shutdown(place: RunDir, name: str, mode: str | None, timeout: float, destroy: bool) -> None:
+def shutdown(place: RunDir, name: str, reboot: bool, halt: bool, timeout: float, destroy: bool) -> None:
     """Ask a guest to shut itself down, and wait until it has."""
-    _shut_down(place, name, mode or "poweroff", timeout, destroy)
+    mode = "reboot" if reboot else "halt" if halt else "poweroff"
+    _shut_down(place, name, mode, timeout, destroy)
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -62,7 +63,7 @@ def call(place: RunDir, name: str, method: str, params: tuple[str, ...]) -> None
     rpc.discover lists them. A VALUE is JSON if it can be read so, else a text; - reads all parameters as a
     JSON object from stdin.
     """
-    fields = _read_params() if params == ("-",) else dict(_pair(param) for param in params)
+    fields = _read_params() if params == ("-",) else _pairs(params)
     with place.connect(name) as client:
         result = client.call(method, fields)
     emit(result, json.dumps(result, indent=2, ensure_ascii=False))
@@ -78,11 +79,16 @@ def _read_params() -> dict[str, Any]:
     return fields
 
 
-def _pair(param: str) -> tuple[str, Any]:
-    key, equals, value = param.partition("=")
-    if not equals or not key:
-        raise click.UsageError(f"{param!r} is no KEY=VALUE.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+def _pairs(params: Iterable[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for param in params:
+        key, equals, value = param.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"{param!r} is no KEY=VALUE.")
+        if key in fields:
+            raise click.UsageError(f"{key} is given twice. Give it once.")
+        try:
+            fields[key] = json.loads(value)
+        except ValueError:
+            fields[key] = value
+    return fields

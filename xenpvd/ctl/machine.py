@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, mib, table
 from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import timeout_option, told
@@ -52,9 +53,10 @@ def _registers(regs: dict[str, int]) -> Iterator[str]:
 @vcpu.command("set")
 @guest_argument
 @click.argument("count", type=int)
-@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
+@no_wait_option("done")
 @timeout_option(30.0, "that")
 @json_option
+@apart("--no-wait", "--timeout")
 @click.pass_obj
 def set_vcpus(place: RunDir, name: str, count: int, no_wait: bool, timeout: float) -> None:
     """Have the guest use its first COUNT vCPUs."""
@@ -102,9 +104,10 @@ def _mib(count: int | None) -> str:
 @memory.command("set")
 @guest_argument
 @click.argument("size", metavar="MIB", type=int)
-@click.option("--no-wait", is_flag=True, help="Do not wait until the guest has done it.")
+@no_wait_option("done")
 @timeout_option(60.0, "that")
 @json_option
+@apart("--no-wait", "--timeout")
 @click.pass_obj
 def set_memory(place: RunDir, name: str, size: int, no_wait: bool, timeout: float) -> None:
     """Have the guest use so much memory.

@@ -65,6 +65,8 @@ class Wanted:
 
 def run(place: RunDir, wanted: Wanted) -> int:
     """Returns the exit status."""
+    if wanted.kind == "pvh" and wanted.shim != "auto":
+        raise click.UsageError("--type pvh runs without a shim: leave out --shim.")
     name = wanted.name or f"{random.choice(_FIRST)}-{random.choice(_SECOND)}"
     if not NAME.fullmatch(name):
         raise click.UsageError(misnamed(name))

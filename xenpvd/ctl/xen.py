@@ -84,7 +84,14 @@ def list_grants(place: RunDir, name: str) -> None:
 
 @click.command()
 @guest_argument
-@click.option("--recent", default=0, metavar="N", help="The newest N calls as well, decoded; at most 256.")
+@click.option(
+    "-n",
+    "--recent",
+    type=click.IntRange(0, 256),
+    default=0,
+    metavar="N",
+    help="The newest N calls as well, decoded; 256 at most.",
+)
 @json_option
 @click.pass_obj
 def hypercalls(place: RunDir, name: str, recent: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.options import lines_option
 from xenpvd.ctl.output import emit, json_option, moment, plain, table
 from xenpvd.ctl.rundir import RunDir
 
@@ -82,10 +83,10 @@ def xenstore_rm(place: RunDir, name: str, path: str) -> None:
 @click.command("xenstore-watch")
 @guest_argument
 @click.argument("paths", nargs=-1, required=True)
-@click.option("-n", "--count", type=click.IntRange(1), help="End after so many lines.")
+@lines_option(None, None, "End after N lines.")
 @json_option
 @click.pass_obj
-def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], count: int | None) -> None:
+def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], lines: int | None) -> None:
     """Print what changes at PATHS in a guest's xenstore, and below them.
 
     As with Xen's tool, each of PATHS comes once at the beginning, and is counted.
@@ -95,7 +96,7 @@ def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], count: int 
             client.call("xenstore.watch", {"path": path})
         with contextlib.suppress(KeyboardInterrupt):
             changes = (params for method, params in client.notifications() if method == "xenstore.changed")
-            for change in islice(changes, count):
+            for change in islice(changes, lines):
                 emit(change, plain(change["path"]))
                 sys.stdout.flush()
 
@@ -103,16 +104,16 @@ def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], count: int 
 @click.command("xenstore-history")
 @guest_argument
 @click.argument("match", default="")
-@click.option("-n", "--max", "newest", default=50, show_default=True, help="The newest so many.")
+@lines_option(50, 1024, "The newest N.")
 @json_option
 @click.pass_obj
-def xenstore_history(place: RunDir, name: str, match: str, newest: int) -> None:
+def xenstore_history(place: RunDir, name: str, match: str, lines: int) -> None:
     """Who has asked what of a guest's xenstore, and what came of it.
 
     All of it, or what names MATCH (a path, a value, or a part of one).
     """
     with place.connect(name) as client:
-        told = client.call("xenstore.history", {"match": match, "max": newest})
+        told = client.call("xenstore.history", {"match": match, "max": lines})
     emit(told, map(_operation, told))
 
 
