@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -322,6 +323,26 @@ def test_one_daemon_per_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="Choose another with --run-dir"):
         NameLock(tmp_path / "file" / "web1", "web1")
+
+
+def test_a_lock_that_was_tidied_away_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """xenpvctl removes what a failed start leaves, just as another daemon has opened it."""
+    lock_file, flock = tmp_path / "web1" / "lock", fcntl.flock
+    gone: list[int] = []
+
+    def tidied(fd: int, how: int) -> None:
+        if not gone:
+            gone.append(fd)
+            lock_file.unlink()
+            lock_file.parent.rmdir()
+        flock(fd, how)
+
+    monkeypatch.setattr("xenpvd.daemon.fcntl.flock", tidied)
+    lock = NameLock(tmp_path / "web1", "web1")
+    assert gone and lock_file.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(Busy):
+        NameLock(tmp_path / "web1", "web1")
+    lock.release()
 
 
 class Process:

@@ -43,3 +43,24 @@ def test_what_names_no_file_is_not_anchored() -> None:
         "console": {"log": "/etc/xenpvd/c.log", "xen_log": "/x.log"},
         "channel": [{"name": "agent", "log": "/etc/xenpvd/a.log"}, {"name": "b"}],
     }
+
+
+def test_definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, system = tmp_path / "config" / "xenpvd", tmp_path / "etc"
+    for folder, names in ((own, ("web1", "No")), (system, ("web1", "web2", "gateway"))):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}.toml").touch()
+    monkeypatch.setattr(paths, "CONFIG_DIR", system)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert paths.config_dirs() == [own, system]
+    assert paths.definition("web1") == own / "web1.toml"
+    assert paths.definition("web2") == system / "web2.toml"
+    assert paths.definition("web3") is None
+    assert paths.definitions() == {"web1", "web2"}
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert paths.definition("web1") == system / "web1.toml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert paths.user_config() == Path("/home/ann/.config")

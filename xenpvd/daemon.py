@@ -50,26 +50,29 @@ class NameLock:
 
     def __init__(self, directory: Path, name: str) -> None:
         """Raises :class:`Busy` if the name is in use, :class:`HostError` if the directory can't be made."""
-        try:
-            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as fault:
-            raise HostError(
-                f"cannot use {directory}: {fault.strerror}. Choose another with --run-dir.",
-                fault.errno or 0,
-                str(directory),
-            ) from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._fd)
-            raise Busy(
-                f"cannot start {name}: a daemon of that name runs already (pid {holder}). "
-                "Choose another name, or stop that one.",
-                by=f"pid {holder}",
-            ) from None
-        os.ftruncate(self._fd, 0)
+        while True:
+            try:
+                directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+                self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            except OSError as fault:
+                raise HostError(
+                    f"cannot use {directory}: {fault.strerror}. Choose another with --run-dir.",
+                    fault.errno or 0,
+                    str(directory),
+                ) from None
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+                os.close(self._fd)
+                raise Busy(
+                    f"cannot start {name}: a daemon of that name runs already (pid {holder}). "
+                    "Choose another name, or stop that one.",
+                    by=f"pid {holder}",
+                ) from None
+            if os.fstat(self._fd).st_nlink:
+                break
+            os.close(self._fd)  # xenpvctl has tidied up meanwhile (RunDir.tidy): this lock is nobody's
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:

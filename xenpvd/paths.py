@@ -10,8 +10,31 @@ from typing import Any
 #: A guest's name is a folder's name, too: RUN_DIR/NAME/rpc.sock.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
-#: Where ``start NAME`` finds NAME.toml.
+#: The system's definitions: NAME.toml is that of NAME.
 CONFIG_DIR = Path("/etc/xenpvd")
+#: What else lies there: the gateway's own
+_NO_GUEST = "gateway"
+
+
+def user_config() -> Path:
+    """The user's folder for the configuration of programs, as the XDG specification has it."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
+def config_dirs() -> list[Path]:
+    """Where definitions are, the first counts: a user's own come before the system's."""
+    return [CONFIG_DIR] if os.geteuid() == 0 else [user_config() / "xenpvd", CONFIG_DIR]
+
+
+def definition(name: str) -> Path | None:
+    """NAME.toml in the first folder that has one; also if this user may not read it."""
+    return next((file for folder in config_dirs() if os.path.lexists(file := folder / f"{name}.toml")), None)
+
+
+def definitions() -> set[str]:
+    """The names of those that have one."""
+    names = {file.stem for folder in config_dirs() for file in folder.glob("*.toml")} - {_NO_GUEST}
+    return {name for name in names if NAME.fullmatch(name)}
 
 
 def run_dir() -> Path:

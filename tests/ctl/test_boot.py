@@ -17,7 +17,7 @@ from xenpvd.views import Runstate
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(paths, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
     path = tmp_path / "web1.toml"
     path.write_text('kernel = "/boot/vmlinuz"\nmemory = 768\n')
     return path
@@ -72,6 +72,24 @@ def test_start_fails(
     monkeypatch.setenv("FAKE_DAEMON", how)
     timeout = ["--timeout", "0.05"] if how == "silent" else []
     assert words in xenpvctl("start", str(file), *timeout, status=status).stderr
+
+
+@pytest.mark.usefixtures("fake_daemon")
+@pytest.mark.parametrize(("says", "left"), [("a little", []), ("a lot", ["web1"])])
+def test_a_start_that_fails_leaves_what_it_has_not_told(
+    xenpvctl: Xenpvctl,
+    run_dir: Path,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    says: str,
+    left: list[str],
+) -> None:
+    monkeypatch.setenv("FAKE_DAEMON", "refuse")
+    if says == "a lot":
+        file.write_text(file.read_text() + "#\n" * 20)  # the fake prints it
+    said = xenpvctl("start", str(file), status=2).stderr
+    assert [path.name for path in run_dir.iterdir()] == left
+    assert (f"all of it: {run_dir}/web1/xenpvd.log" in said) is bool(left)
 
 
 def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:
@@ -138,7 +156,63 @@ def test_start_of_a_name_that_is_too_long(xenpvctl: Xenpvctl, file: Path, name: 
 
 
 def test_start_of_a_name_without_a_file(xenpvctl: Xenpvctl, file: Path) -> None:
-    assert "web9.toml is missing" in xenpvctl("start", "web9", status=3).stderr
+    said = xenpvctl("start", "web9", status=3).stderr
+    assert said == (
+        f"xenpvctl: no definition of web9: there is no {file.parent}/web9.toml. "
+        "Write it, or give another file.\n"
+    )
+
+
+def test_start_of_a_name_whose_file_lies_here(
+    xenpvctl: Xenpvctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path / "own", tmp_path / "etc"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web1.toml").touch()
+    for verb in ("start", "check"):
+        assert xenpvctl(verb, "web1", status=3).stderr == (
+            f"xenpvctl: no definition of web1: there is no {tmp_path}/own/web1.toml or "
+            f"{tmp_path}/etc/web1.toml. For the file here: xenpvctl {verb} ./web1.toml\n"
+        )
+
+
+@pytest.mark.usefixtures("fake_daemon")
+def test_start_again_by_name(
+    xenpvctl: Xenpvctl, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started from a file that is not among the definitions."""
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path / "none"])
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('kernel = "/k"\nname = "web1"\nmemory = 99\n')
+    xenpvctl("start", "mine.toml")
+    quit_(run_dir)
+    monkeypatch.chdir("/")
+    assert "xenpvctl start web1\n" in xenpvctl("status", "web1", status=3).stderr
+    assert xenpvctl("start", "web1").stdout == "web1 is running: shim after 0.20 s\n"
+    assert "memory = 99" in RunDir(run_dir).log("web1").read_text()
+    assert xenpvctl("start", "web1", status=1).stderr == "xenpvctl: web1 is running already.\n"
+    quit_(run_dir)
+
+
+def test_start_of_a_daemon_whose_definition_is_not_found(
+    xenpvctl: Xenpvctl, service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows it itself."""
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
+    before = service.config
+    service.state = Runstate.STOPPED
+    xenpvctl("start", "web1")
+    assert service.config is before
+    service.state = Runstate.STOPPED
+    xenpvctl("start", "web1", "--accel", "kvm")
+    assert service.config == before.model_copy(update={"accel": "kvm"})
+
+
+def test_start_of_a_dead_guest_without_a_file(
+    xenpvctl: Xenpvctl, dead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
+    assert "gone is dead" in xenpvctl("start", dead, status=3).stderr
 
 
 def test_check_prints_every_problem(xenpvctl: Xenpvctl, tmp_path: Path) -> None:

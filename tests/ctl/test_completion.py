@@ -94,14 +94,18 @@ def test_files(run_dir: Path, daemon: Daemon) -> None:
 
 
 def test_definitions_or_files(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
     for name in ("web1.toml", "web2.toml", "db.toml", "web3.cfg"):
         (tmp_path / name).touch()
-    assert [(item.type, item.value) for item in complete(run_dir, "start", "w")] == [
-        ("file", "w"),
-        ("plain", "web1"),
-        ("plain", "web2"),
-    ]
+    (run_dir / "web4").mkdir()
+    (run_dir / "web4" / "definition").symlink_to("/srv/mine.toml")
+    for verb in ("start", "check"):
+        assert [(item.type, item.value) for item in complete(run_dir, verb, "w")] == [
+            ("file", "w"),
+            ("plain", "web1"),
+            ("plain", "web2"),
+            ("plain", "web4"),
+        ]
 
 
 def test_nobody_answers(run_dir: Path, dead: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
+from xenpvd import paths
 from xenpvd.errors import StateError, TimedOut
 from xenpvd.views import Runstate
 
@@ -27,8 +31,53 @@ def test_list_goes_on_past_a_daemon_in_trouble(xenpvctl: Xenpvctl, service: Fake
     assert xenpvctl.json("list") == [{"name": "web1", "state": "no answer", "drives": []}]
 
 
-def test_list_of_nothing(xenpvctl: Xenpvctl) -> None:
+def test_list_of_nothing(xenpvctl: Xenpvctl, run_dir: Path) -> None:
     assert xenpvctl.json("list") == []
+    run_dir.rmdir()
+    assert xenpvctl.json("list") == []
+
+
+def test_list_of_all(
+    xenpvctl: Xenpvctl, run_dir: Path, tmp_path: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
+    for name in ("web1", "web2", "gateway", "No name"):
+        (tmp_path / f"{name}.toml").touch()
+    (run_dir / "web3").mkdir()
+    (run_dir / "web3" / "definition").symlink_to("/srv/web3.toml")  # it was started from there
+    assert [(guest["name"], guest["state"]) for guest in xenpvctl.json("list", "--all")] == [
+        ("web1", "running"),
+        ("web2", "off"),
+        ("web3", "off"),
+    ]
+    assert "web2  off      -" in xenpvctl("list", "-a").stdout
+    assert [guest["name"] for guest in xenpvctl.json("list")] == ["web1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run it as root")
+def test_list_tells_what_it_does_not_list(xenpvctl: Xenpvctl, run_dir: Path, daemon: Daemon) -> None:
+    for parent in run_dir.parents:
+        if parent.stat().st_uid == 0 and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    for name in ("web2", "web3"):
+        (run_dir / name).mkdir(mode=0o700)
+    (run_dir / "web1").chmod(0o755)
+    (run_dir / "web1" / "rpc.sock").chmod(0o666)
+    os.seteuid(65534)
+    try:
+        listed = xenpvctl("list")
+        os.seteuid(0)
+        run_dir.chmod(0o700)
+        os.seteuid(65534)
+        shut = xenpvctl("list", status=1).stderr
+    finally:
+        os.seteuid(0)
+    assert "web1  running" in listed.stdout
+    assert listed.stderr == (
+        f"xenpvctl: 2 guests not listed: no permission for {run_dir}/web2, {run_dir}/web3. "
+        "Use sudo, or join the group that owns it.\n"
+    )
+    assert shut == f"xenpvctl: cannot look into {run_dir}: no permission. Use sudo.\n"
 
 
 def test_status(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
@@ -96,7 +145,7 @@ def test_no_such_guest(xenpvctl: Xenpvctl, run_dir: Path, dead: str) -> None:
         missing = xenpvctl(verb, "web2", status=3)
         assert missing.stderr == (
             f"xenpvctl: no guest called web2: {run_dir}/web2/rpc.sock is missing. "
-            "Start it with: xenpvctl start web2\n"
+            "Those that are there: xenpvctl list. Start it with its TOML file: xenpvctl start FILE.toml\n"
         )
         assert "gone is dead" in xenpvctl(verb, dead, status=3).stderr
     assert "no guest can be called" in xenpvctl.json("status", "../x", status=3)["error"]["message"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.ctl.conftest import Daemon
+from xenpvd import paths
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
 
@@ -19,13 +22,77 @@ def test_connect(run_dir: Path, daemon: Daemon, dead: str) -> None:
     place = RunDir(run_dir)
     with place.connect("web1") as client:
         assert client.hello["guest"] == "web1"
-    with pytest.raises(NoGuest, match=r"no guest called web2: .*/web2/rpc.sock is missing. Start it with"):
+    with pytest.raises(NoGuest, match=r"no guest called web2: .*/web2/rpc.sock is missing. "):
         place.connect("web2")
-    with pytest.raises(NoGuest, match=r"gone is dead: nobody answers at .* Start it again"):
+    with pytest.raises(NoGuest, match=r"gone is dead: nobody answers at "):
         place.connect(dead)
     for name in ("../web1", "", "Web1", "a/b"):
         with pytest.raises(NoGuest, match="no guest can be called"):
             place.connect(name)
+
+
+@pytest.mark.parametrize("name", ["web2", "gone"])
+def test_how_it_is_started(
+    run_dir: Path, tmp_path: Path, dead: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As it can be: by a name only where there is a definition of that name."""
+    place = RunDir(run_dir)
+    here, folder = tmp_path / "here", tmp_path / "definitions"
+    here.mkdir()
+    folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(paths, "config_dirs", lambda: [folder])
+
+    def cure() -> str:
+        with pytest.raises(NoGuest) as fault:
+            place.connect(name)
+        return str(fault.value).rpartition(": ")[2]
+
+    assert cure() == "xenpvctl start FILE.toml"
+    (here / f"{name}.toml").touch()
+    assert cure() == f"xenpvctl start ./{name}.toml"
+    (folder / f"{name}.toml").touch()
+    assert cure() == f"xenpvctl start {name}"
+
+
+def test_the_file_that_it_was_started_from(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
+    place = RunDir(run_dir)
+    place.remember("web1", tmp_path / "a.toml")  # it has no folder
+    assert place.definition("web1") is None and place.definitions() == []
+    (run_dir / "web1").mkdir()
+    for file in (Path("/srv/b.toml"), Path("/srv/a.toml")):
+        place.remember("web1", file)
+        assert place.definition("web1") == file
+    assert place.definitions() == ["web1"]
+    owner = os.geteuid()
+    monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    assert place.definition("web1") is None, "what somebody else left there is not run"
+    (tmp_path / "web1.toml").touch()
+    assert place.definition("web1") == tmp_path / "web1.toml"
+
+
+def test_tidy(run_dir: Path) -> None:
+    place = RunDir(run_dir)
+    place.tidy("web1", [])  # there is nothing
+    folder = run_dir / "web1"
+    for made in (["xenpvd.log"], ["lock", "xenpvd.log"], []):
+        folder.mkdir()
+        for name in made:
+            (folder / name).touch()
+        place.tidy("web1", [place.log("web1")])
+        assert not folder.exists()
+    folder.mkdir()
+    place.remember("web1", Path("/a.toml"))
+    place.lock("web1").touch()
+    place.tidy("web1", [place.log("web1")])
+    assert {path.name for path in folder.iterdir()} == {"lock", "definition"}
+    with place.lock("web1").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        place.tidy("web1", [place.link("web1")])
+    assert {path.name for path in folder.iterdir()} == {"lock", "definition"}, "somebody lives there"
 
 
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:

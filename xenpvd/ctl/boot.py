@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import time
@@ -79,11 +80,12 @@ def start(
 ) -> None:
     """Start a guest in the background.
 
-    GUEST is a name (that of /etc/xenpvd/NAME.toml) or a TOML file.
+    GUEST is a TOML file or a name: that of NAME.toml in ~/.config/xenpvd (not for root) or in /etc/xenpvd, or
+    else of a guest that was started from its file before.
     """
-    file = _definition_file(guest)
-    name, definition = _read_definition(file)
-    if accel:
+    file = _definition_file(place, guest)
+    name, definition = _read_definition(file) if file is not None else (guest, _known(place, guest, accel))
+    if accel and definition is not None:
         definition["accel"] = accel
     options = ["--accel", accel] if accel else []
     sockets = [kind for kind, wanted in (("http", http), ("qmp", qmp)) if wanted]
@@ -96,6 +98,8 @@ def start(
         try:
             client = stack.enter_context(place.connect(name))
         except NoGuest:
+            if file is None:
+                raise
             launched = _launch(place, name, file, options, timeout)
             stack.callback(launched.close)
             client = stack.enter_context(place.connect(name))
@@ -114,6 +118,8 @@ def start(
                 if launched is not None:
                     launched.end(END_TIMEOUT)
                 raise
+        if file is not None:
+            place.remember(name, file)
         if paused:  # it comes no further
             emit(status, f"{name} is {status['state']}")
             return
@@ -142,7 +148,14 @@ def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: f
             undo.pop_all()
             return launched
     except NotReady as fault:
-        raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
+        if launched.told_all():
+            left, more = [place.log(name)], ""
+        else:
+            left, more = [], f"\n(all of it: {place.log(name)})"
+        if fault.status is not None:  # it has ended
+            place.tidy(name, left)
+        status = TIMEOUT if fault.status is None else _status(fault.status)
+        raise Failure(f"{fault}{more}", status) from None
     except OSError as fault:
         where = fault.filename or place.path
         raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
@@ -152,15 +165,32 @@ def _boots_on(name: str) -> str:
     return f"{name} goes on with its boot. End it with: xenpvctl destroy {name}"
 
 
-def _definition_file(guest: str) -> Path:
+def _definition_file(place: RunDir, guest: str) -> Path | None:
+    """The file that GUEST is or means; None if there is none of that name."""
     if "/" in guest or guest.endswith(".toml"):
         return Path(guest).absolute()
     if not NAME.fullmatch(guest):
         raise NoGuest(misnamed(guest))
-    file = paths.CONFIG_DIR / f"{guest}.toml"
-    if not file.exists():
-        raise NoGuest(f"no guest called {guest}: {file} is missing. Write it, or give another TOML file.")
-    return file
+    return place.definition(guest)
+
+
+def _undefined(guest: str, verb: str) -> NoGuest:
+    looked = " or ".join(str(folder / f"{guest}.toml") for folder in paths.config_dirs())
+    file = f"./{guest}.toml"
+    cure = (
+        f"For the file here: xenpvctl {verb} {file}"
+        if Path(file).exists()
+        else "Write it, or give another file."
+    )
+    return NoGuest(f"no definition of {guest}: there is no {looked}. {cure}")
+
+
+def _known(place: RunDir, guest: str, accel: str | None) -> dict[str, Any] | None:
+    """What a daemon, whose definition is not where we look for one, starts again: its own if None."""
+    if not os.path.lexists(place.socket(guest)):
+        raise _undefined(guest, "start")
+    with place.connect(guest) as client:
+        return client.call("guest.config") if accel else None
 
 
 def _read_definition(file: Path) -> tuple[str, dict[str, Any]]:
@@ -232,17 +262,21 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("guest", shell_complete=definitions)
 @json_option
-def check(file: Path) -> None:
-    """Check a guest's TOML file, and that this host can run it.
+@click.pass_obj
+def check(place: RunDir, guest: str) -> None:
+    """Check a guest's definition, and that this host can run it.
 
-    Needs no daemon and changes nothing.
+    GUEST is a TOML file or a name, as for start. Needs no daemon and changes nothing.
     """
     from xenpvd import check as host
     from xenpvd import config
     from xenpvd.errors import BadConfig, XenpvdError
 
+    file = _definition_file(place, guest)
+    if file is None:
+        raise _undefined(guest, "check")
     definition = None
     try:
         definition = config.load(file)

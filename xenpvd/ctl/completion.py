@@ -27,9 +27,8 @@ def guests(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def definitions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Those that have a definition where ``start`` looks for it; else files."""
-    names = sorted(file.stem for file in paths.CONFIG_DIR.glob("*.toml"))
-    return [CompletionItem(incomplete, type="file"), *_fitting(names, incomplete)]
+    """Those that ``start`` finds a definition of; else files."""
+    return [CompletionItem(incomplete, type="file"), *_fitting(_place(ctx).definitions(), incomplete)]
 
 
 def _things(method: str, key: str, *help_keys: str) -> Complete:

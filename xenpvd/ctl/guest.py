@@ -18,11 +18,21 @@ LIST_TIMEOUT = 2.0
 
 
 @click.command("list")
+@click.option(
+    "-a", "--all", "all_", is_flag=True, help="Those that have a definition, but no daemon, as well."
+)
 @json_option
 @click.pass_obj
-def list_(place: RunDir) -> None:
-    """The guests of this host. A dead one's daemon was killed."""
-    guests = [_glance(place, name) for name in place.names()]
+def list_(place: RunDir, all_: bool) -> None:
+    """The guests of this host.
+
+    A dead one's daemon was killed; one that is off (see --all) has none.
+    """
+    names, closed = place.look()
+    guests = [_glance(place, name) for name in names]
+    if all_:
+        off = (name for name in place.definitions() if name not in names)
+        guests += [{"name": name, "state": "off", "drives": []} for name in off]
     rows = [
         (
             guest["name"],
@@ -35,6 +45,12 @@ def list_(place: RunDir) -> None:
         for guest in guests
     ]
     emit(guests, table(("NAME", "STATE", "VCPUS", "MEM", "UPTIME", "DRIVES"), rows))
+    if closed:
+        count = f"{len(closed)} guest{'s' if len(closed) > 1 else ''}"
+        why = f"no permission for {', '.join(str(place.path / name) for name in closed)}"
+        click.echo(
+            f"xenpvctl: {count} not listed: {why}. Use sudo, or join the group that owns it.", err=True
+        )
 
 
 def _glance(place: RunDir, name: str) -> dict[str, Any]:

@@ -116,7 +116,13 @@ class Launched:
 
     def tail(self) -> str:
         """The last lines that this daemon wrote, or where to look."""
+        return "\n".join(self._lines()[-TAIL_LINES:]) or f"(it said nothing; see {self.log})"
+
+    def told_all(self) -> bool:
+        """Whether the log has no more than :meth:`tail` tells."""
+        return self._log_begin == 0 and len(self._lines()) <= TAIL_LINES
+
+    def _lines(self) -> list[str]:
         with self.log.open("rb") as log:
             log.seek(self._log_begin)
-            lines = log.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-TAIL_LINES:]) or f"(it said nothing; see {self.log})"
+            return log.read().decode(errors="replace").splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -10,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -228,21 +227,5 @@ def _end(place: RunDir, name: str, launched: Launched) -> None:
         if status is None and launched.end(END_TIMEOUT) is None:
             print(f"xenpvd: the daemon of {name} (pid {launched.pid}) does not end", file=sys.stderr)
         elif launched.wait(0) != IN_USE:
-            _tidy(place, name)
+            place.tidy(name, [place.log(name), place.socket(name)])
         launched.close()
-
-
-def _tidy(place: RunDir, name: str) -> None:
-    """Remove what a daemon that ended left of itself, unless another has the name now.
-
-    The lock stays, and the folder with it: without it two daemons could hold locks of one name.
-    """
-    left = [place.log(name)]
-    with ExitStack() as stack, suppress(OSError):
-        with suppress(FileNotFoundError):  # it ended before it made one
-            lock = stack.enter_context(place.lock(name).open("rb"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: a guest lives there
-            left.append(place.socket(name))
-        for path in left:
-            path.unlink(missing_ok=True)
-        place.log(name).parent.rmdir()

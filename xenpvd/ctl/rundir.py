@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from xenpvd import paths
 from xenpvd.ctl.client import Client, NoAnswer
 from xenpvd.paths import NAME
 
@@ -35,9 +40,69 @@ class RunDir:
     def lock(self, name: str) -> Path:
         return self.path / name / "lock"
 
+    def link(self, name: str) -> Path:
+        """To the file that it was started from."""
+        return self.path / name / "definition"
+
     def names(self) -> list[str]:
         """Guests that have a socket, dead or alive."""
-        return sorted(path.parent.name for path in self.path.glob("*/rpc.sock"))
+        return self.look()[0]
+
+    def look(self) -> tuple[list[str], list[str]]:
+        """:meth:`names`, and those whose folders this user may not look into. Raises PermissionError."""
+        found, closed = [], []
+        for name in self._folders():
+            try:
+                self.socket(name).lstat()
+                found.append(name)
+            except PermissionError:
+                closed.append(name)
+            except OSError:
+                pass
+        return found, closed
+
+    def _folders(self) -> list[str]:
+        try:
+            return sorted(path.name for path in self.path.iterdir())
+        except PermissionError:
+            raise PermissionError(f"cannot look into {self.path}: no permission. Use sudo.") from None
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def definition(self, name: str) -> Path | None:
+        """What ``start NAME`` starts: NAME.toml among the definitions, else the file it was started from."""
+        if (file := paths.definition(name)) is not None:
+            return file
+        with suppress(OSError):
+            # one of somebody else's would have us run what they like
+            if self.link(name).lstat().st_uid == os.geteuid():
+                return self.link(name).readlink()
+        return None
+
+    def definitions(self) -> list[str]:
+        """The names of all that can be started by name."""
+        return sorted({*paths.definitions(), *filter(self.definition, self._folders())})
+
+    def remember(self, name: str, file: Path) -> None:
+        """It was started from ``file``, and may be again."""
+        with suppress(OSError):  # a folder of somebody else's
+            self.link(name).unlink(missing_ok=True)
+            self.link(name).symlink_to(file)
+
+    def tidy(self, name: str, left: Iterable[Path]) -> None:
+        """Remove ``left`` of a daemon that ended, and its folder if there is no more; not if another one has
+        the name now, which holds the lock."""
+        lock = self.lock(name)
+        held = None
+        with ExitStack() as stack, suppress(OSError):
+            with suppress(FileNotFoundError):  # it ended before it made one
+                held = stack.enter_context(lock.open("rb"))
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: a guest lives there
+            for path in left:
+                path.unlink(missing_ok=True)
+            if held is not None and list(lock.parent.iterdir()) == [lock]:
+                lock.unlink()  # a daemon that gets it now sees that it has gone, and makes a new one
+            lock.parent.rmdir()
 
     def connect(self, name: str, timeout: float = 5.0) -> Client:
         """At the socket for looking, if the other one is not for this user. Raises :class:`NoGuest`,
@@ -51,13 +116,10 @@ class RunDir:
             except PermissionError:
                 return Client.connect(path.with_name("rpc-ro.sock"), timeout)
         except FileNotFoundError:
-            raise NoGuest(
-                f"no guest called {name}: {path} is missing. Start it with: xenpvctl start {name}"
-            ) from None
+            raise NoGuest(f"no guest called {name}: {path} is missing. {self._cure(name)}") from None
         except ConnectionRefusedError:
             raise NoGuest(
-                f"{name} is dead: nobody answers at {path} (its daemon was killed). "
-                f"Start it again with: xenpvctl start {name}"
+                f"{name} is dead: nobody answers at {path} (its daemon was killed). {self._cure(name)}"
             ) from None
         except PermissionError:
             raise PermissionError(
@@ -67,3 +129,10 @@ class RunDir:
             raise NoAnswer(f"cannot reach {name} at {path}: {fault}.") from None
         except OSError as fault:
             raise NoGuest(f"cannot reach {name} at {path}: {fault.strerror or fault}.") from None
+
+    def _cure(self, name: str) -> str:
+        if self.definition(name) is not None:
+            return f"Start it with: xenpvctl start {name}"
+        if Path(f"{name}.toml").exists():
+            return f"Start it with: xenpvctl start ./{name}.toml"
+        return "Those that are there: xenpvctl list. Start it with its TOML file: xenpvctl start FILE.toml"

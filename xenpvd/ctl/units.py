@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from xenpvd import paths
 from xenpvd.ctl.output import Failure, emit, json_option
 
 #: In the wheel, and in a checkout.
@@ -52,7 +53,7 @@ def install_units(user: bool, root: Path) -> None:
     Says what it wrote, and what to do next. Done again, it brings them up to date; drop-ins stay.
     """
     daemon = _daemon(user)
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    config = paths.user_config()
     files = {"user/xenpvd@.service": f"{config}/systemd/user"} if user else SYSTEM
     written = []
     for name, folder in files.items():
