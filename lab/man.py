@@ -178,10 +178,10 @@ def _values(schema: dict[str, Any], size: bool) -> str:
         return f"a table of texts, {schema['maxProperties']} at most"
     if schema["type"] == "boolean":
         return ""
-    if "/" in pattern:
-        return "a path" + (', or "pvgrub"' if "pvgrub" in pattern else "")
     if pattern:
-        return "a text; " + config.words(_mismatch(pattern))
+        told = config.words(_mismatch(pattern))
+        _, path, more = told.partition("an absolute path")  # in a file any will do
+        return f"a path{more}" if path else f"a text; {told}"
     return f"a text, {schema['maxLength']} characters at most"
 
 

@@ -51,8 +51,8 @@ def test_names_of_this_host() -> None:
     found = access(viewer=["user:root"], operator=["group:root"])
     assert found.role(Credentials(1, 4711, 0, ())) == "operator"
     with pytest.raises(BadConfig, match="there is no group no-such-group on this host") as caught:
-        access(operator=["group:no-such-group"], viewer=["user:no-such-user"])
-    assert [place for place, _ in caught.value.problems] == ["access.viewer", "access.operator"]
+        access(operator=["group:root", "group:no-such-group"], viewer=["user:no-such-user"])
+    assert [place for place, _ in caught.value.problems] == ["access.viewer.0", "access.operator.1"]
 
 
 @pytest.mark.parametrize("who", ["alice", "user:", "group:a b", "uid:5", "user:a/b", 5])

@@ -134,6 +134,14 @@ def test_memory_that_leaves_no_room(shape: str, tmp_path: Path, request: pytest.
         check.load_image(definition)
 
 
+def test_who_is_not_on_this_host(pv: GuestConfig) -> None:
+    definition = changed(pv, access={"viewer": ["user:root", "user:no-such"], "admin": ["group:no-such"]})
+    assert dict(check.problems(definition)) == {
+        "access.viewer.1": "there is no user no-such on this host",
+        "access.admin.0": "there is no group no-such on this host",
+    }
+
+
 # -- what is booted
 
 

@@ -111,6 +111,21 @@ def test_every_key_is_in_xenpvd_toml() -> None:
     assert models - {config.Strict} == set(man.TABLES.values())
 
 
+def test_what_a_key_takes_is_told_as_it_is() -> None:
+    def told(table: str, key: str) -> str:
+        (item,) = re.findall(
+            rf"^\.It Ic {key}\n((?:(?!\.It|\.El).*\n)*)", "\n".join(man.keys([table])) + "\n", re.M
+        )
+        return " ".join(item.split())
+
+    assert told("ready", "when").endswith(
+        "A text; it must be created, shim, kernel, xenbus, devices, console:TEXT or xenstore:PATH."
+    )
+    assert told("top", "kernel").endswith('A path, or "pvgrub".')
+    assert told("shim", "path").endswith('A path, or "auto".')
+    assert told("console", "log").endswith("A path.")
+
+
 def test_the_api_is_in_xenpvd_rpc() -> None:
     page = PAGES["xenpvd-rpc.7"]
     events = {event["name"] for event in API["x-events"]}

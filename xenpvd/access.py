@@ -41,13 +41,13 @@ class Access:
         self._groups: dict[int, Role] = {}
         self.restricted = config != AccessConfig()
         for role in ROLES:  # the highest last: it counts
-            for name in getattr(config, role):
+            for n, name in enumerate(getattr(config, role)):
                 kind, _, who = name.partition(":")
                 table, find = (self._users, _uid) if kind == "user" else (self._groups, _gid)
                 try:
                     table[find(who)] = role
                 except (KeyError, OverflowError):
-                    problems.append((f"access.{role}", f"there is no {kind} {who} on this host"))
+                    problems.append((f"access.{role}.{n}", f"there is no {kind} {who} on this host"))
         if problems:
             what = "; ".join(f"{place}: {why}" for place, why in problems)
             raise BadConfig(f"cannot use the definition: {what}. Make it, or leave it out.", problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from xenpvd.access import Access
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig, GuestConfig
@@ -63,6 +64,10 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
         attempt("kernel", lambda: _look_into_pv_kernel(config))
     attempt("ramdisk", lambda: _read_ramdisk(config))
     attempt("memory", lambda: host_memory(config))
+    try:
+        Access(config.access)
+    except BadConfig as fault:
+        found += fault.problems
     if not found:
         attempt("memory", whole)
     for n, disk in enumerate(config.disk):

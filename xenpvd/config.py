@@ -43,6 +43,7 @@ _CHANNEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LABEL = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _MEDIUM = r"^(/[^\x00]*)?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
+_SHIM = r"^(auto|/[^\x00]*)$"
 _WHO = r"^(user|group):[A-Za-z0-9_][A-Za-z0-9._-]*$"
 _READY = r"^(created|shim|kernel|xenbus|devices|console:.+|xenstore:[A-Za-z0-9/@_.-]+)$"
 _XEN_VERSION = r"^[1-9]\.[0-9]{1,3}$"
@@ -53,9 +54,11 @@ SIGN = re.compile(r"console:.+|xenstore:[A-Za-z0-9/@_.-]+", re.DOTALL)
 
 
 def _bytes(value: object) -> object:
-    if isinstance(value, str) and (found := re.fullmatch(r"([0-9]{1,15})([KMGT]?)", value)):
-        return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
-    return value
+    if not isinstance(value, str):
+        return value
+    if (found := re.fullmatch(r"([0-9]{1,15})([KMGT]?)", value)) is None:
+        raise ValueError('it must be a number of bytes, or a text as "64K", "10M", "1G"')
+    return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
 
 
 def _regex(value: str) -> str:
@@ -94,16 +97,35 @@ LabelName = Annotated[str, Field(pattern=_LABEL), AfterValidator(_label)]
 LabelValue = Annotated[str, Field(max_length=128)]
 Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
 
-#: pydantic's types of error and our patterns, in an operator's words
+#: pydantic's types of error and our patterns, in an operator's words; the fields are the error's context
 _WORDS = {
     "extra_forbidden": "there is no such key",
     "missing": "it is missing",
+    **dict.fromkeys(("model_type", "dict_type"), "it must be a table"),
+    **dict.fromkeys(("tuple_type", "list_type"), "it must be a list"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "it must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    "int_parsing_size": "it is too large",
+    "finite_number": "it must be a finite number",
+    "string_type": "it must be a text",
+    "literal_error": "it must be {expected}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than_equal": "it must be at most {le}",
+    "less_than": "it must be less than {lt}",
+    "string_too_short": "it must have {min_length} or more characters",
+    "string_too_long": "it must have at most {max_length} characters",
+    "too_short": "it must have {min_length} or more items",
+    "too_long": "it must have at most {max_length} items",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
+    "union_tag_not_found": "{discriminator} is missing",
     _NAME: "it takes a-z, 0-9, '.', '_' and '-', begins with a letter or digit, and has 63 at most",
     _READY: "it must be created, shim, kernel, xenbus, devices, console:TEXT or xenstore:PATH",
     _WHO: "it must be user:NAME or group:NAME",
     _PATH: "it must be an absolute path",
     _MEDIUM: "it must be an absolute path",
-    _KERNEL: "it must be an absolute path, or pvgrub",
+    _KERNEL: 'it must be an absolute path, or "pvgrub"',
+    _SHIM: 'it must be an absolute path, or "auto"',
     _CHANNEL: "it takes letters, digits, '.', '_' and '-', and 64 at most",
     _LABEL: "it takes letters, digits and '_', begins with no digit, and has 64 at most",
     _VDEV: "it must be a disk's name, as xvda or xvdb1",
@@ -120,8 +142,11 @@ class Strict(BaseModel):
 class ShimConfig(Strict):
     """Xen's PV shim: the small Xen that runs inside the VM, between it and the PV kernel."""
 
-    path: AbsolutePath | Literal["auto"] = Field(
-        "auto", description="the xen-shim file; auto searches where Debian's xen-utils put it"
+    path: str = Field(
+        "auto",
+        pattern=_SHIM,
+        max_length=4096,
+        description="the xen-shim file; auto searches where Debian's xen-utils put it",
     )
     extra: str = Field("", max_length=512, description="more words for its command line, as loglvl=all")
 
@@ -303,7 +328,7 @@ class GuestConfig(Strict):
 def problems(fault: ValidationError) -> list[tuple[str, str]]:
     """pydantic's findings as (TOML path, message), as ``disk.0.access``."""
     return [
-        (".".join(str(part) for part in error["loc"]) or "(top)", words(error))
+        (".".join(str(part) for part in error["loc"] if part != "[key]") or "(top)", words(error))
         for error in fault.errors(include_url=False, include_input=False)
     ]
 
@@ -312,8 +337,9 @@ def words(error: ErrorDetails) -> str:
     """One of pydantic's findings in an operator's words."""
     if error["type"] == "value_error":  # a validator's own words; pydantic puts some before them
         return str(error["ctx"]["error"])
-    kind = error["ctx"]["pattern"] if error["type"] == "string_pattern_mismatch" else error["type"]
-    return _WORDS.get(kind, error["msg"])
+    context = error.get("ctx", {})
+    kind = context["pattern"] if error["type"] == "string_pattern_mismatch" else error["type"]
+    return _WORDS[kind].format_map(context) if kind in _WORDS else error["msg"]
 
 
 def parse(data: dict[str, Any], source: str) -> GuestConfig:

@@ -22,4 +22,5 @@ def compile(pattern: str) -> Pattern:
         return re2.compile(b"(?m)" + pattern.encode(), _OPTIONS)
     except re2.error as fault:
         why = fault.args[0]
-        raise ValueError(why.decode("utf-8", "replace") if isinstance(why, bytes) else why) from None
+        text = why.decode("utf-8", "replace") if isinstance(why, bytes) else str(why)
+        raise ValueError(text.replace("(?m)", "", 1)) from None

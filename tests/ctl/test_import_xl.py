@@ -166,7 +166,7 @@ def test_nothing_of_the_file_steers_a_terminal_or_ends_a_comment(xenpvctl: Xenpv
         ("builder = 'hvm'\nkernel = '/usr/lib/xen/boot/hvmloader'", "line 1: builder: an HVM guest needs"),
         ("import os\nname = 'x'", "line 1: after import an = is wanted."),
         ("name = 'x'", "there is neither kernel nor bootloader"),
-        ("kernel = '/k'; memory = 99999999", "memory: Input should be less than or equal to 1048576."),
+        ("kernel = '/k'; memory = 99999999", "memory: it must be at most 1048576."),
         ("kernel = '/k'; disk = ['/a,,xvda', '/b,,xvda']", "disk: two disks are called xvda."),
         ("kernel = '/k'; disk = ['/a,,floppy']", "disk.0.vdev: it must be a disk's name, as xvda or xvdb1."),
     ],

@@ -6,10 +6,12 @@ import logging
 
 import pytest
 
+from tests.fakes.pydantic_errors import possible
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
 from xenpvd import errors
-from xenpvd.rpc.errors import CODES, fault_of
+from xenpvd.rpc.errors import CODES, _words, fault_of
+from xenpvd.rpc.methods import METHODS
 
 ROWS = [
     (errors.BadConfig("m", [("a.0", "b")]), -32602, "VALIDATION", {"errors": [{"loc": "a.0", "msg": "b"}]}),
@@ -108,6 +110,12 @@ async def test_validation_tells_each_place(peer: Peer) -> None:
 )
 async def test_bounds_in_plain_words(peer: Peer, method: str, params: dict[str, object], words: str) -> None:
     assert (await peer.fault(method, **params))["message"] == f"cannot call {method}: {words}."
+
+
+def test_everything_that_may_be_wrong_has_words_of_ours() -> None:
+    for method in METHODS.values():
+        for error in possible(method.params):
+            assert "Input should" not in _words(error), (method.name, error)
 
 
 async def test_validation_of_a_million_keys_is_short(peer: Peer) -> None:

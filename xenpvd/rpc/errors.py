@@ -27,7 +27,7 @@ from xenpvd.errors import (
     XenpvdError,
     XenstoreFault,
 )
-from xenpvd.rpc.models import SYSRQ_KEY
+from xenpvd.rpc.models import PERMISSION, SYSRQ_KEY
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +57,9 @@ CODES: dict[type[Exception], int] = {
 }
 
 #: Patterns of the parameters' own, in a user's words.
-_WORDS = {SYSRQ_KEY: "it must be one letter or digit, as s"}
-
-#: pydantic's types of error, in a user's words; the fields are those of the error's context
-_BOUNDS = {
-    "greater_than_equal": "it must be at least {ge}",
-    "less_than_equal": "it must be at most {le}",
-    "less_than": "it must be less than {lt}",
-    "finite_number": "it must be a finite number",
-    "string_too_short": "it must have {min_length} or more characters",
-    "string_too_long": "it must have at most {max_length} characters",
-    "too_short": "it must have {min_length} or more items",
-    "too_long": "it must have at most {max_length} items",
-    "int_type": "it must be a whole number",
-    "float_type": "it must be a number",
-    "string_type": "it must be a text",
-    "bool_type": "it must be true or false",
-    "literal_error": "it must be {expected}",
+_WORDS = {
+    SYSRQ_KEY: "it must be one letter or digit, as s",
+    PERMISSION: "it must be n, r, w or b with a domain's number, as r0",
 }
 
 #: A request with a million unknown keys is told of the first ones.
@@ -119,10 +105,7 @@ def fault_of(fault: Exception, method: str) -> Fault:
 
 
 def _words(error: ErrorDetails) -> str:
-    context = error.get("ctx", {})
-    if error["type"] in _BOUNDS:
-        return _BOUNDS[error["type"]].format_map(context)
-    return _WORDS.get(context.get("pattern", "")) or config.words(error)
+    return _WORDS.get(error.get("ctx", {}).get("pattern", "")) or config.words(error)
 
 
 def invalid_params(fault: ValidationError, method: str) -> Fault:

@@ -31,6 +31,8 @@ RECENT_MAX = 256
 
 #: The keys of Linux's sysrq table.
 SYSRQ_KEY = r"^[0-9A-Za-z]$"
+#: As xenstore has them: who, and what they may.
+PERMISSION = r"^[nrwb][0-9]{1,5}$"
 
 CONSOLE_READ_MAX = 128 << 10
 CONSOLE_WRITE_MAX = 64 << 10
@@ -260,7 +262,7 @@ class WriteStep(XenstoreWriteParams):
 
 class SetPermsStep(XenstorePathParams):
     op: Literal["set_perms"]
-    perms: list[Annotated[str, Field(pattern=r"^[nrwb][0-9]{1,5}$")]] = Field(
+    perms: list[Annotated[str, Field(pattern=PERMISSION)]] = Field(
         min_length=1, max_length=64, description="the owner's first, with the rights of all others: n1, r0"
     )
 
