@@ -339,7 +339,13 @@ def words(error: ErrorDetails) -> str:
         return str(error["ctx"]["error"])
     context = error.get("ctx", {})
     kind = context["pattern"] if error["type"] == "string_pattern_mismatch" else error["type"]
-    return _WORDS[kind].format_map(context) if kind in _WORDS else error["msg"]
+    if kind not in _WORDS:
+        return error["msg"]
+    # bounds of a number are told as people write them: 60, not 60.0
+    whole = {
+        key: int(value) for key, value in context.items() if isinstance(value, float) and value.is_integer()
+    }
+    return _WORDS[kind].format_map({**context, **whole})
 
 
 def parse(data: dict[str, Any], source: str) -> GuestConfig:

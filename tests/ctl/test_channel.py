@@ -30,4 +30,4 @@ def test_add_list_remove(
 
 @pytest.mark.parametrize("name", ["0", "xen", "a/b", "", "x" * 65])
 def test_names_that_cannot_be(xenpvctl: Xenpvctl, daemon: Daemon, name: str) -> None:
-    assert "name:" in xenpvctl("channel", "add", "web1", name, status=2).stderr
+    assert "cannot use CHANNEL: " in xenpvctl("channel", "add", "web1", name, status=2).stderr

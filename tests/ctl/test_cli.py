@@ -63,3 +63,12 @@ def test_import_budget(run_dir: Path, daemon: Daemon, verb: str) -> None:
 def test_run_dir_from_the_environment(run_dir: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XENPVD_RUN_DIR", str(run_dir))
     assert "web1  running" in CliRunner().invoke(cli, ["list"]).stdout
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_run_dir_anywhere(run_dir: Path, daemon: Daemon, where: int) -> None:
+    for option in (["--run-dir", str(run_dir)], [f"--run-dir={run_dir}"]):
+        words = ["status", "web1"]
+        words[where:where] = option
+        assert CliRunner().invoke(cli, words).exit_code == 0
+    assert CliRunner().invoke(cli, ["list", "--run-dir"]).exit_code == 2

@@ -127,7 +127,9 @@ def test_sysrq(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert xenpvctl("sysrq", "web1", "h").stdout == "web1 took sysrq h\n"
     assert xenpvctl.json("sysrq", "web1", "8") == {"key": "8"}
     failed = xenpvctl("sysrq", "web1", "help", status=2)
-    assert failed.stderr == "xenpvctl: cannot call guest.sysrq: key: it must be one letter or digit, as s.\n"
+    assert failed.stderr == (
+        "xenpvctl: cannot use KEY: it must be one letter or digit, as s. See: xenpvctl sysrq --help\n"
+    )
     service.faults["guest_sysrq"] = TimedOut("the guest has not taken it")
     xenpvctl("sysrq", "web1", "h", "--timeout", "0", status=4)
     told = xenpvctl("sysrq", "--help").stdout

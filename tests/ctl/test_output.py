@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.ctl.conftest import Daemon
+from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.ctl.terminal import MAIN, PYTHON
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.output import (
@@ -27,6 +28,7 @@ from xenpvd.ctl.output import (
     table,
 )
 from xenpvd.ctl.rundir import NoGuest
+from xenpvd.rpc.methods.daemon import document
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,57 @@ def test_json_is_taken_anywhere(args: list[str]) -> None:
     assert CliRunner().invoke(cli, ["verb"]).stdout == "for people\n"
     failed = CliRunner().invoke(cli, [*args, "--fail"])
     assert failed.exit_code == 1
-    assert failed.stdout == '{"error": {"code": 1004, "message": "taken", "data": {"reason": "BUSY"}}}\n'
+    assert json.loads(failed.stdout) == {
+        "error": {"code": 1004, "reason": "BUSY", "message": "taken", "data": {"reason": "BUSY"}}
+    }
     assert failed.stderr == "xenpvctl: taken\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "code", "reason", "data"),
+    [
+        (["status", "web2"], 3, 1002, "NOT_FOUND", {"kind": "guest"}),
+        (["status", "../x"], 3, 1002, "NOT_FOUND", {"kind": "guest"}),
+        (["start", "/none.toml"], 2, -32602, "VALIDATION", {}),
+        (["status"], 2, -32602, "VALIDATION", {}),
+        (["fly", "web1"], 2, -32602, "VALIDATION", {}),
+        (["status", "web1", "--fly"], 2, -32602, "VALIDATION", {}),
+        (["drive"], 2, -32602, "VALIDATION", {}),
+        (["drive", "flush", "web1"], 2, -32602, "VALIDATION", {}),
+        (["drive", "limit", "web1", "xvdb", "--burst", "5"], 2, -32602, "VALIDATION", {}),
+        (["drive", "remove", "web1", "xvdb"], 1, 1002, "NOT_FOUND",
+         {"reason": "NOT_FOUND", "kind": "drive", "name": "xvdb"}),
+    ],
+)  # fmt: skip
+def test_a_failure_is_one_object(
+    xenpvctl: Xenpvctl, daemon: Daemon, args: list[str], status: int, code: int, reason: str, data: object
+) -> None:
+    for words in (["--json", *args], [*args, "--json"]):
+        failed = xenpvctl(*words, status=status)
+        told = json.loads(failed.stdout)["error"]
+        assert failed.stdout.count("\n") == 1
+        assert (told["code"], told["reason"], told["data"]) == (code, reason, data)
+        assert list(told) == ["code", "reason", "message", "data"]
+        assert told["message"] in failed.stderr
+        assert xenpvctl(*args, status=status).stdout == ""
+
+
+def test_every_failure_has_a_code() -> None:
+    codes = {error["code"]: reason for reason, error in document()["components"]["errors"].items()}
+    for fault in (NoGuest("m"), NoAnswer("m"), PermissionError("m")):
+        told = failure_of(fault).error
+        assert codes[told["code"]] == told["reason"]
+    for status in (1, 2, 3, 4):
+        told = Failure("m", status).error
+        assert codes[told["code"]] == told["reason"]
+    assert Failure("m", 130).error["reason"] == "CANCELLED"
+
+
+def test_a_value_that_looks_like_an_option(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    assert xenpvctl("xenstore-write", "web1", "/tool/name", "--", "--json").stdout == ""
+    assert xenpvctl("xenstore-read", "web1", "/tool/name").stdout == "--json\n"
+    xenpvctl("xenstore-write", "web1", "/tool/name", "--", "--run-dir=/none")
+    assert xenpvctl("xenstore-read", "web1", "/tool/name").stdout == "--run-dir=/none\n"
 
 
 @pytest.mark.parametrize("verb", [["log", "web1"], ["list"], ["console", "web1"], ["log", "web1", "--json"]])

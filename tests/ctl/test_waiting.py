@@ -36,7 +36,7 @@ def test_no_number_of_seconds(xenpvctl: Xenpvctl, daemon: Daemon, verb: str, sec
 def test_what_is_left_to_the_client(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     """A verb with a plain number cannot send what is no JSON either."""
     failed = xenpvctl("drive", "add", "web1", "xvdb", "/b", "--ops", "1", "--burst", "nan", status=2)
-    assert "cannot call drive.add: a number among the parameters is not finite" in failed.stderr
+    assert "cannot do this: a number is not finite" in failed.stderr
     assert daemon.service.drives == {}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xenpvd import paths
-from xenpvd.ctl.client import NoAnswer, RpcFault
+from xenpvd.ctl.client import INVALID_PARAMS, NoAnswer, RpcFault
 from xenpvd.ctl.completion import definitions
 from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
@@ -287,9 +287,8 @@ def check(place: RunDir, guest: str) -> None:
         found = [("(file)", str(fault))]
     if found:
         problems = [{"loc": loc, "msg": msg} for loc, msg in found]
-        raise Failure(
-            "\n".join(f"{file}: {loc}: {msg}" for loc, msg in found), FAILED, {"problems": problems}
-        )
+        said = "\n".join(f"{file}: {loc}: {msg}" for loc, msg in found)
+        raise Failure(said, FAILED, code=INVALID_PARAMS, reason="VALIDATION", data={"problems": problems})
     assert definition is not None
     disks = ", ".join(f"{disk.vdev} {disk.target}" for disk in definition.disk) or "no disks"
     vcpus = f"{definition.vcpus} vCPU{'s' if definition.vcpus > 1 else ''}"

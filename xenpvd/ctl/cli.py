@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -29,7 +30,21 @@ from xenpvd.ctl.output import Verbs, json_option
 
 
 class Xenpvctl(Verbs):
-    """Takes xl's word as well where it has another."""
+    """Takes xl's word as well where it has another, and ``--run-dir`` behind the verb, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = iter(args)
+        first, rest = list[str](), list[str]()
+        for word in words:
+            if word == "--run-dir":
+                first += [word, *islice(words, 1)]
+            elif word.startswith("--run-dir="):
+                first.append(word)
+            else:
+                rest.append(word)
+            if word == "--":
+                break
+        return super().parse_args(ctx, [*first, *rest, *words])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, {"unpause": "resume"}.get(cmd_name, cmd_name))

@@ -82,7 +82,7 @@ class Client:
         try:
             line = json.dumps(request, allow_nan=False).encode() + b"\n"
         except ValueError:
-            words = f"cannot call {method}: a number among the parameters is not finite, or too large."
+            words = f"cannot call {method}: a number is not finite, or too large."
             raise RpcFault(INVALID_PARAMS, words, {"reason": "VALIDATION"}) from None
         with contextlib.suppress(OSError):  # it may have said why before it left
             self._sock.sendall(line)

@@ -15,20 +15,45 @@ import click
 
 from xenpvd.ctl.client import INVALID_PARAMS, NoAnswer, RpcFault
 from xenpvd.ctl.rundir import NoGuest
+from xenpvd.ctl.words import spoken
 
 OK, FAILED, USAGE, NO_GUEST, TIMEOUT = range(5)
+#: As shells have it for a command that SIGINT ended
+INTERRUPTED = 128 + signal.SIGINT
 
-_JSON = "xenpvd.json"
+#: The API's code and reason for what is found out on this side, by exit status
+CODES = {
+    FAILED: (1000, "FAILED"),
+    USAGE: (INVALID_PARAMS, "VALIDATION"),
+    NO_GUEST: (1002, "NOT_FOUND"),
+    TIMEOUT: (1005, "TIMEOUT"),
+    INTERRUPTED: (1007, "CANCELLED"),
+}
+
+#: Of a context's meta: whether JSON is wanted; whether that was typed, be it to no avail; and the verb
+_JSON, _TYPED, _VERB = "xenpvd.json", "xenpvd.typed", "xenpvd.verb"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Failure(click.ClickException):
-    """Ends the verb with ``message`` and ``exit_code``; with --json ``error`` goes to stdout too."""
+    """Ends the verb with ``message`` and ``exit_code``; with --json an error goes to stdout, too, whose
+    ``code`` and ``reason`` are the API's, and whose ``data`` depend on the reason."""
 
-    def __init__(self, message: str, exit_code: int = FAILED, error: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        exit_code: int = FAILED,
+        *,
+        code: int | None = None,
+        reason: str | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(plain(message))
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable to click
-        self.error = error or {"message": message}
+        usual = CODES[exit_code]
+        self.error = {
+            "code": code or usual[0], "reason": reason or usual[1], "message": message, "data": data or {}
+        }  # fmt: skip
         self.as_json = wants_json()
 
     def show(self, file: Any = None) -> None:
@@ -41,20 +66,27 @@ def failure_of(fault: Exception) -> Failure:
     """How a verb ends that met ``fault``."""
     if isinstance(fault, RpcFault):
         status = FAILED
-        if fault.data.get("reason") == "TIMEOUT":
+        reason = str(fault.data.get("reason", "FAILED"))
+        if reason == "TIMEOUT":
             status = TIMEOUT
         elif fault.code == INVALID_PARAMS:
             status = USAGE
-        return Failure(
-            fault.message, status, {"code": fault.code, "message": fault.message, "data": fault.data}
-        )
+        ctx = click.get_current_context(silent=True)
+        message = spoken(fault, None if ctx is None else ctx.meta.get(_VERB))
+        return Failure(message, status, code=fault.code, reason=reason, data=fault.data)
     if isinstance(fault, NoGuest):
-        return Failure(str(fault), NO_GUEST)
+        return Failure(str(fault), NO_GUEST, data={"kind": "guest"})
+    if isinstance(fault, PermissionError):
+        return Failure(str(fault), code=1010, reason="PERMISSION")
     return Failure(str(fault))
 
 
 class Verbs(click.Group):
     """A group whose verbs may let the client's faults go: they end in a message and the right status."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta.setdefault(_TYPED, "--json" in args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -64,8 +96,12 @@ class Verbs(click.Group):
             return result
         except (RpcFault, NoAnswer, NoGuest, PermissionError) as fault:
             raise failure_of(fault) from None
-        except KeyboardInterrupt:  # as a shell has it for what ^C has ended
-            raise SystemExit(128 + signal.SIGINT) from None
+        except click.UsageError as fault:
+            if ctx.parent is None and (wants_json() or ctx.meta[_TYPED]):
+                click.echo(json.dumps({"error": Failure(fault.format_message(), USAGE).error}))
+            raise
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
         except OSError as fault:
             if fault.errno == errno.EPIPE:  # who reads has seen enough
                 raise
@@ -78,6 +114,7 @@ def json_option(verb: _F) -> _F:
     """``--json``: seen by :func:`emit`, not by the verb."""
 
     def note(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.meta[_VERB] = ctx
         if value:
             ctx.meta[_JSON] = True
 

@@ -19,7 +19,7 @@ from xenpvd.ctl.rundir import RunDir
 def stats(place: RunDir, name: str) -> None:
     """What is counted of a guest: its CPUs, memory, disks, consoles.
 
-    With --json all of it, as guest.stats and /metrics of http.sock have it; top shows what goes on now.
+    With --json all of it, as /metrics of http.sock has it; top shows what goes on now.
     """
     with place.connect(name) as client:
         found = client.call("guest.stats")

@@ -9,10 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from xenpvd.ctl.output import Failure
-
-#: As shells have it for a command that SIGINT ended
-INTERRUPTED = 130
+from xenpvd.ctl.output import INTERRUPTED, Failure
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

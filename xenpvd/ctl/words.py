@@ -1,0 +1,74 @@
+"""What a daemon says of methods and parameters, in the words of who typed a verb."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from xenpvd.ctl.client import RpcFault
+
+#: The verb for a method that a daemon's messages name as a cure
+VERBS = {
+    "console.kick": "kick",
+    "console.list": "channel list",
+    "console.viewers": "viewers",
+    "drive.list": "drive list",
+    "drive.swap": "drive swap",
+    "guest.start": "start FILE",
+    "log.tail": "daemon-log",
+}
+#: Where a parameter stands on the command line, if it has another name there
+PLACES = {
+    "ago": "--since",
+    "bytes_per_second": "--bytes",
+    "for": "--wait",
+    "limit": "LIMIT",
+    "max": "--lines",
+    "name": "CHANNEL",  # the guest's goes into no call
+    "names": "PATTERNS",
+    "ops_per_second": "--ops",
+    "text": "VALUE",
+}
+
+_METHOD = r"[a-z_]+\.[a-z_]+"
+#: What a definition's keys come in
+_CONFIG = "config."
+
+
+def spoken(fault: RpcFault, verb: click.Context | None) -> str:
+    """The message of ``fault``, which ``verb`` met; as it is for ``call``, whose user speaks RPC."""
+    if verb is None or verb.command.name == "call":
+        return fault.message
+    typed = verb.command_path.partition(" ")[2]
+    errors = fault.data.get("errors")
+    if fault.data.get("reason") == "VALIDATION" and isinstance(errors, list) and errors:
+        found = [(str(error.get("loc")), str(error.get("msg"))) for error in errors]
+        told = "; ".join(f"{_place(loc, verb.command)}: {msg}" for loc, msg in found)
+        if all(loc.startswith(_CONFIG) for loc, _ in found):
+            return f"cannot use the definition: {told}. Mend these keys (xenpvd.toml)."
+        if fault.message.startswith("cannot call "):  # else it is no fault of the command line
+            return f"cannot use {told}. See: xenpvctl {typed} --help"
+    message = re.sub(rf"^cannot call {_METHOD}:", "cannot do this:", fault.message)
+    message = re.sub(rf"^{_METHOD} failed:", "that failed:", message)
+    return re.sub(rf"\b{_METHOD}\b", _cure, message)
+
+
+def _cure(method: re.Match[str]) -> str:
+    verb = VERBS.get(method[0])
+    return f"xenpvctl {verb}" if verb is not None else method[0]
+
+
+def _place(loc: str, command: click.Command) -> str:
+    """As who typed ``command`` knows the parameter at ``loc``: SIZE, --sector-size."""
+    if loc.startswith(_CONFIG):
+        return loc.removeprefix(_CONFIG)
+    field = next((part for part in reversed(loc.split(".")) if not part.isdigit()), loc)
+    for param in command.params[::-1]:
+        if isinstance(param, click.Option):
+            for name in param.opts:
+                if name == "--" + field.replace("_", "-"):
+                    return name
+        elif param.name != "name" and field in (param.name, (param.metavar or "").strip("[]").lower()):
+            return field.upper()
+    return PLACES.get(field, field)
