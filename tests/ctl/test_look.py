@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+from pathlib import Path
 
 import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
+from tests.ctl.terminal import Terminal
 from tests.fakes.service import FakeService
 
 
@@ -35,6 +38,19 @@ def test_events_follow_until_the_daemon_ends(xenpvctl: Xenpvctl, daemon: Daemon)
     daemon.service.events.subscribe = subscribe  # type: ignore[method-assign,assignment]
     lines = xenpvctl("events", "web1", "-f", "drive.*").stdout.splitlines()
     assert [line.split()[3] for line in lines] == ["drive.added", "drive.removed"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "first"), [("events web1 -f", "drive.added"), ("xenstore-watch web1 /tool", "/tool")]
+)
+def test_following_is_interrupted(run_dir: Path, daemon: Daemon, verb: str, first: str) -> None:
+    """As shells expect it of what ^C has ended."""
+    daemon.do(lambda: daemon.service.events.publish("drive.added", vdev="xvdb"))
+    with Terminal(run_dir)(*verb.split()) as session:
+        session.expect(first)
+        session.process.send_signal(signal.SIGINT)
+        assert session.end() == 130
+    assert "Traceback" not in session.seen
 
 
 def test_call(xenpvctl: Xenpvctl, service: FakeService) -> None:

@@ -136,14 +136,16 @@ def left(session: Session) -> None:
     session.expect("\x1b[?25h\x1b[?1049l")
 
 
-@pytest.mark.parametrize("key", [b"q", b"Q", b"\x03", b"\x04", b"xyzq"])
-def test_a_key_ends_it(run_dir: Path, service: FakeService, key: bytes) -> None:
+@pytest.mark.parametrize(
+    ("key", "status"), [(b"q", 0), (b"Q", 0), (b"\x03", 130), (b"\x04", 0), (b"xyzq", 0)]
+)
+def test_a_key_ends_it(run_dir: Path, service: FakeService, key: bytes, status: int) -> None:
     with Terminal(run_dir)("top", "--interval", "3600") as session:
         begun(session)
         assert session.attributes != session.before
         session.type(key)
         left(session)
-        assert session.end() == 0
+        assert session.end() == status
 
 
 def test_it_goes_on(run_dir: Path, daemon: Daemon, service: FakeService) -> None:

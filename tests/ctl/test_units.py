@@ -91,16 +91,51 @@ def test_the_path_in_the_unit(path: str, word: str) -> None:
 def test_what_no_service_can_reach(
     xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed("opt")
+    daemon = installed("opt")
     monkeypatch.setattr(units, "HIDDEN", (tmp_path / "opt",))
-    said = xenpvctl("install-units", "--root", str(tmp_path / "root"), status=1).stderr
-    assert f"services see nothing of {tmp_path / 'opt'}" in said and "below /opt or /usr/local" in said
-    assert not (tmp_path / "root").exists()
+    monkeypatch.setattr(units, "SYSTEM", {"xenpvd.target": f"{tmp_path}/etc"})
+    said = xenpvctl("install-units", status=1).stderr
+    assert said.startswith(
+        f"xenpvctl: cannot run {daemon} as a service: services see nothing of {tmp_path}/opt, and "
+        f"{daemon} is needed. Install xenpvd for all: /usr/bin/python3 -m venv /opt/xenpvd, "
+    )
+    assert not (tmp_path / "etc").exists()
     (tmp_path / "closed").mkdir(mode=0o700)
     (tmp_path / "closed" / "python").write_text("")
     monkeypatch.setattr(units, "HIDDEN", ())
     assert units._unreachable(tmp_path / "closed" / "python") == f"only its owner can use {tmp_path}/closed"
     assert units._unreachable(Path("/usr/bin/env")) is None
+
+
+def test_a_good_place_with_a_python_in_a_home(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("opt")
+    python = tmp_path / "home" / "python3"
+    python.parent.mkdir()
+    python.touch()
+    (tmp_path / "opt/bin/python").symlink_to(python)
+    for attribute, value in (("executable", "opt/bin/python"), ("prefix", "opt"), ("base_prefix", "home")):
+        monkeypatch.setattr(sys, attribute, str(tmp_path / value))
+    monkeypatch.setattr(
+        units, "_unreachable", lambda path: "it is in a home" if "home" in path.parts else None
+    )
+    said = xenpvctl("install-units", status=1).stderr
+    cure = f"Make its venv anew: /usr/bin/python3 -m venv --clear {tmp_path}/opt, and install it again."
+    assert f"it is in a home. {cure}" in said
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "home"))  # no venv, and nothing to clear
+    assert "--clear" not in xenpvctl("install-units", status=1).stderr
+
+
+def test_for_an_image_of_another_system(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with this one is no reason not to write it."""
+    daemon = installed("opt")
+    monkeypatch.setattr(units, "_unreachable", lambda path: "it is in a home")
+    done = xenpvctl("install-units", "--root", str(tmp_path / "root"))
+    assert (tmp_path / "root/etc/systemd/system/xenpvd.target").exists()
+    assert f"{tmp_path}/root must have {daemon}; on this host it could be no service: it is in" in done.stderr
 
 
 def test_without_a_daemon(xenpvctl: Xenpvctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,9 @@ def events(place: RunDir, name: str, patterns: tuple[str, ...], follow: bool) ->
                 _emit_event(event)
             return
         client.call("events.subscribe", {"names": names, "since": 0})
-        try:
-            for method, params in client.notifications():
-                if method == "event":
-                    _emit_event(params)
-        except KeyboardInterrupt:
-            return
+        for method, params in client.notifications():
+            if method == "event":
+                _emit_event(params)
 
 
 def _emit_event(event: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from xenpvd.ctl.rundir import NoGuest, RunDir
 #: One daemon that hangs must not hide the others.
 ANSWER_TIMEOUT = 1.0
 
-#: ^C and ^D as well: a terminal in raw mode makes no signal of them
-_QUIT = frozenset(b"qQ\x03\x04")
+#: A terminal in raw mode makes no signal of ^C, and no end of ^D
+_QUIT, _INTERRUPT = frozenset(b"qQ\x04"), b"\x03"
 #: What xterm and all that are like it know: its second screen, and the cursor
 _BEGIN, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -203,7 +203,7 @@ def _show(rows: list[Row]) -> None:
 
 
 def _quit(wait: float) -> bool:
-    """Wait for so many seconds, or for a key: is it one that ends it?"""
+    """Wait for so many seconds, or for a key: is it one that ends it? Raises KeyboardInterrupt for ^C."""
     stdin = sys.stdin.fileno()
     if not select.select([stdin], [], [], wait)[0]:
         return False
@@ -211,6 +211,8 @@ def _quit(wait: float) -> bool:
         keys = os.read(stdin, 64)
     except OSError:  # EIO: the terminal has gone
         keys = b""
+    if _INTERRUPT in keys:
+        raise KeyboardInterrupt
     return not keys or not _QUIT.isdisjoint(keys)
 
 

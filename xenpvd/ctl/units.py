@@ -52,7 +52,13 @@ def install_units(user: bool, root: Path) -> None:
 
     Says what it wrote, and what to do next. Done again, it brings them up to date; drop-ins stay.
     """
-    daemon = _daemon(user)
+    daemon = _daemon()
+    if not user and (why := _unusable(daemon)) is not None:
+        if root.absolute() == Path("/"):
+            raise Failure(f"cannot run {daemon} as a service: {why}")
+        click.echo(
+            f"xenpvctl: {root} must have {daemon}; on this host it could be no service: {why}", err=True
+        )
     config = paths.user_config()
     files = {"user/xenpvd@.service": f"{config}/systemd/user"} if user else SYSTEM
     written = []
@@ -82,22 +88,31 @@ def _source(name: str) -> Path:
     raise Failure(f"cannot find {name}: it is not in {SOURCES[0]}. Install xenpvd again.")
 
 
-def _daemon(user: bool) -> Path:
-    """The xenpvd that belongs to this xenpvctl. Raises :class:`Failure` if a unit could not run it."""
+def _daemon() -> Path:
+    """The xenpvd that belongs to this xenpvctl. Raises :class:`Failure`."""
     here = Path(sys.argv[0]).absolute().parent
     found = [folder / "xenpvd" for folder in (here, Path(sys.executable).parent)]
     daemon = next((path for path in found if path.is_file() and os.access(path, os.X_OK)), None)
     if daemon is None:
         raise Failure(f"cannot find xenpvd: it is not in {here}. Install the wheel, and use its xenpvctl.")
-    if not user:
-        for path in (daemon, Path(sys.executable), Path(__file__)):
-            for place in dict.fromkeys((path, path.resolve())):
-                if why := _unreachable(place):
-                    raise Failure(
-                        f"cannot run {daemon} as a service: {why}. Install xenpvd below /opt or /usr/local, "
-                        "with a Python that is not in a home."
-                    )
     return daemon
+
+
+def _unusable(daemon: Path) -> str | None:
+    """Why a service's own user could not run ``daemon``, and what to do."""
+    anew = (
+        "Install xenpvd for all: /usr/bin/python3 -m venv /opt/xenpvd, then its wheel with "
+        "/opt/xenpvd/bin/pip, and use /opt/xenpvd/bin/xenpvctl."
+    )
+    # a venv that is where it should be may still be one of a Python that is not, as uv's or pyenv's
+    python = anew
+    if sys.prefix != sys.base_prefix:
+        python = f"Make its venv anew: /usr/bin/python3 -m venv --clear {sys.prefix}, and install it again."
+    for path, cure in ((daemon, anew), (Path(__file__), anew), (Path(sys.executable), python)):
+        for place in dict.fromkeys((path, path.resolve())):
+            if why := _unreachable(place):
+                return f"{why}. {cure}"
+    return None
 
 
 def _unreachable(path: Path) -> str | None:

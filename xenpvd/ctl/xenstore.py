@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import re
 import sys
@@ -94,11 +93,10 @@ def xenstore_watch(place: RunDir, name: str, paths: tuple[str, ...], lines: int 
     with place.connect(name) as client:
         for path in paths:
             client.call("xenstore.watch", {"path": path})
-        with contextlib.suppress(KeyboardInterrupt):
-            changes = (params for method, params in client.notifications() if method == "xenstore.changed")
-            for change in islice(changes, lines):
-                emit(change, plain(change["path"]))
-                sys.stdout.flush()
+        changes = (params for method, params in client.notifications() if method == "xenstore.changed")
+        for change in islice(changes, lines):
+            emit(change, plain(change["path"]))
+            sys.stdout.flush()
 
 
 @click.command("xenstore-history")
