@@ -21,6 +21,9 @@ from tests.ctl.terminal import Session
 from xenpvd import paths
 from xenpvd.ctl import completion
 from xenpvd.ctl.cli import cli
+from xenpvd.ctl.rundir import RunDir
+from xenpvd.rpc.methods import METHODS
+from xenpvd.views import Phase
 
 #: what a shell's user types, without a start file of their own
 SHELLS = {
@@ -83,14 +86,50 @@ def test_drives_consoles_and_viewers(run_dir: Path, daemon: Daemon, xenpvctl: Xe
         assert "xvdb" in values(run_dir, "drive", verb, "web1", "x")
     assert values(run_dir, "drive", "resize", "web1", "sd") == []
     assert values(run_dir, "console", "web1", "-c", "") == ["0", "xen", "agent"]
-    assert values(run_dir, "channel", "remove", "web1", "a") == ["agent"]
+    assert values(run_dir, "channel", "remove", "web1", "") == ["agent"]
+    assert values(run_dir, "evtchn", "inject", "web1", "") == ["1", "2", "3"]
     viewer = daemon.do(lambda: daemon.service.consoles.attach("0", "ro", None, None, "me").number)
     assert values(run_dir, "kick", "web1", "") == [str(viewer)]
 
 
+def test_the_words_of_the_api(run_dir: Path, daemon: Daemon) -> None:
+    items = complete(run_dir, "call", "web1", "drive.re")
+    assert [(item.value, item.help) for item in items] == [
+        (name, METHODS[name].summary) for name in ("drive.remove", "drive.resize")
+    ]
+    assert set(values(run_dir, "call", "web1", "")) == set(METHODS)
+    assert values(run_dir, "events", "web1", "drive.a") == ["drive.added"]
+    assert values(run_dir, "log-level", "web1", "i") == ["info", "inherit"]
+    assert values(run_dir, "daemon-log", "web1", "--level", "") == ["debug", "info", "warning", "error"]
+
+
+def test_what_can_be_waited_for(run_dir: Path) -> None:
+    """As much as the parser takes, but for signs, which no one else knows."""
+    assert set(values(run_dir, "start", "--wait", "")) == {*Phase, "ready"}
+    assert values(run_dir, "start", "--wait", "d") == ["devices"]
+
+
+def test_a_folder_that_is_closed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(place: RunDir) -> list[str]:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(RunDir, "_folders", closed)
+    assert values(run_dir, "status", "") == []
+    assert values(run_dir, "start", "w") == ["w"]
+
+
 def test_files(run_dir: Path, daemon: Daemon) -> None:
-    for words in (("check", "/e"), ("import-xl", "/e"), ("drive", "add", "web1", "xvdb", "/e")):
-        assert [(item.type, item.value) for item in complete(run_dir, *words)] == [("file", "/e")]
+    for words in (
+        "check",
+        "import-xl",
+        "drive add web1 xvdb",
+        "run --disk",
+        "run --shim",
+        "console web1 --pty",
+    ):
+        assert [(item.type, item.value) for item in complete(run_dir, *words.split(), "/e")] == [
+            ("file", "/e")
+        ]
 
 
 def test_definitions_or_files(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +218,9 @@ def test_tab_in_the_shell(shell: str, installed: None, daemon: Daemon, xenpvctl:
             ("drive resi\t", "ze "),
             ("status w\t", "eb1 "),
             ("drive flush web1 xvd\t", "b "),
+            ("start --wait dev\t", "ices "),
+            ("call web1 drive.resi\t", "ze "),
+            ("log-level web1 war\t", "ning "),
         ):
             session.type(f"xenpvctl {typed}".encode())
             session.expect("xenpvctl " + typed.rstrip() + completed)
@@ -203,3 +245,5 @@ def test_tab_in_fish(tmp_path: Path, installed: None, daemon: Daemon, xenpvctl: 
 
     assert "web1\n" in tab("xenpvctl status w")
     assert "xvdb\t/srv/b.img\n" in tab("xenpvctl drive flush web1 x")
+    assert "drive.resize\tHave the guest see" in tab("xenpvctl call web1 drive.resi")
+    assert "devices\n" in tab("xenpvctl start --wait dev")

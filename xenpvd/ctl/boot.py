@@ -14,7 +14,7 @@ import click
 
 from xenpvd import paths
 from xenpvd.ctl.client import INVALID_PARAMS, NoAnswer, RpcFault
-from xenpvd.ctl.completion import definitions
+from xenpvd.ctl.completion import definitions, files, words
 from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
 from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
@@ -37,13 +37,14 @@ _accel_option = click.option(
 )
 
 
-#: What of a boot can be waited for
-_PHASE = re.compile("created|shim|kernel|xenbus|devices|ready|console:.+|xenstore:.+", re.DOTALL)
+#: What of a boot can be waited for, beside signs of the guest's own
+PHASES = ("created", "shim", "kernel", "xenbus", "devices", "ready")
+_SIGN = re.compile("console:.+|xenstore:.+", re.DOTALL)
 
 
 def _phase(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Looked at before anything is started."""
-    if not _PHASE.fullmatch(value):
+    if value not in PHASES and not _SIGN.fullmatch(value):
         raise click.BadParameter(f"{value!r} is none of those that can be waited for.")
     return value
 
@@ -57,8 +58,8 @@ def _phase(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="PHASE",
     default="shim",
     show_default=True,
-    help="Come back when the boot is so far: created, shim, kernel, xenbus, devices, ready, console:TEXT or "
-    "xenstore:PATH.",
+    help=f"Come back when the boot is so far: {', '.join(PHASES)}, console:TEXT or xenstore:PATH.",
+    shell_complete=words(*PHASES),
 )
 @timeout_option(60.0, "that")
 @click.option("--paused", is_flag=True, help="Leave it before its first instruction, until: xenpvctl resume.")
@@ -232,6 +233,7 @@ def _with_tails(fault: RpcFault) -> Failure:
     "disks",
     multiple=True,
     metavar="FILE[,VDEV][,ro]",
+    shell_complete=files,
     help="A raw image or block device; may be repeated.",
 )
 @click.option("--memory", default=512, show_default=True, metavar="MiB", help="RAM.")
@@ -247,7 +249,7 @@ def _with_tails(fault: RpcFault) -> Failure:
     show_default=True,
     help="pv: a PV kernel in Xen's shim; pvh: a kernel with a PVH entry, without it.",
 )
-@click.option("--shim", default="auto", show_default=True, help="The xen-shim file.")
+@click.option("--shim", default="auto", show_default=True, shell_complete=files, help="The xen-shim file.")
 @_accel_option
 @json_option
 @click.pass_context

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xenpvd.ctl.completion import consoles, guest_argument
+from xenpvd.ctl.completion import channels, guest_argument
 from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, table
 from xenpvd.ctl.rundir import RunDir
@@ -79,7 +79,7 @@ def add(
 
 @channel.command()
 @guest_argument
-@click.argument("channel", shell_complete=consoles)
+@click.argument("channel", shell_complete=channels)
 @click.option("--force", is_flag=True, help="Cut it off though the guest still uses it.")
 @click.option("--missing-ok", is_flag=True, help="It is no fault if there is none.")
 @timeout_option(10.0)

@@ -5,7 +5,8 @@ The daemon is asked only when TAB is pressed, and not for long.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from contextlib import suppress
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -23,16 +24,36 @@ Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 def guests(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Those that have a socket."""
-    return _fitting(_place(ctx).names(), incomplete)
+    with suppress(PermissionError):
+        return _fitting(_place(ctx).names(), incomplete)
+    return []
 
 
 def definitions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Those that ``start`` finds a definition of; else files."""
-    return [CompletionItem(incomplete, type="file"), *_fitting(_place(ctx).definitions(), incomplete)]
+    names: list[str] = []
+    with suppress(PermissionError):
+        names = _place(ctx).definitions()
+    return [*files(ctx, param, incomplete), *_fitting(names, incomplete)]
 
 
-def _things(method: str, key: str, *help_keys: str) -> Complete:
-    """The values of ``key`` in what the guest's daemon answers to ``method``, explained by others."""
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For what may be a file's name, and more."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def words(*known: str) -> Complete:
+    """Some that are good, though others are, too."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in known if word.startswith(incomplete)]
+
+    return complete
+
+
+def _things(method: str, key: str, *help_keys: str, of: str = "", but: Container[str] = ()) -> Complete:
+    """The values of ``key`` in what the guest's daemon answers to ``method``, or in ``of`` it; explained by
+    others."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         # behind an option without its value click leaves the arguments as they came
@@ -45,9 +66,9 @@ def _things(method: str, key: str, *help_keys: str) -> Complete:
         except (NoGuest, NoAnswer, RpcFault, PermissionError):
             return []
         return [
-            CompletionItem(str(each[key]), help=", ".join(str(each[word]) for word in help_keys) or None)
-            for each in found
-            if str(each[key]).startswith(incomplete)
+            CompletionItem(value, help=", ".join(str(each[word]) for word in help_keys) or None)
+            for each in (found[of] if of else found)
+            if (value := str(each[key])).startswith(incomplete) and value not in but
         ]
 
     return complete
@@ -55,7 +76,11 @@ def _things(method: str, key: str, *help_keys: str) -> Complete:
 
 drives = _things("drive.list", "vdev", "target")
 consoles = _things("console.list", "console")
+channels = _things("console.list", "console", but=("0", "xen"))
 viewers = _things("console.viewers", "viewer", "console", "mode", "who")
+ports = _things("evtchn.list", "port", "type")
+methods = _things("rpc.discover", "name", "summary", of="methods")
+events = _things("rpc.discover", "name", "summary", of="x-events")
 
 guest_argument = click.argument("name", shell_complete=guests)
 drive_argument = click.argument("vdev", shell_complete=drives)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from xenpvd.ctl import completion
 from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.output import USAGE, Failure, emit, json_option, moment
 from xenpvd.ctl.rundir import RunDir
@@ -16,7 +17,7 @@ from xenpvd.ctl.rundir import RunDir
 
 @click.command()
 @guest_argument
-@click.argument("patterns", nargs=-1)
+@click.argument("patterns", nargs=-1, shell_complete=completion.events)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens.")
 @json_option
 @click.pass_obj
@@ -50,7 +51,7 @@ def _brief(value: Any) -> str:
 
 @click.command()
 @guest_argument
-@click.argument("method")
+@click.argument("method", shell_complete=completion.methods)
 @click.argument("params", nargs=-1, metavar="[KEY=VALUE...|-]")
 @json_option
 @click.pass_obj

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.completion import guest_argument, ports
 from xenpvd.ctl.output import Verbs, emit, json_option, table
 from xenpvd.ctl.rundir import RunDir
 
@@ -43,7 +43,7 @@ def list_ports(place: RunDir, name: str) -> None:
 
 @evtchn.command()
 @guest_argument
-@click.argument("port", type=int)
+@click.argument("port", type=int, shell_complete=ports)
 @json_option
 @click.pass_obj
 def inject(place: RunDir, name: str, port: int) -> None:
