@@ -89,7 +89,14 @@ def test_a_start_that_fails_leaves_what_it_has_not_told(
         file.write_text(file.read_text() + "#\n" * 20)  # the fake prints it
     said = xenpvctl("start", str(file), status=2).stderr
     assert [path.name for path in run_dir.iterdir()] == left
-    assert (f"all of it: {run_dir}/web1/xenpvd.log" in said) is bool(left)
+    assert (f"(the last lines of {run_dir}/web1/xenpvd.log)" in said) is bool(left)
+    monkeypatch.setenv("FAKE_DAEMON", "")
+    (run_dir / "web1").mkdir(exist_ok=True)
+    (run_dir / "web1" / "xenpvd.log").write_text("of the life before\n")
+    file.write_text("kernel = 3\n")
+    monkeypatch.setenv("FAKE_DAEMON", "refuse")
+    xenpvctl("start", str(file), status=2)
+    assert (run_dir / "web1" / "xenpvd.log").read_text().startswith("of the life before\n")
 
 
 def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:

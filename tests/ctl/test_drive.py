@@ -60,7 +60,7 @@ def test_what_both_ends_say(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
 
 def test_a_name_that_xen_does_not_know(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     failed = xenpvctl("drive", "add", "web1", "nvme0n1", "/b", status=2)
-    assert "cannot call drive.add: vdev:" in failed.stderr
+    assert "cannot use VDEV: it must be a disk's name" in failed.stderr
 
 
 def test_resize_flush_swap(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -> None:

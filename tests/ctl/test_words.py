@@ -70,6 +70,8 @@ def test_a_definition(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -> Non
          "cannot do this: you are viewer here."),
         (StateError("there is no guest yet. Start one with guest.start.", "defined", []),
          "there is no guest yet. Start one with xenpvctl start FILE."),
+        (StateError("there is no such drive. See drive.list.", "running", []),
+         "there is no such drive. See xenpvctl drive list web1."),
         (StateError("it is gone. See web1.toml and rpc.sock.", "defined", []),
          "it is gone. See web1.toml and rpc.sock."),
     ],
@@ -102,9 +104,10 @@ def test_the_tables_are_complete() -> None:
     found = {method for path in files for method in named(path)}
     assert found <= VERBS.keys() <= METHODS.keys()
     for verb in VERBS.values():
-        words, command = [word for word in verb.split() if word.islower()], cli
-        for word in words:
-            command = command.commands[word]  # type: ignore[assignment]
+        words, command = verb.format(name="web1").replace("VIEWER", "7").split(), cli
+        while isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]  # type: ignore[assignment]
+        command.make_context("it", words)
 
     def places(command: click.Command) -> Iterator[str]:
         for param in command.params:

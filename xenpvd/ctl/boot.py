@@ -149,14 +149,9 @@ def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: f
             undo.pop_all()
             return launched
     except NotReady as fault:
-        if launched.told_all():
-            left, more = [place.log(name)], ""
-        else:
-            left, more = [], f"\n(all of it: {place.log(name)})"
         if fault.status is not None:  # it has ended
-            place.tidy(name, left)
-        status = TIMEOUT if fault.status is None else _status(fault.status)
-        raise Failure(f"{fault}{more}", status) from None
+            place.tidy(name, [place.log(name)] if launched.told_all() else [])
+        raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
     except OSError as fault:
         where = fault.filename or place.path
         raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None

@@ -115,11 +115,15 @@ class Launched:
         os.close(self._pidfd)
 
     def tail(self) -> str:
-        """The last lines that this daemon wrote, or where to look."""
-        return "\n".join(self._lines()[-TAIL_LINES:]) or f"(it said nothing; see {self.log})"
+        """The last lines that this daemon wrote, and where there are more."""
+        lines = self._lines()
+        if not lines:
+            return f"(it said nothing; see {self.log})"
+        more = [f"(the last lines of {self.log})"] if len(lines) > TAIL_LINES else []
+        return "\n".join([*more, *lines[-TAIL_LINES:]])
 
     def told_all(self) -> bool:
-        """Whether the log has no more than :meth:`tail` tells."""
+        """Whether the log has no more than :meth:`tail` tells, nor anything of an earlier daemon."""
         return self._log_begin == 0 and len(self._lines()) <= TAIL_LINES
 
     def _lines(self) -> list[str]:

@@ -39,7 +39,8 @@ def events(place: RunDir, name: str, patterns: tuple[str, ...], follow: bool) ->
 
 
 def _emit_event(event: dict[str, Any]) -> None:
-    fields = " ".join(f"{key}={_brief(value)}" for key, value in event["data"].items())
+    told = ((key, value) for key, value in event["data"].items() if value is not None)
+    fields = " ".join(f"{key}={_brief(value)}" for key, value in told)
     emit(event, f"{moment(event['time'])} {event['seq']:>5} {event['name']} {fields}".rstrip())
     sys.stdout.flush()
 

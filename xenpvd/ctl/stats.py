@@ -35,7 +35,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         ("ports", ", ".join(f"{type_} {count}" for type_, count in found["ports"].items()) or "-"),
         ("xenstore", f"{sum(each['count'] for each in xenstore['requests'])} requests, "
                      f"{xenstore['watch_events']} events, {xenstore['nodes']} nodes"),
-        ("rpc", f"{rpc['connected']} clients, {sum(each['count'] for each in rpc['calls'])} calls"),
+        ("rpc", f"clients {rpc['connected']}, calls {sum(each['count'] for each in rpc['calls'])}"),
         ("loop", _durations(found["loop_lag"], "late")),
         ("daemon", f"{process['cpu_seconds']:.1f} s of CPU, {mib(process['resident'])} MiB resident, "
                    f"{process['fds']} descriptors, {process['threads']} threads"),

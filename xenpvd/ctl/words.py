@@ -10,13 +10,13 @@ from xenpvd.ctl.client import RpcFault
 
 #: The verb for a method that a daemon's messages name as a cure
 VERBS = {
-    "console.kick": "kick",
-    "console.list": "channel list",
-    "console.viewers": "viewers",
-    "drive.list": "drive list",
-    "drive.swap": "drive swap",
+    "console.kick": "kick {name} VIEWER",
+    "console.list": "channel list {name}",
+    "console.viewers": "viewers {name}",
+    "drive.list": "drive list {name}",
+    "drive.swap": "drive swap {name} VDEV TARGET",
     "guest.start": "start FILE",
-    "log.tail": "daemon-log",
+    "log.tail": "daemon-log {name}",
 }
 #: Where a parameter stands on the command line, if it has another name there
 PLACES = {
@@ -51,12 +51,13 @@ def spoken(fault: RpcFault, verb: click.Context | None) -> str:
             return f"cannot use {told}. See: xenpvctl {typed} --help"
     message = re.sub(rf"^cannot call {_METHOD}:", "cannot do this:", fault.message)
     message = re.sub(rf"^{_METHOD} failed:", "that failed:", message)
-    return re.sub(rf"\b{_METHOD}\b", _cure, message)
+    name = verb.params.get("name", "NAME")
 
+    def cure(method: re.Match[str]) -> str:
+        instead = VERBS.get(method[0])
+        return method[0] if instead is None else f"xenpvctl {instead.format(name=name)}"
 
-def _cure(method: re.Match[str]) -> str:
-    verb = VERBS.get(method[0])
-    return f"xenpvctl {verb}" if verb is not None else method[0]
+    return re.sub(rf"\b{_METHOD}\b", cure, message)
 
 
 def _place(loc: str, command: click.Command) -> str:
