@@ -99,6 +99,15 @@ def test_a_start_that_fails_leaves_what_it_has_not_told(
     assert (run_dir / "web1" / "xenpvd.log").read_text().startswith("of the life before\n")
 
 
+def test_a_start_of_nothing_leaves_nothing(
+    xenpvctl: Xenpvctl, run_dir: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/none/python")
+    said = xenpvctl("start", str(file), status=1).stderr
+    assert said == "xenpvctl: cannot start web1: /none/python: No such file or directory.\n"
+    assert not list(run_dir.iterdir())
+
+
 def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, file: Path) -> None:
     service.state = Runstate.DEFINED
     assert xenpvctl.json("start", "web1", "--wait", "devices")["memory_mib"] == 768

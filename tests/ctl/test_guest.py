@@ -65,7 +65,7 @@ def test_list_tells_what_it_does_not_list(xenpvctl: Xenpvctl, run_dir: Path, dae
     (run_dir / "web1" / "rpc.sock").chmod(0o666)
     os.seteuid(65534)
     try:
-        listed = xenpvctl("list")
+        listed, top = xenpvctl("list"), xenpvctl("top", "--once", "--interval", "0.1")
         os.seteuid(0)
         run_dir.chmod(0o700)
         os.seteuid(65534)
@@ -73,9 +73,13 @@ def test_list_tells_what_it_does_not_list(xenpvctl: Xenpvctl, run_dir: Path, dae
     finally:
         os.seteuid(0)
     assert "web1  running" in listed.stdout
-    assert listed.stderr == (
-        f"xenpvctl: 2 guests not listed: no permission for {run_dir}/web2, {run_dir}/web3. "
-        "Use sudo, or join the group that owns it.\n"
+    assert (
+        listed.stderr
+        == top.stderr
+        == (
+            f"xenpvctl: 2 guests not listed: no permission for {run_dir}/web2, {run_dir}/web3. "
+            "Use sudo, or join the group that owns it.\n"
+        )
     )
     assert shut == f"xenpvctl: cannot look into {run_dir}: no permission. Use sudo.\n"
 

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +153,9 @@ def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: f
             place.tidy(name, [place.log(name)] if launched.told_all() else [])
         raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
     except OSError as fault:
+        log = place.log(name)
+        with suppress(OSError):  # there may be none
+            place.tidy(name, [] if log.stat().st_size else [log])
         where = fault.filename or place.path
         raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
 

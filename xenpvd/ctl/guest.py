@@ -28,7 +28,7 @@ def list_(place: RunDir, all_: bool) -> None:
 
     A dead one's daemon was killed; one that is off (see --all) has none.
     """
-    names, closed = place.look()
+    names = place.names()
     guests = [_glance(place, name) for name in names]
     if all_:
         off = (name for name in place.definitions() if name not in names)
@@ -45,12 +45,8 @@ def list_(place: RunDir, all_: bool) -> None:
         for guest in guests
     ]
     emit(guests, table(("NAME", "STATE", "VCPUS", "MEM", "UPTIME", "DRIVES"), rows))
-    if closed:
-        count = f"{len(closed)} guest{'s' if len(closed) > 1 else ''}"
-        why = f"no permission for {', '.join(str(place.path / name) for name in closed)}"
-        click.echo(
-            f"xenpvctl: {count} not listed: {why}. Use sudo, or join the group that owns it.", err=True
-        )
+    if unseen := place.unseen():
+        click.echo(f"xenpvctl: {unseen}", err=True)
 
 
 def _glance(place: RunDir, name: str) -> dict[str, Any]:

@@ -45,11 +45,20 @@ class RunDir:
         return self.path / name / "definition"
 
     def names(self) -> list[str]:
-        """Guests that have a socket, dead or alive."""
-        return self.look()[0]
+        """Guests that have a socket, dead or alive, as far as this user may see. Raises PermissionError."""
+        return self._look()[0]
 
-    def look(self) -> tuple[list[str], list[str]]:
-        """:meth:`names`, and those whose folders this user may not look into. Raises PermissionError."""
+    def unseen(self) -> str | None:
+        """What :meth:`names` does not tell, and why."""
+        closed = self._look()[1]
+        if not closed:
+            return None
+        count = f"{len(closed)} guest{'s' if len(closed) > 1 else ''}"
+        why = f"no permission for {', '.join(str(self.path / name) for name in closed)}"
+        return f"{count} not listed: {why}. Use sudo, or join the group that owns it."
+
+    def _look(self) -> tuple[list[str], list[str]]:
+        """Those with a socket, and those whose folders this user may not look into."""
         found, closed = [], []
         for name in self._folders():
             try:

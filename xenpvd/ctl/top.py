@@ -137,6 +137,8 @@ def top(place: RunDir, names: tuple[str, ...], interval: float, once: bool) -> N
         time.sleep(interval)
         rows = looks.next()
         emit([asdict(row) for row in rows], _table(rows))
+        if not names and (unseen := place.unseen()):
+            click.echo(f"xenpvctl: {unseen}", err=True)
         return
     with _screen():
         rows = looks.rows
