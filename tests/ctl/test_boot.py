@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
-from xenpvd import paths
+from xenpvd import config, paths
+from xenpvd.ctl import boot
 from xenpvd.ctl.rundir import RunDir
 from xenpvd.errors import StateError
 from xenpvd.views import Runstate
@@ -264,4 +266,11 @@ def test_doctor(xenpvctl: Xenpvctl, monkeypatch: pytest.MonkeyPatch, daemon: Dae
 @pytest.mark.parametrize("phase", ["redy", "", "console:", "running"])
 def test_what_cannot_be_waited_for_starts_nothing(xenpvctl: Xenpvctl, tmp_path: Path, phase: str) -> None:
     said = xenpvctl("start", str(tmp_path / "web1.toml"), "--wait", phase, status=2).stderr
-    assert "none of those that can be waited for" in said
+    assert "cannot be waited for. created, shim, kernel, xenbus, devices, ready, console:TEXT or" in said
+
+
+def test_run_takes_what_a_definition_takes() -> None:
+    """Else the message would be about a file that nobody has written."""
+    ranges = {param.name: param.type for param in boot.run.params if isinstance(param.type, click.IntRange)}
+    assert (ranges["memory"].min, ranges["memory"].max) == (config.MEMORY_MIN_MIB, config.MEMORY_MAX_MIB)
+    assert (ranges["vcpus"].min, ranges["vcpus"].max) == (1, config.VCPUS_MAX)

@@ -40,12 +40,13 @@ _accel_option = click.option(
 #: What of a boot can be waited for, beside signs of the guest's own
 PHASES = ("created", "shim", "kernel", "xenbus", "devices", "ready")
 _SIGN = re.compile("console:.+|xenstore:.+", re.DOTALL)
+WAITED = f"{', '.join(PHASES)}, console:TEXT or xenstore:PATH"
 
 
 def _phase(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Looked at before anything is started."""
     if value not in PHASES and not _SIGN.fullmatch(value):
-        raise click.BadParameter(f"{value!r} is none of those that can be waited for.")
+        raise click.BadParameter(f"{value!r} cannot be waited for. {WAITED} can be.")
     return value
 
 
@@ -58,7 +59,7 @@ def _phase(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="PHASE",
     default="shim",
     show_default=True,
-    help=f"Come back when the boot is so far: {', '.join(PHASES)}, console:TEXT or xenstore:PATH.",
+    help=f"Come back when the boot is so far: {WAITED}.",
     shell_complete=words(*PHASES),
 )
 @timeout_option(60.0, "that")
@@ -234,8 +235,10 @@ def _with_tails(fault: RpcFault) -> Failure:
     shell_complete=files,
     help="A raw image or block device; may be repeated.",
 )
-@click.option("--memory", default=512, show_default=True, metavar="MiB", help="RAM.")
-@click.option("--vcpus", default=1, show_default=True, help="Virtual CPUs.")
+@click.option(
+    "--memory", type=click.IntRange(64, 1 << 20), default=512, show_default=True, metavar="MiB", help="RAM."
+)
+@click.option("--vcpus", type=click.IntRange(1, 32), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--cmdline", help='The kernel\'s; default "console=hvc0", and "root=/dev/VDEV" with a disk.')
 @click.option("--name", help="Default: one is made up.")
 @click.option("-x", "--drop-changes", is_flag=True, help="Changes to the disks are dropped at the end.")

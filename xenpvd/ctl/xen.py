@@ -90,7 +90,7 @@ def list_grants(place: RunDir, name: str) -> None:
     type=click.IntRange(0, 256),
     default=0,
     metavar="N",
-    help="The newest N calls as well, decoded; 256 at most.",
+    help="The newest N calls as well, decoded.",
 )
 @json_option
 @click.pass_obj
