@@ -64,7 +64,7 @@ def _take_all_files() -> None:
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="How much is written to stderr; log.set_level changes it.",
+    help="How much is written to stderr; xenpvctl log-level changes it.",
 )
 @click.option(
     "--log-format",
