@@ -181,19 +181,6 @@ def test_start_of_a_name_without_a_file(xenpvctl: Xenpvctl, file: Path) -> None:
     )
 
 
-def test_start_of_a_name_whose_file_lies_here(
-    xenpvctl: Xenpvctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path / "own", tmp_path / "etc"])
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "web1.toml").touch()
-    for verb in ("start", "check"):
-        assert xenpvctl(verb, "web1", status=3).stderr == (
-            f"xenpvctl: no definition of web1: there is no {tmp_path}/own/web1.toml or "
-            f"{tmp_path}/etc/web1.toml. For the file here: xenpvctl {verb} ./web1.toml\n"
-        )
-
-
 @pytest.mark.usefixtures("fake_daemon")
 def test_start_again_by_name(
     xenpvctl: Xenpvctl, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -250,6 +237,15 @@ def test_check_of_what_works(xenpvctl: Xenpvctl, file: Path, monkeypatch: pytest
     monkeypatch.setattr("xenpvd.check.problems", lambda config: [])
     assert xenpvctl("check", str(file)).stdout == f"ok    {file}: web1, 768 MiB, 1 vCPU, no disks\n"
     assert xenpvctl.json("check", str(file)) == {"problems": []}
+
+
+def test_check_names_the_file_as_it_was_typed(
+    xenpvctl: Xenpvctl, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenpvd.check.problems", lambda config: [("memory", "too much")])
+    monkeypatch.chdir(file.parent)
+    assert xenpvctl("check", "web1.toml", status=1).stderr == "xenpvctl: web1.toml: memory: too much\n"
+    assert xenpvctl("check", "web1", status=1).stderr == f"xenpvctl: {file}: memory: too much\n"
 
 
 def test_doctor(xenpvctl: Xenpvctl, monkeypatch: pytest.MonkeyPatch, daemon: Daemon) -> None:

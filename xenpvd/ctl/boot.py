@@ -15,6 +15,7 @@ import click
 from xenpvd import paths
 from xenpvd.ctl.client import INVALID_PARAMS, NoAnswer, RpcFault
 from xenpvd.ctl.completion import definitions, files, words
+from xenpvd.ctl.definitions import find, is_path, missing
 from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
 from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
@@ -85,7 +86,7 @@ def start(
     GUEST is a TOML file or a name: that of NAME.toml in ~/.config/xenpvd (not for root) or in /etc/xenpvd, or
     else of a guest that was started from its file before.
     """
-    file = _definition_file(place, guest)
+    file = find(place, guest)
     name, definition = _read_definition(file) if file is not None else (guest, _known(place, guest, accel))
     if accel and definition is not None:
         definition["accel"] = accel
@@ -165,30 +166,10 @@ def _boots_on(name: str) -> str:
     return f"{name} goes on with its boot. End it with: xenpvctl destroy {name}"
 
 
-def _definition_file(place: RunDir, guest: str) -> Path | None:
-    """The file that GUEST is or means; None if there is none of that name."""
-    if "/" in guest or guest.endswith(".toml"):
-        return Path(guest).absolute()
-    if not NAME.fullmatch(guest):
-        raise NoGuest(misnamed(guest))
-    return place.definition(guest)
-
-
-def _undefined(guest: str, verb: str) -> NoGuest:
-    looked = " or ".join(str(folder / f"{guest}.toml") for folder in paths.config_dirs())
-    file = f"./{guest}.toml"
-    cure = (
-        f"For the file here: xenpvctl {verb} {file}"
-        if Path(file).exists()
-        else "Write it, or give another file."
-    )
-    return NoGuest(f"no definition of {guest}: there is no {looked}. {cure}")
-
-
 def _known(place: RunDir, guest: str, accel: str | None) -> dict[str, Any] | None:
     """What a daemon, whose definition is not where we look for one, starts again: its own if None."""
     if not os.path.lexists(place.socket(guest)):
-        raise _undefined(guest, "start")
+        raise missing(guest, "start")
     with place.connect(guest) as client:
         return client.call("guest.config") if accel else None
 
@@ -277,9 +258,11 @@ def check(place: RunDir, guest: str) -> None:
     from xenpvd import config
     from xenpvd.errors import BadConfig, XenpvdError
 
-    file = _definition_file(place, guest)
+    file = find(place, guest)
     if file is None:
-        raise _undefined(guest, "check")
+        raise missing(guest, "check")
+    if is_path(guest):
+        file = Path(guest)  # in messages as it was typed
     definition = None
     try:
         definition = config.load(file)
