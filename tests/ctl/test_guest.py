@@ -55,10 +55,12 @@ def test_list_of_all(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run it as root")
-def test_list_tells_what_it_does_not_list(xenpvctl: Xenpvctl, run_dir: Path, daemon: Daemon) -> None:
-    for parent in run_dir.parents:
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+def test_list_tells_what_it_does_not_list(
+    xenpvctl: Xenpvctl, run_dir: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir.parent.chmod(0o755)
+    monkeypatch.chdir(run_dir.parent)  # so that nobody need look into the folders above
+    xenpvctl.run_dir = Path("run")
     for name in ("web2", "web3"):
         (run_dir / name).mkdir(mode=0o700)
     (run_dir / "web1").chmod(0o755)
@@ -73,15 +75,12 @@ def test_list_tells_what_it_does_not_list(xenpvctl: Xenpvctl, run_dir: Path, dae
     finally:
         os.seteuid(0)
     assert "web1  running" in listed.stdout
-    assert (
-        listed.stderr
-        == top.stderr
-        == (
-            f"xenpvctl: 2 guests not listed: no permission for {run_dir}/web2, {run_dir}/web3. "
-            "Use sudo, or join the group that owns it.\n"
-        )
+    assert listed.stderr == top.stderr
+    assert listed.stderr == (
+        "xenpvctl: 2 guests not listed: no permission for run/web2, run/web3. "
+        "Use sudo, or join the group that owns it.\n"
     )
-    assert shut == f"xenpvctl: cannot look into {run_dir}: no permission. Use sudo.\n"
+    assert shut == "xenpvctl: cannot look into run: no permission. Use sudo.\n"
 
 
 def test_status(xenpvctl: Xenpvctl, daemon: Daemon) -> None:

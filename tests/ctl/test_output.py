@@ -74,7 +74,7 @@ def test_table() -> None:
         (RpcFault(-32602, "m", {"reason": "VALIDATION"}), 2),
         (RpcFault(1001, "m", {"reason": "GUEST_STATE"}), 1),
         (RpcFault(-32603, "m", {}), 1),
-        (NoGuest("m"), 3),
+        (NoGuest("m", "web1"), 3),
         (NoAnswer("m"), 1),
         (PermissionError("m"), 1),
     ],
@@ -111,8 +111,8 @@ def test_json_is_taken_anywhere(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "code", "reason", "data"),
     [
-        (["status", "web2"], 3, 1002, "NOT_FOUND", {"kind": "guest"}),
-        (["status", "../x"], 3, 1002, "NOT_FOUND", {"kind": "guest"}),
+        (["status", "web2"], 3, 1002, "NOT_FOUND", {"kind": "guest", "name": "web2"}),
+        (["status", "../x"], 3, 1002, "NOT_FOUND", {"kind": "guest", "name": "../x"}),
         (["start", "/none.toml"], 2, -32602, "VALIDATION", {}),
         (["status"], 2, -32602, "VALIDATION", {}),
         (["fly", "web1"], 2, -32602, "VALIDATION", {}),
@@ -139,7 +139,7 @@ def test_a_failure_is_one_object(
 
 def test_every_failure_has_a_code() -> None:
     codes = {error["code"]: reason for reason, error in document()["components"]["errors"].items()}
-    for fault in (NoGuest("m"), NoAnswer("m"), PermissionError("m")):
+    for fault in (NoGuest("m", "web1"), NoAnswer("m"), PermissionError("m")):
         told = failure_of(fault).error
         assert codes[told["code"]] == told["reason"]
     for status in (1, 2, 3, 4):

@@ -46,13 +46,18 @@ def test_how_it_is_started(
     def cure() -> str:
         with pytest.raises(NoGuest) as fault:
             place.connect(name)
+        assert fault.value.name == name
+        said.append(str(fault.value).partition(":")[0])
         return str(fault.value).rpartition(": ")[2]
 
+    said: list[str] = []
     assert cure() == "xenpvctl start FILE.toml"
     (here / f"{name}.toml").touch()
     assert cure() == f"xenpvctl start ./{name}.toml"
     (folder / f"{name}.toml").touch()
     assert cure() == f"xenpvctl start {name}"
+    if name == "web2":
+        assert said == ["no guest called web2", "no guest called web2", "web2 is off"]
 
 
 def test_the_file_that_it_was_started_from(

@@ -17,7 +17,7 @@ def find(place: RunDir, guest: str) -> Path | None:
     if is_path(guest):
         return Path(guest).absolute()
     if not paths.NAME.fullmatch(guest):
-        raise NoGuest(misnamed(guest))
+        raise NoGuest(misnamed(guest), guest)
     return place.definition(guest)
 
 
@@ -28,4 +28,4 @@ def missing(guest: str, verb: str) -> NoGuest:
     cure = "Write it, or give another file."
     if Path(here).exists():
         cure = f"For the file here: xenpvctl {verb} {here}"
-    return NoGuest(f"no definition of {guest}: there is no {looked}. {cure}")
+    return NoGuest(f"no definition of {guest}: there is no {looked}. {cure}", guest)

@@ -75,7 +75,7 @@ def failure_of(fault: Exception) -> Failure:
         message = spoken(fault, None if ctx is None else ctx.meta.get(_VERB))
         return Failure(message, status, code=fault.code, reason=reason, data=fault.data)
     if isinstance(fault, NoGuest):
-        return Failure(str(fault), NO_GUEST, data={"kind": "guest"})
+        return Failure(str(fault), NO_GUEST, data={"kind": "guest", "name": fault.name})
     if isinstance(fault, PermissionError):
         return Failure(str(fault), code=1010, reason="PERMISSION")
     return Failure(str(fault))

@@ -14,7 +14,11 @@ from xenpvd.paths import NAME
 
 
 class NoGuest(Exception):
-    """There is no daemon of that name, or it is dead."""
+    """There is no daemon of that ``name``, or it is dead."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def misnamed(name: object) -> str:
@@ -118,17 +122,18 @@ class RunDir:
         PermissionError and :class:`NoAnswer` with a message for people."""
         path = self.socket(name)
         if not NAME.fullmatch(name):
-            raise NoGuest(misnamed(name))
+            raise NoGuest(misnamed(name), name)
         try:
             try:
                 return Client.connect(path, timeout)
             except PermissionError:
                 return Client.connect(path.with_name("rpc-ro.sock"), timeout)
         except FileNotFoundError:
-            raise NoGuest(f"no guest called {name}: {path} is missing. {self._cure(name)}") from None
+            what = f"no guest called {name}" if self.definition(name) is None else f"{name} is off"
+            raise NoGuest(f"{what}: {path} is missing. {self._cure(name)}", name) from None
         except ConnectionRefusedError:
             raise NoGuest(
-                f"{name} is dead: nobody answers at {path} (its daemon was killed). {self._cure(name)}"
+                f"{name} is dead: nobody answers at {path} (its daemon was killed). {self._cure(name)}", name
             ) from None
         except PermissionError:
             raise PermissionError(
@@ -137,7 +142,7 @@ class RunDir:
         except NoAnswer as fault:
             raise NoAnswer(f"cannot reach {name} at {path}: {fault}.") from None
         except OSError as fault:
-            raise NoGuest(f"cannot reach {name} at {path}: {fault.strerror or fault}.") from None
+            raise NoGuest(f"cannot reach {name} at {path}: {fault.strerror or fault}.", name) from None
 
     def _cure(self, name: str) -> str:
         if self.definition(name) is not None:
