@@ -57,8 +57,7 @@ async def halls() -> AsyncIterator[list[Hall]]:
     made: list[Hall] = []
     yield made
     for hall in made:
-        hall.daemon.quit()
-        hall.daemon._at_once.set()
+        hall.daemon.quit("destroy")
         with contextlib.suppress(Exception):
             await hall.ended
         for peer in hall.peers:
@@ -139,7 +138,7 @@ async def test_a_paused_guest_is_resumed_for_its_shutdown(
     peer = await hall.peer()
     machines[0].owner.machine_log(b"(XEN) hello\n")
     assert (await peer.result("guest.pause"))["state"] == "paused"
-    hall.daemon.quit()
+    hall.daemon.quit("shutdown")
     assert await machines[0].guest_obeys_shutdown() == "poweroff"
     await hall.ended
     assert not machines[0].paused and machines[0].closed
@@ -152,10 +151,60 @@ async def test_a_paused_guest_that_never_ran_is_not_booted_to_be_shut_down(
     peer = await hall.peer()
     config = definition.model_dump(mode="json")
     assert (await peer.result("guest.start", config=config, paused=True))["state"] == "paused"
-    hall.daemon.quit()
+    hall.daemon.quit("shutdown")
     async with asyncio.timeout(5):
         await hall.ended
     assert machines[0].paused and machines[0].closed
+
+
+async def test_quit_refuses_while_there_is_a_guest(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", definition, stop_timeout=60))
+    peer = await hall.peer()
+    refused = await peer.fault("daemon.quit")
+    assert refused["code"] == 1001 and "shutdown or destroy" in refused["message"]
+    assert refused["data"]["state"] == "running" and "stopped" in refused["data"]["allowed"]
+    assert await peer.result("daemon.quit", guest="shutdown") == {"stopping": True}
+    assert await peer.result("daemon.quit") == {"stopping": True}, "it is under way"
+    assert await machines[0].guest_obeys_shutdown() == "poweroff"
+    assert hall.daemon.events.history(("daemon.stopping",))
+    async with asyncio.timeout(5):
+        await hall.ended
+
+
+async def test_quit_destroys_without_asking(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", definition, stop_timeout=60))
+    peer = await hall.peer()
+    assert await peer.result("daemon.quit", guest="destroy") == {"stopping": True}
+    async with asyncio.timeout(5):
+        await hall.ended
+    written = [each.arguments for each in hall.daemon.guest.xenstore.history() if each.op == "WRITE"]
+    assert written and not any("poweroff" in arguments for arguments in written)
+    assert machines[0].closed and not hall.socket.exists()
+
+
+async def test_quit_hurries_an_end_that_is_under_way(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", definition, stop_timeout=60))
+    peer = await hall.peer()
+    await peer.result("daemon.quit", guest="shutdown")
+    await peer.result("daemon.quit", guest="destroy")
+    async with asyncio.timeout(5):
+        await hall.ended
+    assert machines[0].closed
+
+
+async def test_an_idle_daemon_quits_at_once(tmp_path: Path, halls: list[Hall]) -> None:
+    halls.append(hall := Hall(tmp_path / "run", None))
+    peer = await hall.peer()
+    assert await peer.result("daemon.quit") == {"stopping": True}
+    async with asyncio.timeout(5):
+        await hall.ended
+    assert not hall.socket.exists()
 
 
 async def test_a_guest_that_is_always_restarted_ends_with_its_daemon(
@@ -164,7 +213,7 @@ async def test_a_guest_that_is_always_restarted_ends_with_its_daemon(
     config = definition.model_copy(update={"on_poweroff": "restart"})
     halls.append(hall := Hall(tmp_path / "run", config))
     await hall.peer()
-    hall.daemon.quit()
+    hall.daemon.quit("shutdown")
     assert await machines[0].guest_obeys_shutdown() == "poweroff"
     await hall.ended
     assert len(machines) == 1 and hall.daemon.guest.state is Runstate.STOPPED
@@ -238,7 +287,7 @@ async def test_xenstored_sock_is_the_guests_store(tmp_path: Path, halls: list[Ha
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(struct.pack("<4I", 2, 1, 0, 13) + b"/tool/by-rpc\0")
     assert await reader.readexactly(17) == struct.pack("<4I", 2, 1, 0, 1) + b"1"
-    halls[0].daemon.quit()
+    halls[0].daemon.quit("shutdown")
     assert await reader.read() == b""
     await halls[0].ended
     assert not path.exists()
@@ -305,7 +354,7 @@ async def test_what_systemd_is_told(
         await until("STATUS=running: shim")
         machines[0].stuck_by = None
         await until("WATCHDOG=1")
-        hall.daemon.quit()
+        hall.daemon.quit("shutdown")
         await until("STOPPING=1")
         await until("WATCHDOG=1")  # it is fed while the guest takes its time
         assert await machines[0].guest_obeys_shutdown() == "poweroff"
@@ -438,7 +487,7 @@ async def test_with_ready_in_its_definition_the_daemon_is_when_its_guest_is(
     if end == "ready":
         machines[0].guest_prints(b"login: ")
     elif end == "quit":
-        hall.daemon.quit()
+        hall.daemon.quit("shutdown")
     else:
         machines[0].end("poweroff")
     await hall.peer()
@@ -480,7 +529,7 @@ async def test_with_roles_everybody_may_knock(
     assert modes == {
         "rpc.sock": 0o666, "rpc-ro.sock": 0o666, "console0.sock": 0o666, "xenstored.sock": 0o660,
     }  # fmt: skip
-    hall.daemon.quit()
+    hall.daemon.quit("shutdown")
     await machines[0].guest_obeys_shutdown()
     await hall.ended
     halls.append(hall := Hall(tmp_path / "run", definition))
@@ -506,7 +555,7 @@ def test_what_serves_http_and_qmp_is_loaded_only_for_that(tmp_path: Path) -> Non
     code = (
         "import asyncio, pathlib, sys, xenpvd.__main__ as command\n"
         "daemon = command.Daemon('idle', pathlib.Path(sys.argv[1]), None, 1)\n"
-        "daemon.quit()\n"
+        "daemon.quit('shutdown')\n"
         "asyncio.run(daemon.run(start=False))\n"
         "assert 'xenpvd.rpc.server' in sys.modules\n"
         "sys.exit('aiohttp' in sys.modules or 'xenpvd.rpc.qmp' in sys.modules)\n"

@@ -206,10 +206,11 @@ class Daemon:
         has never run has nothing to lose.
         """
         self.guest.no_more_lives()
-        if self.guest.state is Runstate.PAUSED and self.guest.progress.has_reached(Phase.SHIM):
+        asking = not self._at_once.is_set()
+        if asking and self.guest.state is Runstate.PAUSED and self.guest.progress.has_reached(Phase.SHIM):
             with contextlib.suppress(StateError):  # it has just ended by itself
                 await self.guest.resume()
-        if self.guest.state is Runstate.RUNNING:
+        if asking and self.guest.state is Runstate.RUNNING:
             asked = self._tasks.spawn(
                 self.guest.shutdown("poweroff", self._stop_timeout, "destroy"), "shutdown at the end"
             )
@@ -249,7 +250,14 @@ class Daemon:
         """``config`` as this daemon runs it: its own options come first."""
         return config if self._accel is None else config.model_copy(update={"accel": self._accel})
 
-    def quit(self) -> None:
+    def quit(self, guest: str) -> None:
+        """End, as by SIGTERM. ``guest`` is what becomes of one that is there: ``fail`` raises
+        :class:`StateError`, ``shutdown`` asks it, ``destroy`` does not, as a second signal."""
+        if guest == "fail" and not self._quit.is_set():
+            self.guest.check_over("end the daemon")
+        log.info("daemon.quit: ending")
+        if guest == "destroy":
+            self._at_once.set()
         self._quit.set()
 
     def _guest_over(self) -> None:

@@ -91,6 +91,14 @@ class Guest:
             raise self._refusal(what, "running or paused", allowed)
         return self.domain
 
+    def check_over(self, what: str) -> None:
+        """For what a guest would not survive. Raises :class:`StateError` unless it is over, or never was."""
+        if self.state not in STARTABLE:
+            why = (
+                f"cannot {what}: there is a guest, {self.state}. Say what becomes of it: shutdown or destroy."
+            )
+            raise StateError(why, self.state, list(STARTABLE))
+
     def _refusal(self, what: str, needs: str, allowed: list[str]) -> StateError:
         cure = (
             f" ({self.progress.reason}; reset does so at once, destroy gives it up)" if self._waiting else ""

@@ -48,7 +48,8 @@ class DaemonVerbs(Protocol):
 
     def info(self) -> DaemonInfo: ...
 
-    def quit(self) -> None: ...
+    def quit(self, guest: str) -> None:
+        """Raises :class:`StateError`."""
 
 
 class Service:

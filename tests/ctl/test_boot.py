@@ -27,7 +27,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def quit_(run_dir: Path) -> None:
     with RunDir(run_dir).connect("web1") as client:
-        client.call("daemon.quit")
+        client.call("daemon.quit", {"guest": "destroy"})
         list(client.notifications())
 
 

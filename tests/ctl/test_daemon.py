@@ -1,8 +1,15 @@
 from __future__ import annotations
 
-from tests.ctl.conftest import Xenpvctl
+import fcntl
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
 from xenpvd.ctl.output import moment
+from xenpvd.views import Runstate
 
 
 def test_the_log(xenpvctl: Xenpvctl, service: FakeService) -> None:
@@ -22,3 +29,36 @@ def test_its_level(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert service.levels == {"": "debug", "xenpvd.rpc": "inherit"}
     assert "nothing logs by that name" in xenpvctl("log-level", "web1", "info", "no.such", status=1).stderr
     xenpvctl("log-level", "web1", "loud", status=2)
+
+
+def test_quit(xenpvctl: Xenpvctl, daemon: Daemon, run_dir: Path) -> None:
+    """It comes back when the name is free."""
+    service, lock = daemon.service, (run_dir / "web1" / "lock").open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert "there is a guest" in xenpvctl("quit", "web1", status=1).stderr
+    assert service.done == []
+    released: list[bool] = []
+
+    def end() -> None:
+        daemon.wait(service.quitting.wait())
+        daemon.end()
+        released.append(True)
+        lock.close()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    assert xenpvctl("quit", "web1", "--shutdown").stdout == "the daemon of web1 has ended\n"
+    assert released and service.done == ["daemon_quit shutdown"]
+    ending.join()
+    xenpvctl("quit", "web1", "--destroy", status=3)
+
+
+@pytest.mark.parametrize(("option", "how"), [((), "fail"), (("--destroy",), "destroy")])
+def test_quit_without_a_guest(xenpvctl: Xenpvctl, daemon: Daemon, option: tuple[str, ...], how: str) -> None:
+    service = daemon.service
+    service.state = Runstate.DEFINED
+    ending = threading.Thread(target=lambda: (daemon.wait(service.quitting.wait()), daemon.end()))
+    ending.start()
+    assert xenpvctl.json("quit", "web1", *option) == {"stopping": True}
+    ending.join()
+    assert service.done == [f"daemon_quit {how}"]

@@ -131,7 +131,10 @@ class FakeService:
             "xenpvd", "0.1.0", API, os.getpid(), self.events.epoch, 1.0, "asyncio", ("console",)
         )
 
-    def daemon_quit(self) -> None:
+    def daemon_quit(self, guest: str, /) -> None:
+        if guest == "fail" and self._lives:
+            raise StateError("cannot end the daemon: there is a guest.", self.state, ["stopped"])
+        self.done.append(f"daemon_quit {guest}")
         self.quitting.set()
 
     def log_set_level(self, logger: str, level: str, /) -> None:

@@ -19,7 +19,7 @@ from tests.gateway.conftest import ADD, PING, TOKENS, Host, Web, bearer, post, u
 from tests.rpc.test_dispatch import ROWS, bare
 from xenpvd.gateway import guests
 
-QUIT = {"jsonrpc": "2.0", "method": "daemon.quit", "id": 3}
+QUIT = {"jsonrpc": "2.0", "method": "daemon.quit", "params": {"guest": "destroy"}, "id": 3}
 WAIT = {"jsonrpc": "2.0", "method": "guest.wait", "params": {"for": "stopped"}, "id": 4}
 
 

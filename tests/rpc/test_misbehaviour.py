@@ -313,7 +313,7 @@ async def hall(tmp_path: Path, machines: list[FakeMachine], monkeypatch: pytest.
     monkeypatch.setattr(device, "FORGET_TIMEOUT", 0.01)  # there is no guest that takes note of anything
     hall = Hall(tmp_path / "run", None, 0.01)
     yield hall
-    hall.daemon.quit()
+    hall.daemon.quit("shutdown")
     await hall.ended
     for peer in hall.peers:
         await peer.close()

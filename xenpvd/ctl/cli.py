@@ -99,6 +99,7 @@ for verb in (
     xen.grant,
     xen.hypercalls,
     look.events,
+    daemon.quit_,
     daemon.daemon_log,
     daemon.log_level,
     look.call,

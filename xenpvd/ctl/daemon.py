@@ -1,8 +1,10 @@
-"""daemon-log, log-level: the log of a guest's daemon, which is not the guest's console."""
+"""quit, daemon-log, log-level: a guest's daemon itself, and its log, which is not the guest's console."""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -11,8 +13,29 @@ from xenpvd.ctl.completion import guest_argument
 from xenpvd.ctl.options import lines_option
 from xenpvd.ctl.output import emit, json_option, moment, plain
 from xenpvd.ctl.rundir import RunDir
+from xenpvd.ctl.waiting import told
 
 _LEVELS = ["debug", "info", "warning", "error"]
+
+
+@click.command("quit")
+@guest_argument
+@click.option("--shutdown", "guest", flag_value="shutdown", help="Ask the guest to shut down first.")
+@click.option("--destroy", "guest", flag_value="destroy", help="End the guest at once, too.")
+@json_option
+@click.pass_obj
+def quit_(place: RunDir, name: str, guest: str | None) -> None:
+    """End a guest's daemon, and wait until it has.
+
+    While there is a guest it refuses, unless it is told what becomes of it.
+    """
+    with place.connect(name) as client, told(f"the daemon of {name} ends; that cannot be taken back."):
+        done = client.call("daemon.quit", {"guest": guest or "fail"})
+        for _ in client.notifications():  # until the connection ends
+            pass
+        with suppress(OSError), place.lock(name).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # it is let go last: the name is free then
+    emit(done, f"the daemon of {name} has ended")
 
 
 @click.command("daemon-log")

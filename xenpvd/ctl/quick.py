@@ -221,7 +221,7 @@ def _end(place: RunDir, name: str, launched: Launched) -> None:
                     print(f"xenpvd: shutting {name} down…", file=sys.stderr, flush=True)
                     params = {"timeout": SHUTDOWN_TIMEOUT, "then": "destroy"}
                     client.call("guest.shutdown", params)
-                client.call("daemon.quit")
+                client.call("daemon.quit", {"guest": "shutdown"})
             status = launched.wait(END_TIMEOUT)
     finally:
         if status is None and launched.end(END_TIMEOUT) is None:

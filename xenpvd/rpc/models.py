@@ -22,7 +22,7 @@ from xenpvd.config import (
 from xenpvd.views import Phase, Runstate
 
 #: The surface's version: the major grows when a client must change, the minor with every addition.
-API = "1.6"
+API = "1.7"
 
 #: 2-level event channels of a 64-bit guest: 64 words of 64 bits; port 0 is none.
 PORT_MAX = 4095
@@ -73,6 +73,13 @@ class Params(BaseModel):
 
 class NoParams(Params):
     pass
+
+
+class QuitParams(Params):
+    guest: Literal["fail", "shutdown", "destroy"] = Field(
+        "fail",
+        description="if there is one: refuse, ask it to shut down for the stop time, or end it at once",
+    )
 
 
 class CheckParams(Params):

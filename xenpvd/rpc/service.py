@@ -175,8 +175,9 @@ class Service(Protocol):
     def xenstore(self) -> Store: ...
 
     def daemon_info(self) -> DaemonInfo: ...
-    def daemon_quit(self) -> None:
-        """Begin to stop: the guest is asked to shut down first. Returns at once."""
+    def daemon_quit(self, guest: str, /) -> None:
+        """Begin to stop. ``guest`` is what becomes of one: fail (raises ``StateError``), shutdown or destroy.
+        Returns at once."""
 
     def log_set_level(self, logger: str, level: str, /) -> None:
         """Of the daemon's own log; ``logger`` "" is all of it. Raises ``NotFound``, ``BadConfig``."""

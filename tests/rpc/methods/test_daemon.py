@@ -15,7 +15,7 @@ from xenpvd.rpc.models import API
 ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("daemon.info", {}, {"name": "xenpvd", "api": API, "features": ["console"]}),
     ("daemon.ping", {}, {"seq": 0}),
-    ("daemon.quit", {}, {"stopping": True}),
+    ("daemon.quit", {"guest": "shutdown"}, {"stopping": True}),
     ("log.set_level", {"level": "debug"}, {"logger": "", "level": "debug"}),
     ("log.set_level", {"level": "inherit", "logger": "xenpvd.rpc"}, {"level": "inherit"}),
     ("events.subscribe", {}, {"seq": 0, "replayed": 0, "lost": 0}),
@@ -32,8 +32,12 @@ async def test_answers(
 
 
 async def test_quit_reaches_the_service(peer: Peer, service: FakeService) -> None:
-    await peer.result("daemon.quit")
-    assert service.quitting.is_set()
+    refused = await peer.fault("daemon.quit")
+    assert refused["data"] == {"reason": "GUEST_STATE", "state": "running", "allowed": ["stopped"]}
+    assert not service.quitting.is_set()
+    await peer.result("daemon.quit", guest="destroy")
+    assert service.quitting.is_set() and service.done == ["daemon_quit destroy"]
+    assert (await peer.fault("daemon.quit", guest="yes"))["code"] == -32602
 
 
 async def test_the_log(peer: Peer, service: FakeService) -> None:

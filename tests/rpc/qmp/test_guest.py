@@ -124,7 +124,7 @@ async def test_reset(peer: Peer, service: FakeService) -> None:
 
 async def test_quit_ends_the_guest_and_the_daemon(peer: Peer, service: FakeService) -> None:
     assert await peer.execute("quit") == {}
-    assert service.done == ["guest_destroy"] and service.quitting.is_set()
+    assert service.done == ["guest_destroy", "daemon_quit destroy"] and service.quitting.is_set()
 
 
 async def test_xen_events(peer: Peer, service: FakeService) -> None:

@@ -29,7 +29,7 @@ def daemon(house: House, definition: GuestConfig) -> Any:
         config=definition,
         as_run=lambda config: config,
         info=None,
-        quit=house._on_end,
+        quit=lambda guest: house._on_end(),
     )
 
 

@@ -38,12 +38,12 @@ async def daemon_ping(call: Call, params: models.NoParams) -> results.Pong:
 
 
 @method("daemon.quit", "admin")
-async def daemon_quit(call: Call, params: models.NoParams) -> results.Quitting:
-    """Shut the guest down, then end the daemon.
+async def daemon_quit(call: Call, params: models.QuitParams) -> results.Quitting:
+    """End the daemon; with a guest that is not over, only if it is said what becomes of it.
 
-    Answers at once; the connection's end tells when it is done.
+    Answers at once; the connection's end tells when it is done. Once it has begun, ``destroy`` hurries it.
     """
-    call.service.daemon_quit()
+    call.service.daemon_quit(params.guest)
     return results.Quitting(stopping=True)
 
 

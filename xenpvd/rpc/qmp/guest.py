@@ -128,7 +128,7 @@ async def system_reset(monitor: Monitor, params: NoParams) -> None:
 async def quit_(monitor: Monitor, params: NoParams) -> None:
     """At once, as QEMU does: the guest is not asked."""
     await monitor.service.guest_destroy()
-    monitor.service.daemon_quit()
+    monitor.service.daemon_quit("destroy")
 
 
 @command("xen-event-list")
