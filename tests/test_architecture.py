@@ -43,9 +43,10 @@ MAY_IMPORT = [
     *((name, LEAVES) for name in INSIDE[8:]),
     # guest and street meet here
     ("stats", ("guest", "domain", *LEAVES)),
-    ("service", ("guest", "check", "stats", "rpc.service", "__init__", *LEAVES)),
-    ("daemon", ("guest", "service", "supervisor", "lag", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
+    ("service", ("guest", "check", "jobs", "stats", "rpc.service", "__init__", *LEAVES)),
+    ("daemon", ("guest", "jobs", "service", "supervisor", "lag", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
     ("supervisor", ()),
+    ("jobs", LEAVES),
     ("__main__", ("daemon", "__init__", *LEAVES)),
     ("lag", ("counts",)),
     *((name, LEAVES) for name in LEAVES),

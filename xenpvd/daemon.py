@@ -20,7 +20,9 @@ from xenpvd.counts import Durations
 from xenpvd.errors import Busy, HostError, StateError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
+from xenpvd.jobs import Jobs
 from xenpvd.lag import watch
+from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.models import API
 from xenpvd.rpc.raw import ConsoleSocket
 from xenpvd.rpc.server import RpcServer
@@ -33,8 +35,8 @@ from xenpvd.vmm.vcpu import install_kick_handler
 log = logging.getLogger(__name__)
 
 FEATURES = (
-    "balloon", "channels", "console-upgrade", "drive-hotadd", "events-replay", "log", "pause", "readiness",
-    "reboot", "roles", "stats", "vcpu-hotplug",
+    "balloon", "channels", "console-upgrade", "drive-hotadd", "events-replay", "jobs", "log", "pause",
+    "readiness", "reboot", "roles", "stats", "vcpu-hotplug",
 )  # fmt: skip
 
 #: Seconds in which it is told once that clients find no file left
@@ -107,6 +109,7 @@ class Daemon:
         self._access = Access(config.access if config is not None else AccessConfig())
         self.events = EventLog()
         self.guest = Guest(self.events.publish, self._guest_over)
+        self.jobs = Jobs(self.events.publish, fault_of)
         self._directory = run_dir / name
         self._stop_timeout = stop_timeout
         self._http = http
@@ -148,6 +151,7 @@ class Daemon:
         finally:
             self._supervisor.notify("STOPPING=1")
             self.events.publish("daemon.stopping")
+            await self.jobs.close()
             await self._end_guest()
             for server in servers:
                 await server.stop()

@@ -13,6 +13,7 @@ from xenpvd.errors import BadConfig, StateError
 from xenpvd.events import EventLog
 from xenpvd.figures import GuestStats
 from xenpvd.guest import Guest
+from xenpvd.jobs import Jobs
 from xenpvd.tasks import in_thread
 from xenpvd.views import (
     ChannelAdded,
@@ -40,6 +41,7 @@ class DaemonVerbs(Protocol):
 
     name: str
     events: EventLog
+    jobs: Jobs
     config: GuestConfig | None
     lag: Durations
 
@@ -60,6 +62,7 @@ class Service:
         self._daemon = daemon
         self.events = daemon.events
         self.calls = Calls()
+        self.jobs = daemon.jobs
         self.xenstore = guest.xenstore.client_of("rpc")
         self.consoles = guest.consoles
         self.daemon_info = daemon.info

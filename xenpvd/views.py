@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Runstate(StrEnum):
@@ -56,6 +57,48 @@ class LogRecord:
     level: str  # "debug" | "info" | "warning" | "error" | "critical"
     logger: str
     message: str
+
+
+class JobState(StrEnum):
+    """Of a job; only a running one can become another."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """``done`` of ``total``, in ``unit`` (bytes); a total may be an estimate."""
+
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """As the error of a reply."""
+
+    code: int
+    message: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """Work that outlasts its call. ``kind`` is the method that began it; ``result`` is there once it is done,
+    ``error`` once it has failed."""
+
+    job: int
+    kind: str
+    state: JobState
+    begun: float
+    ended: float | None
+    progress: JobProgress
+    result: dict[str, Any] | None
+    error: JobError | None
 
 
 @dataclass(frozen=True, slots=True)

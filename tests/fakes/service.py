@@ -1,6 +1,6 @@
 """A rpc.service.Service with a guest in memory: verbs do at once what a test expects of them.
 
-The xenstore is a real one.
+The xenstore is a real one, and so are the jobs.
 
 A test can make a verb fail (``faults``), or hold it: ``hold("guest_wait")`` returns a Gate whose ``entered``
 is set when the verb is called; it goes on when ``open`` is set, and ``left`` is set then or when it is given
@@ -25,6 +25,8 @@ from xenpvd.counts import Calls, Durations
 from xenpvd.errors import Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
 from xenpvd.figures import DriveStats, GuestStats, MemoryStats, ProcessStats, VcpuStats
+from xenpvd.jobs import Jobs
+from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.models import API
 from xenpvd.views import (
     ChannelAdded,
@@ -71,6 +73,7 @@ class FakeService:
     def __init__(self, name: str = "web1") -> None:
         self.events = EventLog()
         self.calls = Calls()
+        self.jobs = Jobs(self.events.publish, fault_of)
         self.labels: dict[str, str] = {}
         self.latency = Durations()
         self.config = GuestConfig(name=name, kernel="/boot/vmlinuz")

@@ -215,6 +215,7 @@ def good(model: type[BaseModel]) -> dict[str, Any]:
         "watch": 1,
         "limit": 1,
         "level": "info",
+        "job": 1,
         "steps": [{"op": "read", "path": "/tool/name"}],
     }
     fields = {field.alias or name: field for name, field in model.model_fields.items()}

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
+from xenpvd.jobs import Work
 from xenpvd.rpc import __main__, schema
 from xenpvd.rpc.methods import METHODS
 
@@ -68,8 +69,18 @@ def test_openrpc_rules() -> None:
         assert required == sorted(required, reverse=True), f"{method['name']}: required ones come first"
 
 
+def work() -> Work:
+    yield 1
+    return {"file": "/a"}
+
+
 async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> None:
+    service.jobs.start("guest.dump", work(), 1, "bytes")
     asked: dict[str, dict[str, Any]] = {
+        "job.list": {},
+        "job.get": {"job": 1},
+        "job.wait": {"job": 1},
+        "job.cancel": {"job": 1},
         "rpc.discover": {},
         "daemon.info": {},
         "daemon.ping": {},

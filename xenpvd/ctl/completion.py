@@ -77,6 +77,7 @@ def _things(method: str, key: str, *help_keys: str, of: str = "", but: Container
 drives = _things("drive.list", "vdev", "target")
 consoles = _things("console.list", "console")
 channels = _things("console.list", "console", but=("0", "xen"))
+jobs = _things("job.list", "job", "kind", "state")
 viewers = _things("console.viewers", "viewer", "console", "mode", "who")
 ports = _things("evtchn.list", "port", "type")
 methods = _things("rpc.discover", "name", "summary", of="methods")

@@ -67,6 +67,11 @@ EVENTS = {
         "the guest printed are missing from it.",
         ("console", "path", "error", "lost"),
     ),
+    "job.status": Happening(
+        "A job has begun (running), or is over: done, failed with error, or cancelled.",
+        ("job", "kind", "state", "error"),
+    ),
+    "job.progress": Happening("How far a job is, told now and then.", ("job", "done", "total", "unit")),
     "console.error": Happening("The daemon failed to serve a console.", ("console", "message")),
     "xenstore.fault": Happening(
         "The guest's xenstore connection was cut off; it may connect anew.", ("domid", "why")

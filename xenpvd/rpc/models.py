@@ -328,6 +328,18 @@ class SubscribeParams(Params):
     epoch: str | None = Field(None, max_length=64, description="of since; another epoch replays all")
 
 
+class JobParams(Params):
+    job: int = Field(ge=1, lt=1 << 63, description="its number")
+
+
+class JobWaitParams(JobParams):
+    timeout: Timeout = 60.0
+
+
+class JobCancelParams(JobParams):
+    timeout: Timeout = 10.0
+
+
 class LogLevelParams(Params):
     level: Literal[Level, "inherit"] = Field(description="inherit: as the logger above it has it")
     logger: Logger = ""

@@ -25,6 +25,7 @@ from xenpvd.views import (
     GrantInfo,
     GuestStatus,
     HypercallStats,
+    JobInfo,
     LogRecord,
     MemoryInfo,
     MemoryTarget,
@@ -164,6 +165,18 @@ class Store(StoreTx, Protocol):
     def watch(self, path: str) -> StoreWatch: ...
 
 
+class Jobs(Protocol):
+    """All but ``listing`` raise ``NotFound``."""
+
+    def listing(self) -> list[JobInfo]: ...
+    def get(self, number: int) -> JobInfo: ...
+    async def wait(self, number: int, timeout: float) -> JobInfo:
+        """Until it is over. Raises ``TimedOut``."""
+
+    async def cancel(self, number: int, timeout: float) -> JobInfo:
+        """As it is when it is over. Raises ``TimedOut``."""
+
+
 class Service(Protocol):
     events: EventLog
     calls: Calls
@@ -173,6 +186,9 @@ class Service(Protocol):
 
     @property
     def xenstore(self) -> Store: ...
+
+    @property
+    def jobs(self) -> Jobs: ...
 
     def daemon_info(self) -> DaemonInfo: ...
     def daemon_quit(self, guest: str, /) -> None:

@@ -112,4 +112,6 @@ def test_every_method_has_words_and_a_role() -> None:
         "memory.set_target",
         "console.write",
         "console.wait",
+        "job.wait",
+        "job.cancel",
     }

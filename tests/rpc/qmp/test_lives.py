@@ -15,6 +15,8 @@ from tests.fakes.machine import FakeMachine
 from tests.rpc.qmp.conftest import Peer
 from xenpvd.abi.io_xenbus import XenbusState
 from xenpvd.config import GuestConfig
+from xenpvd.jobs import Jobs
+from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.qmp.server import QmpServer
 from xenpvd.service import Service
 
@@ -26,6 +28,7 @@ def daemon(house: House, definition: GuestConfig) -> Any:
     return SimpleNamespace(
         name="web1",
         events=house.events,
+        jobs=Jobs(house.events.publish, fault_of),
         config=definition,
         as_run=lambda config: config,
         info=None,
