@@ -43,10 +43,12 @@ MAY_IMPORT = [
     *((name, LEAVES) for name in INSIDE[8:]),
     # guest and street meet here
     ("stats", ("guest", "domain", *LEAVES)),
-    ("service", ("guest", "check", "jobs", "stats", "rpc.service", "__init__", *LEAVES)),
+    ("service", ("guest", "check", "dump", "jobs", "stats", "rpc.service", "__init__", *LEAVES)),
     ("daemon", ("guest", "jobs", "service", "supervisor", "lag", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
     ("supervisor", ()),
     ("jobs", LEAVES),
+    ("dump", ("dumpfile", "jobs", "rpc.service", "__init__", *LEAVES)),
+    ("dumpfile", ("jobs", "vmm.core", "vmm.memory", *LEAVES)),
     ("__main__", ("daemon", "__init__", *LEAVES)),
     ("lag", ("counts",)),
     *((name, LEAVES) for name in LEAVES),
@@ -57,7 +59,8 @@ SANS_IO = (
     "abi.*",
     "vmm.xen.*",
     *(f"vmm.{name}" for name in (
-        "acpi", "bzimage", "cpuid", "elf", "hypercall_insn", "kernel", "layout", "registers", "start_info",
+        "acpi", "bzimage", "core", "cpuid", "elf", "hypercall_insn", "kernel", "layout", "registers",
+        "start_info",
     )),
     "backends.ops", "backends.ring", "backends.xenbus",
     "backends.blkif.request", "backends.blkif.terms", "backends.blkif.vdev",

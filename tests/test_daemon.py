@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from tests.conftest import tiny_shim
 from tests.fakes.machine import FakeMachine
 from tests.rpc.conftest import Peer
+from xenpvd import dumpfile
 from xenpvd.config import AccessConfig, GuestConfig, ReadyConfig
 from xenpvd.ctl.client import Client
 from xenpvd.daemon import Daemon, NameLock
@@ -619,3 +621,54 @@ def _run(tmp_path: Path, *options: str) -> Any:
         text=True,
         check=False,
     )
+
+
+async def test_a_dump_of_a_guest_with_its_memory(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    halls.append(hall := Hall(tmp_path / "run", None))
+    peer = await hall.peer()
+    file = tmp_path / "web1.tar.gz"
+    assert (await peer.fault("guest.dump", memory=True))["data"]["reason"] == "GUEST_STATE"
+    await peer.result("guest.start", config=definition.model_dump(mode="json"))
+    machines[0].memory.write(1 << 20, b"in the guest")
+    begun = await peer.result("guest.dump", file=str(file), memory=True)
+    assert (begun["kind"], begun["state"], begun["progress"]["unit"]) == ("guest.dump", "running", "bytes")
+    done = await peer.result("job.wait", job=begun["job"])
+    assert done["state"] == "done", done
+    assert done["result"]["live"] is True and done["result"]["missing"] == {}
+    assert b"in the guest" in (tmp_path / "web1.core").read_bytes()
+    again = await peer.result("guest.dump", file=str(file))
+    failed = await peer.result("job.wait", job=again["job"])
+    assert (failed["state"], failed["error"]["data"]["reason"]) == ("failed", "EXISTS")
+    await peer.result("guest.destroy")
+    of_none = await peer.result("guest.dump", file=str(tmp_path / "b.tar.gz"))
+    assert "vcpus" in (await peer.result("job.wait", job=of_none["job"]))["result"]["missing"]
+
+
+async def test_a_dump_that_the_daemons_end_gives_up(
+    tmp_path: Path,
+    definition: GuestConfig,
+    machines: list[FakeMachine],
+    halls: list[Hall],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, go = threading.Event(), threading.Event()
+    sparse = dumpfile._sparse
+
+    def held(*args: Any) -> None:
+        entered.set()
+        go.wait(10)
+        sparse(*args)
+
+    monkeypatch.setattr(dumpfile, "_sparse", held)
+    halls.append(hall := Hall(tmp_path / "run", definition))
+    peer = await hall.peer()
+    await peer.result("guest.dump", file=str(tmp_path / "web1.tar.gz"), memory=True)
+    await asyncio.to_thread(entered.wait, 5)
+    assert (tmp_path / "web1.core").exists()
+    hall.daemon.quit("destroy")
+    go.set()
+    async with asyncio.timeout(5):
+        await hall.ended
+    assert not list(tmp_path.glob("web1.*"))

@@ -379,6 +379,7 @@ def test_only_what_people_read_is_of_a_clock_that_jumps() -> None:
         "events.py",  # when it was
         "daemon.py",  # since when it runs
         "jobs.py",  # when they began and ended
+        "dumpfile.py",  # when it was written
         "consoles.py",  # times in logs; what was printed so long ago
         "backends/console/history.py",  # the same
         "backends/console/viewer.py",  # since when it looks

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,17 @@ def test_definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", "/home/ann")
     assert paths.user_config() == Path("/home/ann/.config")
+
+
+def test_what_a_daemon_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/ann/state")
+    assert paths.state_dir("web1") == Path("/home/ann/state/xenpvd/web1")
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert paths.state_dir("web1") == Path("/home/ann/.local/state/xenpvd/web1")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert paths.state_dir("web1") == Path("/var/lib/xenpvd/web1")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/xenpvd/a:/var/lib/b")
+    assert paths.state_dir("web1") == Path("/var/lib/xenpvd/a")

@@ -35,7 +35,7 @@ from xenpvd.vmm.vcpu import install_kick_handler
 log = logging.getLogger(__name__)
 
 FEATURES = (
-    "balloon", "channels", "console-upgrade", "drive-hotadd", "events-replay", "jobs", "log", "pause",
+    "balloon", "channels", "console-upgrade", "drive-hotadd", "dump", "events-replay", "jobs", "log", "pause",
     "readiness", "reboot", "roles", "stats", "vcpu-hotplug",
 )  # fmt: skip
 

@@ -44,6 +44,15 @@ def run_dir() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "xenpvd"
 
 
+def state_dir(name: str) -> Path:
+    """What a daemon keeps for people: what its unit says (StateDirectory=), or where that would be."""
+    if told := os.environ.get("STATE_DIRECTORY"):
+        return Path(told.partition(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/xenpvd") / name
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "xenpvd" / name
+
+
 #: Values of a definition that name no file; a file that is called so is ./auto
 WORDS = ("", "auto", "pvgrub")
 

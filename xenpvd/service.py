@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
-from xenpvd import check, logs, stats
+from xenpvd import check, dump, logs, stats
 from xenpvd.config import AccessConfig, ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.counts import Calls, Durations
 from xenpvd.errors import BadConfig, StateError
@@ -23,6 +24,7 @@ from xenpvd.views import (
     GrantInfo,
     GuestStatus,
     HypercallStats,
+    JobInfo,
     MemoryInfo,
     MemoryTarget,
     PortInfo,
@@ -112,6 +114,11 @@ class Service:
     async def guest_reset(self) -> GuestStatus:
         await self._guest.reset()
         return self.guest_status()
+
+    async def guest_dump(self, file: str | None, memory: bool) -> JobInfo:
+        machine = self._guest.there("dump the memory").machine if memory else None
+        work, total = await dump.prepare(self, machine, Path(file) if file else None)
+        return self.jobs.start("guest.dump", work, total, "bytes")
 
     async def guest_sysrq(self, key: str, timeout: float) -> None:
         await self._guest.requests.sysrq(key, timeout)

@@ -135,7 +135,8 @@ class GuestStatus:
 @dataclass(frozen=True, slots=True)
 class VcpuInfo:
     """A virtual CPU. ``online`` is what the guest makes of it: a PV guest keeps IPI ports on each CPU that it
-    uses. ``regs`` only if asked for: general registers, and cr0, cr2, cr3, cr4 and efer."""
+    uses. ``regs`` only if asked for: general registers, cr0, cr2, cr3, cr4, efer, cs, ss, and the bases of fs
+    and gs."""
 
     id: int
     online: bool

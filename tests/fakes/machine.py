@@ -28,6 +28,7 @@ from xenpvd.views import (
 from xenpvd.vmm import layout
 from xenpvd.vmm.boot import BootImage
 from xenpvd.vmm.machine import MachineConfig, Owner
+from xenpvd.vmm.memory import GuestMemory
 
 WRITE = 11
 WATCH = 4
@@ -79,6 +80,8 @@ class FakeMachine:
         self.ballooned = 0
         self.injected: list[int] = []
         self.stuck_by: str | None = None
+        self.memory = GuestMemory()
+        self.memory.add("ram", 0, 4 * layout.MIB, ram=True)
 
     def page(self, gfn: int) -> FakePage:
         return self.pages[gfn]
@@ -115,7 +118,7 @@ class FakeMachine:
 
     def vcpus(self, regs: bool = False) -> list[VcpuInfo]:
         state = "stopped" if self.stopped else "paused" if self.paused else "running"
-        known = {"rip": 0x1234, "cr3": 0x5000} if regs else None
+        known = {"rip": 0x1234, "cr3": 0x5000, "efer": 0x500} if regs else None
         return [VcpuInfo(n, n in self.online, state, 50, known) for n in range(self.config.vcpus)]
 
     def vcpu_stats(self) -> list[VcpuStats]:

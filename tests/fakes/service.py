@@ -25,7 +25,7 @@ from xenpvd.counts import Calls, Durations
 from xenpvd.errors import Exists, NotFound, StateError, TimedOut
 from xenpvd.events import EventLog
 from xenpvd.figures import DriveStats, GuestStats, MemoryStats, ProcessStats, VcpuStats
-from xenpvd.jobs import Jobs
+from xenpvd.jobs import Jobs, Work
 from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.models import API
 from xenpvd.views import (
@@ -39,6 +39,7 @@ from xenpvd.views import (
     HypercallCall,
     HypercallCount,
     HypercallStats,
+    JobInfo,
     LogRecord,
     MemoryInfo,
     MemoryRegion,
@@ -251,6 +252,17 @@ class FakeService:
         self.move(state)
         self.done.append(verb)
         return self.guest_status()
+
+    async def guest_dump(self, file: str | None, memory: bool) -> JobInfo:
+        await self._pass("guest_dump")
+        self.done.append(f"guest_dump {file} {memory}")
+        return self.jobs.start("guest.dump", self._dump(file or "/d/web1.tar.gz", memory), 4 * MIB, "bytes")
+
+    def _dump(self, file: str, memory: bool) -> Work:
+        yield MIB
+        more = {"core": "/d/web1.core", "core_size": 128 * MIB, "live": True} if memory else {}
+        nothing = {"core": None, "live": None, "missing": {}}
+        return {"file": file, "size": 40 << 10, **nothing, **more}
 
     async def guest_sysrq(self, key: str, timeout: float) -> None:
         self._needs_life("guest_sysrq")

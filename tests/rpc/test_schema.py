@@ -91,6 +91,7 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "guest.stats": {},
         "guest.check": {"config": {}},
         "guest.wait": {"for": "devices"},
+        "guest.dump": {"file": "/srv/a.tar.gz", "memory": True},
         "guest.sysrq": {"key": "h"},
         "guest.pause": {},
         "guest.resume": {},

@@ -73,7 +73,10 @@ def test_the_answer_is_for_the_next_entry(value: int) -> None:
 
 def test_what_is_shown() -> None:
     raw = page(cr0=1, cr3=3, cr4=4, efer=5)
+    gs = k.KVM_RUN_sregs + k.KVM_SREGS_SEGMENTS["gs"]
+    raw[gs : gs + 8] = 0x7000_0000_1000.to_bytes(8, "little")
     sregs = raw[k.KVM_RUN_sregs : k.KVM_RUN_sregs + k.KVM_SREGS_SIZE]
     assert registers.named({"rip": 9}, sregs) == {
         "rip": 9, "cr0": 1, "cr2": 0x2222, "cr3": 3, "cr4": 4, "efer": 5,
+        "cs": 8, "ss": 16, "fs_base": 0, "gs_base": 0x7000_0000_1000,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from xenpvd.vmm.vcpu import VcpuThread
 
 WAIT = 10
 #: what FakeVcpu has in its control registers
-CONTROL = dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "efer"), 0)
+CONTROL = dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "efer", "cs", "ss", "fs_base", "gs_base"), 0)
 
 
 class Handler:

@@ -12,6 +12,7 @@ from xenpvd.config import (
     MEMORY_MIN_MIB,
     SIGN,
     VCPUS_MAX,
+    AbsolutePath,
     ChannelConfig,
     DiskConfig,
     GuestConfig,
@@ -117,6 +118,13 @@ class WaitParams(Params):
         if value not in (*Phase, *Runstate) and not SIGN.fullmatch(value):
             raise ValueError(f"one of {', '.join((*Phase, *Runstate))}, console:TEXT or xenstore:PATH")
         return value
+
+
+class DumpParams(Params):
+    file: AbsolutePath | None = Field(
+        None, description="a tar.gz that is not there yet; left out: in a folder of the daemon's"
+    )
+    memory: bool = Field(False, description="the guest's memory as well, in a core file beside it")
 
 
 class VcpuListParams(Params):

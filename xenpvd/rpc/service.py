@@ -217,6 +217,7 @@ class Service(Protocol):
     async def guest_reset(self) -> GuestStatus:
         """End this life as by a reset button and begin another one."""
 
+    async def guest_dump(self, file: str | None, memory: bool) -> JobInfo: ...
     async def guest_sysrq(self, key: str, timeout: float) -> None:
         """Press a key of Linux's SysRq through control/sysrq; returns when the guest has taken it."""
 

@@ -55,6 +55,15 @@ def set_rax(page: memoryview, value: int) -> None:
 
 
 def named(regs: dict[str, int], sregs: Buffer) -> dict[str, int]:
-    """What is shown of a vCPU: general registers, then cr0, cr2, cr3, cr4 and efer."""
+    """What is shown of a vCPU: general registers, then cr0, cr2, cr3, cr4 and efer, then what debuggers ask
+    of its segments."""
     cr0, cr2, cr3, cr4, _, efer = _CR.unpack_from(sregs, k.KVM_SREGS_cr0)
-    return regs | {"cr0": cr0, "cr2": cr2, "cr3": cr3, "cr4": cr4, "efer": efer}
+    segments = {
+        name: k.kvm_segment.unpack_from(sregs, k.KVM_SREGS_SEGMENTS[name])
+        for name in ("cs", "ss", "fs", "gs")
+    }
+    return regs | {
+        "cr0": cr0, "cr2": cr2, "cr3": cr3, "cr4": cr4, "efer": efer,
+        "cs": segments["cs"][2], "ss": segments["ss"][2],
+        "fs_base": segments["fs"][0], "gs_base": segments["gs"][0],
+    }  # fmt: skip

@@ -8,7 +8,7 @@ from xenpvd.errors import BadConfig
 from xenpvd.figures import GuestStats
 from xenpvd.rpc import models, results
 from xenpvd.rpc.registry import Call, method
-from xenpvd.views import GuestStatus, MemoryInfo, MemoryTarget, ShutdownResult, VcpuInfo, VcpusSet
+from xenpvd.views import GuestStatus, JobInfo, MemoryInfo, MemoryTarget, ShutdownResult, VcpuInfo, VcpusSet
 
 
 @method("guest.status", "viewer")
@@ -70,6 +70,17 @@ async def guest_shutdown(call: Call, params: models.ShutdownParams) -> ShutdownR
 async def guest_reset(call: Call, params: models.NoParams) -> GuestStatus:
     """End the guest at once and boot it again, as by a reset button."""
     return await call.service.guest_reset()
+
+
+@method("guest.dump", "admin")
+async def guest_dump(call: Call, params: models.DumpParams) -> JobInfo:
+    """Write what a developer wants to see of a guest that misbehaves into a file; answers with the job.
+
+    The daemon writes it, with its own rights. Its result: ``file`` and ``size``; with the memory also
+    ``core``, ``core_size`` and ``live``, which tells whether the guest ran on meanwhile; ``missing`` is what
+    could not be had, and why.
+    """
+    return await call.service.guest_dump(params.file, params.memory)
 
 
 @method("guest.sysrq", "operator", wait=True)
