@@ -14,7 +14,7 @@ LINES_MAX = 500
 #: what guest.py is made of
 INSIDE = (
     "signs", "domain", "drives", "consoles", "channels", "check", "requests", "balloon", "progress",
-    "backoff",
+    "backoff", "changes",
 )  # fmt: skip
 LEAVES = (
     "access", "errors", "events", "tasks", "config", "views", "figures", "paths", "sockets", "patterns",
@@ -44,7 +44,9 @@ MAY_IMPORT = [
     # guest and street meet here
     ("stats", ("guest", "domain", *LEAVES)),
     ("service", ("guest", "check", "dump", "jobs", "stats", "rpc.service", "__init__", *LEAVES)),
-    ("daemon", ("guest", "jobs", "service", "supervisor", "lag", "rpc.*", "vmm.vcpu", "__init__", *LEAVES)),
+    ("daemon", (
+        "guest", "changes", "jobs", "service", "supervisor", "lag", "rpc.*", "vmm.vcpu", "__init__", *LEAVES
+    )),
     ("supervisor", ()),
     ("jobs", LEAVES),
     ("dump", ("dumpfile", "jobs", "rpc.service", "__init__", *LEAVES)),

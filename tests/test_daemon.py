@@ -39,8 +39,9 @@ class Hall:
         config: GuestConfig | None,
         stop_timeout: float = 5,
         accel: str | None = None,
+        file: Path | None = None,
     ) -> None:
-        self.daemon = Daemon("web1", run_dir, config, stop_timeout, accel=accel)
+        self.daemon = Daemon("web1", run_dir, config, stop_timeout, accel=accel, file=file)
         self.socket = run_dir / "web1" / "rpc.sock"
         self.peers: list[Peer] = []
         self.ended = asyncio.ensure_future(self.daemon.run(start=config is not None))  # noqa: TID251

@@ -113,7 +113,7 @@ def idle(folder: Path, *options: str) -> Iterator[Idle]:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_signals_that_are_not_meant_to_end_it(tmp_path: Path, loop: str) -> None:
-    """P3: SIGHUP opens logs anew, SIGUSR1 and SIGPIPE are nothing; stopped and continued it goes on."""
+    """P3: SIGHUP opens files anew, SIGUSR1 and SIGPIPE are nothing; stopped and continued it goes on."""
     with idle(tmp_path, "--loop", loop) as daemon:
         client = Client(daemon.socket)
         for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):

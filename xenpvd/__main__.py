@@ -99,7 +99,7 @@ def main(
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
             where = run_dir or paths.run_dir()
-            daemon = partial(Daemon, name, where, definition, stop_timeout, http, accel, qmp)
+            daemon = partial(Daemon, name, where, definition, stop_timeout, http, accel, qmp, file)
             runner.run(_run(daemon, start))
     except XenpvdError as fault:
         if written == "text":

@@ -37,6 +37,7 @@ class Access:
     def __init__(self, config: AccessConfig) -> None:
         """Raises :class:`BadConfig` for users and groups that this host does not know."""
         problems: list[tuple[str, str]] = []
+        self.config = config
         self._users: dict[int, Role] = {}
         self._groups: dict[int, Role] = {}
         self.restricted = config != AccessConfig()
@@ -52,6 +53,11 @@ class Access:
             what = "; ".join(f"{place}: {why}" for place, why in problems)
             raise BadConfig(f"cannot use the definition: {what}. Make it, or leave it out.", problems)
         self._users |= {0: "admin", os.geteuid(): "admin"}
+
+    def become(self, other: Access) -> None:
+        """Who connects from now on has the role that ``other`` would give."""
+        self.config, self.restricted = other.config, other.restricted
+        self._users, self._groups = other._users, other._groups
 
     def role(self, peer: Credentials) -> Role | None:
         if not self.restricted:

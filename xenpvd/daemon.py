@@ -10,14 +10,16 @@ import logging
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import xenpvd
 from xenpvd.access import Access
-from xenpvd.config import AccessConfig, GuestConfig
+from xenpvd.changes import Changes, differences
+from xenpvd.config import AccessConfig, GuestConfig, load
 from xenpvd.counts import Durations
-from xenpvd.errors import Busy, HostError, StateError
+from xenpvd.errors import Busy, HostError, StateError, Unsupported, XenpvdError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.jobs import Jobs
@@ -28,15 +30,15 @@ from xenpvd.rpc.raw import ConsoleSocket
 from xenpvd.rpc.server import RpcServer
 from xenpvd.service import Service
 from xenpvd.supervisor import Supervisor
-from xenpvd.tasks import Tasks
-from xenpvd.views import DaemonInfo, Phase, Runstate
+from xenpvd.tasks import Tasks, in_thread
+from xenpvd.views import DaemonInfo, Phase, Reloaded, Runstate
 from xenpvd.vmm.vcpu import install_kick_handler
 
 log = logging.getLogger(__name__)
 
 FEATURES = (
     "balloon", "channels", "console-upgrade", "drive-hotadd", "dump", "events-replay", "jobs", "log", "pause",
-    "readiness", "reboot", "roles", "stats", "vcpu-hotplug",
+    "readiness", "reboot", "reload", "roles", "stats", "vcpu-hotplug",
 )  # fmt: skip
 
 #: Seconds in which it is told once that clients find no file left
@@ -91,7 +93,8 @@ class _Server(Protocol):
 
 class Daemon:
     """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http`` and
-    ``qmp``: serve http.sock and qmp.sock, too. ``accel`` comes before that of any definition."""
+    ``qmp``: serve http.sock and qmp.sock, too. ``accel`` comes before that of any definition. ``file`` is
+    what ``config`` was read from, if it can be read anew."""
 
     def __init__(
         self,
@@ -102,9 +105,12 @@ class Daemon:
         http: bool = False,
         accel: str | None = None,
         qmp: bool = False,
+        file: Path | None = None,
     ) -> None:
         self.name = name
         self._accel = accel
+        self._file = file
+        self._reloading = asyncio.Lock()
         self.config = None if config is None else self.as_run(config)
         self._access = Access(config.access if config is not None else AccessConfig())
         self.events = EventLog()
@@ -132,7 +138,7 @@ class Daemon:
         loop.set_exception_handler(self._on_loop_fault)
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
-        loop.add_signal_handler(signal.SIGHUP, self.guest.consoles.reopen_logs)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         install_kick_handler()
         self._telling.spawn(self._supervisor.watchdog(self.guest.stuck), "watchdog")
         self._telling.spawn(self._tell_status(), "status")
@@ -163,11 +169,7 @@ class Daemon:
         service, access, place = Service(self.guest, self), self._access, self._directory
         # with roles anybody may connect, and is told what they may
         mode = 0o666 if access.restricted else 0o660
-        with contextlib.suppress(OSError):  # it is somebody else's, who has decided
-            place.chmod(0o751 if access.restricted else 0o750)  # as another definition's time has left it
-        closed = [path for path in (place, place.parent) if not path.stat().st_mode & 0o001]
-        if access.restricted and closed:
-            log.warning("%s is closed to others: who has a role by [access] cannot connect", closed[0])
+        self._open_place()
         servers: list[_Server] = [
             self.guest.xenstore_socket(place / "xenstored.sock"),
             RpcServer(service, place / "rpc.sock", access.role, mode),
@@ -183,6 +185,15 @@ class Daemon:
 
             servers.append(QmpServer(service, place / "qmp.sock", access.role, mode))
         return servers
+
+    def _open_place(self) -> None:
+        """The sockets' folder is for all who may connect to them."""
+        place, restricted = self._directory, self._access.restricted
+        with contextlib.suppress(OSError):  # it is somebody else's, who has decided
+            place.chmod(0o751 if restricted else 0o750)  # as another definition's time has left it
+        closed = [path for path in (place, place.parent) if not path.stat().st_mode & 0o001]
+        if restricted and closed:
+            log.warning("%s is closed to others: who has a role by [access] cannot connect", closed[0])
 
     async def _start_guest(self, config: GuestConfig) -> None:
         """A second signal ends the start, too: its files may lie on storage that hangs."""
@@ -263,6 +274,57 @@ class Daemon:
         if guest == "destroy":
             self._at_once.set()
         self._quit.set()
+
+    async def reload(self) -> Reloaded:
+        """Read the definition's file anew, and open log files anew, as ``logrotate`` wants it.
+
+        Raises :class:`Unsupported` without such a file, what is wrong with it (:class:`BadConfig`,
+        :class:`ImageError`), and :class:`HostError` for a log that cannot be written; all is as before then.
+        """
+        self.guest.consoles.reopen_logs()
+        file, before = self._file, self.config
+        if file is None or before is None:
+            why = "this daemon was started without a definition's file"
+            cure = "Start it with --config FILE, or give the guest its definition with guest.start."
+            raise Unsupported(f"cannot reload: {why}. {cure}", feature="reload")
+        async with self._reloading:
+            config = self.as_run(await in_thread(partial(load, file)))
+            access = await in_thread(partial(Access, config.access))
+            changes = await self.guest.redefine(before, config)
+            self.config = config
+            told = Reloaded(*self._let_in(access, changes))
+        self.events.publish("daemon.reloaded", applied=told.applied, next_start=told.next_start)
+        log.info("reloaded %s: applied %s; at the next start %s", file, told.applied, told.next_start)
+        return told
+
+    def _let_in(self, access: Access, changes: Changes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Roles for who connects from now on. Only a new daemon can have none any more: who is connected, or
+        about to be, would be taken for one whom the sockets' modes have let in, and may do everything."""
+        applied, waiting, _ = changes
+        paths = tuple(differences(self._access.config, access.config, "access."))
+        if not paths:
+            return applied, waiting
+        if not access.restricted:
+            return applied, waiting + paths
+        opened = not self._access.restricted
+        self._access.become(access)
+        if opened:
+            self._open_place()
+            for name in ("rpc.sock", "console0.sock", "http.sock", "qmp.sock"):
+                with contextlib.suppress(OSError):
+                    (self._directory / name).chmod(0o666)
+        return applied + paths, waiting
+
+    def _on_hangup(self) -> None:
+        self._telling.spawn(self._reload_on_signal(), "reload on SIGHUP")
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            await self.reload()
+        except Unsupported:
+            log.info("SIGHUP: log files are opened anew")
+        except XenpvdError as fault:
+            log.error("SIGHUP: %s", fault)
 
     def _guest_over(self) -> None:
         if self.config is not None:

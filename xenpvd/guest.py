@@ -19,13 +19,14 @@ from xenpvd.backends.xenstore.server import Xenstore
 from xenpvd.backends.xenstore.socket import XenstoreSocket
 from xenpvd.backoff import Backoff
 from xenpvd.balloon import Balloon
+from xenpvd.changes import Changes, between
 from xenpvd.channels import Channels
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
 from xenpvd.consoles import Consoles
 from xenpvd.domain import DOMID, HOME, Domain, Surroundings
 from xenpvd.drives import Drives
-from xenpvd.errors import Busy, StateError
+from xenpvd.errors import Busy, HostError, StateError
 from xenpvd.events import Publish
 from xenpvd.progress import STARTABLE, Progress
 from xenpvd.requests import Requests
@@ -48,6 +49,8 @@ class Guest:
 
     def __init__(self, publish: Publish, on_end: Callable[[], None], backoff: Backoff | None = None) -> None:
         self.config: GuestConfig | None = None
+        #: what a start without a definition runs
+        self.next_config: GuestConfig | None = None
         self.progress = Progress(publish)
         self.drives = Drives()
         self.xenstore = Xenstore(publish, self.fault)
@@ -126,7 +129,7 @@ class Guest:
                     list(STARTABLE),
                 )
             begun = waited and config == self.config  # its images are open, those added to it, too
-            self.config = config
+            self.config = self.next_config = config
             self._backoff.forget()
             self.progress.begin_life()
             self.progress.switch(Runstate.STARTING)
@@ -180,6 +183,33 @@ class Guest:
             self._backoff.forget()
             self._next_life("reset")
             await self._reboot(before)
+
+    async def redefine(self, before: GuestConfig, config: GuestConfig) -> Changes:
+        """Its file, which said ``before``, says ``config`` now: take what counts at once, and the rest for
+        the next start. A guest that was started by another definition keeps that.
+
+        Raises :class:`HostError` for a log that cannot be written; nothing has changed then.
+        """
+        async with self._lives:
+            if self.config is None or self.next_config != before:
+                unheard = between(before, config)
+                return Changes((), unheard.applied + unheard.next_start, before)
+            changes = between(self.config, config)
+            if config.console != self.config.console:
+                try:
+                    await self.consoles.configure(config.console)
+                except HostError:
+                    await self.consoles.configure(self.config.console)
+                    raise
+            for number, disk in enumerate(config.disk):
+                there = self.domain is not None and disk.vdev in self.domain.drives
+                if f"disk.{number}.limits" in changes.applied and there:
+                    await self.drives.set_limits(self.domain, disk.vdev, disk.limits)
+            self.config, self.next_config = changes.running, config
+            for domain in (self.domain, self._waiting[0] if self._waiting else None):
+                if domain is not None:
+                    domain.config = changes.running
+            return changes
 
     async def shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         """See :meth:`Requests.shutdown`."""

@@ -28,6 +28,7 @@ from xenpvd.views import (
     MemoryInfo,
     MemoryTarget,
     PortInfo,
+    Reloaded,
     Runstate,
     ShutdownResult,
     VcpuInfo,
@@ -55,6 +56,9 @@ class DaemonVerbs(Protocol):
     def quit(self, guest: str) -> None:
         """Raises :class:`StateError`."""
 
+    async def reload(self) -> Reloaded:
+        """Raises what is wrong with the file, :class:`Unsupported` if there is none, :class:`HostError`."""
+
 
 class Service:
     """:class:`xenpvd.rpc.service.Service`: what the street may ask, answered by the guest and the daemon."""
@@ -69,6 +73,7 @@ class Service:
         self.consoles = guest.consoles
         self.daemon_info = daemon.info
         self.daemon_quit = daemon.quit
+        self.daemon_reload = daemon.reload
         self.log_set_level = logs.set_level
         self.log_tail = logs.tail
 
@@ -89,10 +94,11 @@ class Service:
         return await in_thread(partial(check.problems, self._daemon.as_run(config)))
 
     async def guest_start(self, config: GuestConfig | None, paused: bool) -> GuestStatus:
-        config = config or self._guest.config or self._daemon.config
+        if config is not None:
+            self._check_access(config)
+        config = config or self._guest.next_config or self._daemon.config
         if config is None:
             raise BadConfig("cannot start: this daemon has no guest definition. Pass one as config.")
-        self._check_access(config)
         await self._guest.start(self._daemon.as_run(config), paused)
         return self.guest_status()
 

@@ -49,6 +49,15 @@ class DaemonInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What of a definition that was read anew counts now, and what waits for the next start: TOML paths, as
+    ``console.log_max``."""
+
+    applied: tuple[str, ...]
+    next_start: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LogRecord:
     """One of the daemon's own log, with the traceback if it has one. ``seq`` counts all of this daemon's."""
 

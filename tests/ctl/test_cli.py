@@ -15,8 +15,8 @@ from xenpvd.ctl.cli import cli
 
 VERBS = """run start list status stats top console drive channel vcpu memory pause resume shutdown
            reboot reset destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
-           xenstore-history xenstore-quota evtchn grant hypercalls events job dump quit daemon-log log-level
-           call check doctor import-xl log viewers kick completion install-units"""
+           xenstore-history xenstore-quota evtchn grant hypercalls events job dump reload quit daemon-log
+           log-level call check doctor import-xl log viewers kick completion install-units"""
 
 #: What a verb over the socket must not load: it costs more than all the rest.
 HEAVY = "aiohttp pydantic pydantic_core jsonrpcserver jsonschema uvloop asyncio subprocess ctypes importlib.metadata tempfile xenpvd.rpc xenpvd.config xenpvd.vmm"  # noqa: E501

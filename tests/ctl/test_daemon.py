@@ -9,7 +9,8 @@ import pytest
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
 from xenpvd.ctl.output import moment
-from xenpvd.views import Runstate
+from xenpvd.errors import BadConfig
+from xenpvd.views import Reloaded, Runstate
 
 
 def test_the_log(xenpvctl: Xenpvctl, service: FakeService) -> None:
@@ -29,6 +30,16 @@ def test_its_level(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert service.levels == {"": "debug", "xenpvd.rpc": "inherit"}
     assert "nothing logs by that name" in xenpvctl("log-level", "web1", "info", "no.such", status=1).stderr
     xenpvctl("log-level", "web1", "loud", status=2)
+
+
+def test_reload(xenpvctl: Xenpvctl, service: FakeService) -> None:
+    assert xenpvctl("reload", "web1").stdout == (
+        "applied: on_crash, console.log_max\nat the next start: memory\n"
+    )
+    service.reloaded = Reloaded((), ())
+    assert xenpvctl("reload", "web1").stdout == "nothing has changed\n"
+    service.faults["daemon_reload"] = BadConfig("cannot use web1.toml: memory: too small.", [("memory", "m")])
+    assert "memory: too small" in xenpvctl("reload", "web1", status=2).stderr
 
 
 def test_quit(xenpvctl: Xenpvctl, daemon: Daemon, run_dir: Path) -> None:

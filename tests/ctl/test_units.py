@@ -53,7 +53,8 @@ def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[
     assert "  systemctl daemon-reload\n" in said and "  systemctl enable --now xenpvd@web1 " in said
     unit = (etc / "systemd/system/xenpvd@.service").read_text()
     assert f"\nExecStart={daemon} --config /etc/xenpvd/%i.toml " in unit
-    assert unit.replace(str(daemon), "/usr/bin/xenpvd") == (ROOT / "systemd/xenpvd@.service").read_text()
+    assert f"\nExecReload={daemon.with_name('xenpvctl')} --run-dir /run/xenpvd reload %i\n" in unit
+    assert unit.replace(f"{daemon.parent}/", "/usr/bin/") == (ROOT / "systemd/xenpvd@.service").read_text()
     gateway = (etc / "systemd/system/xenpvd-gateway.service").read_text()
     assert f"\nExecStart={daemon}-gateway --config %d/gateway.toml " in gateway
     again = xenpvctl.json("install-units", "--root", str(tmp_path / "root"))

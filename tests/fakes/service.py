@@ -46,6 +46,7 @@ from xenpvd.views import (
     MemoryTarget,
     Phase,
     PortInfo,
+    Reloaded,
     Runstate,
     ShutdownResult,
     VcpuInfo,
@@ -93,6 +94,7 @@ class FakeService:
         self.gates: dict[str, Gate] = {}
         self.done: list[str] = []
         self.quitting = asyncio.Event()
+        self.reloaded = Reloaded(("on_crash", "console.log_max"), ("memory",))
         self.lazy = False
         self.levels: dict[str, str] = {}
         self.log = [
@@ -140,6 +142,11 @@ class FakeService:
             raise StateError("cannot end the daemon: there is a guest.", self.state, ["stopped"])
         self.done.append(f"daemon_quit {guest}")
         self.quitting.set()
+
+    async def daemon_reload(self) -> Reloaded:
+        await self._pass("daemon_reload")
+        self.done.append("daemon_reload")
+        return self.reloaded
 
     def log_set_level(self, logger: str, level: str, /) -> None:
         if logger not in ("", "xenpvd.rpc"):

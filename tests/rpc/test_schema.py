@@ -86,6 +86,7 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "daemon.ping": {},
         "log.set_level": {"level": "debug", "logger": "xenpvd.rpc"},
         "log.tail": {},
+        "daemon.reload": {},
         "guest.status": {},
         "guest.config": {},
         "guest.stats": {},

@@ -95,6 +95,17 @@ def test_a_definition_that_is_wrong_is_not_tried_again(systemd: Systemd, web1: s
     assert "memroy: there is no such key" in systemd.journal(web1)
 
 
+def test_a_definition_read_anew(systemd: Systemd, web1: str) -> None:
+    systemd.ctl("start", web1)
+    systemd.run("sh", "-c", "echo 'on_crash = \"restart\"' >> /etc/xenpvd/web1.toml")
+    systemd.ctl("reload", web1)
+    assert call(systemd, "guest.config")["on_crash"] == "restart"
+    systemd.run("sh", "-c", "echo 'memroy = 3' >> /etc/xenpvd/web1.toml")
+    assert "failed" in systemd.ctl("reload", web1, status=1)
+    assert systemd.show(web1, "ActiveState") == "active"
+    assert "memroy: there is no such key" in systemd.journal(web1)
+
+
 def test_a_guest_of_somebody_who_is_no_root(systemd: Systemd, web1: str) -> None:
     systemd.run("sh", "-c", OWNER)
     systemd.run(*AS_OWNER, XENPVCTL, "install-units", "--user")

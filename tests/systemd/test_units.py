@@ -31,10 +31,15 @@ def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)
 
 
+def with_true(unit: str) -> str:
+    """Its text, with commands that are there."""
+    return re.sub(r"/usr/bin/(xenpvd|xenpvctl)\b", "/bin/true", (UNITS / unit).read_text())
+
+
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """One guest's unit, and the target, with a daemon that is there."""
-    text = (UNITS / "xenpvd@.service").read_text().replace("/usr/bin/xenpvd", "/bin/true")
+    text = with_true("xenpvd@.service")
     shutil.copy(UNITS / "xenpvd.target", tmp_path)
     (tmp_path / "xenpvd@web1.service").write_text(text)
     return tmp_path / "xenpvd@web1.service"
@@ -47,7 +52,7 @@ def test_systemd_finds_nothing_to_say(unit: Path, tmp_path: Path, monkeypatch: p
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
     user = tmp_path / "user" / "xenpvd@web1.service"
     user.parent.mkdir()
-    user.write_text((UNITS / "user/xenpvd@.service").read_text().replace("/usr/bin/xenpvd", "/bin/true"))
+    user.write_text(with_true("user/xenpvd@.service"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     said = analyze("--user", "verify", str(user))
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
@@ -122,6 +127,14 @@ def test_it_is_given_the_time_that_it_takes(service: str) -> None:
     assert float(setting(service, "TimeoutStopSec")[0]) >= asked + 30
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_reload_is_told_how_it_went(service: str) -> None:
+    (begin,), (command,) = setting(service, "ExecStart"), setting(service, "ExecReload")
+    words = begin.split()
+    place = words[words.index("--run-dir") + 1]
+    assert command == f"/usr/bin/xenpvctl --run-dir {place} reload %i"
+
+
 def test_places_are_those_of_the_client() -> None:
     (command,) = setting("xenpvd@.service", "ExecStart")
     assert f"--config {paths.CONFIG_DIR}/%i.toml " in command and "--run-dir /run/xenpvd " in command
@@ -131,4 +144,6 @@ def test_places_are_those_of_the_client() -> None:
 def test_the_users_unit_is_the_systems_where_it_can_be() -> None:
     system, user = ((UNITS / name).read_text().splitlines() for name in SERVICES)
     own = [line for line in user if line not in system and not line.startswith("#")]
-    assert [line.partition("=")[0] for line in own] == ["AssertPathExists", "ExecStart", "UMask", "WantedBy"]
+    assert [line.partition("=")[0] for line in own] == [
+        "AssertPathExists", "ExecStart", "ExecReload", "UMask", "WantedBy"
+    ]  # fmt: skip

@@ -103,6 +103,7 @@ for verb in (
     look.events,
     job.job,
     dump.dump,
+    daemon.reload,
     daemon.quit_,
     daemon.daemon_log,
     daemon.log_level,

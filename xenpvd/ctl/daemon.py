@@ -1,4 +1,4 @@
-"""quit, daemon-log, log-level: a guest's daemon itself, and its log, which is not the guest's console."""
+"""reload, quit, daemon-log, log-level: a guest's daemon itself; its log is not the guest's console."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import told
 
 _LEVELS = ["debug", "info", "warning", "error"]
+
+
+@click.command()
+@guest_argument
+@json_option
+@click.pass_obj
+def reload(place: RunDir, name: str) -> None:
+    """Have a guest's daemon read its definition's file anew.
+
+    What may change while the guest runs counts at once; the rest waits for its next start, for which a reboot
+    does not count. Log files are opened anew, too.
+    """
+    with place.connect(name) as client:
+        done = client.call("daemon.reload")
+    rows = (("applied", done["applied"]), ("at the next start", done["next_start"]))
+    lines = [f"{label}: {', '.join(found)}" for label, found in rows if found]
+    emit(done, lines or "nothing has changed")
 
 
 @click.command("quit")

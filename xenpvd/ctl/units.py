@@ -14,8 +14,8 @@ from xenpvd.ctl.output import Failure, emit, json_option
 
 #: In the wheel, and in a checkout.
 SOURCES = (Path(__file__).parents[1] / "systemd", Path(__file__).parents[2] / "systemd")
-#: What the units in there call the daemon, and the gateway.
-COMMANDS = re.compile(r"/usr/bin/(xenpvd\S*)")
+#: What the units in there call the daemon, the gateway and this command.
+COMMANDS = re.compile(r"/usr/bin/(xenpvd\S*|xenpvctl)")
 #: What a guest's unit sees nothing of (ProtectHome=, PrivateTmp=).
 HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))
 

@@ -12,6 +12,10 @@ class Happening(NamedTuple):
 
 EVENTS = {
     "daemon.ready": Happening("The daemon serves its socket."),
+    "daemon.reloaded": Happening(
+        "The definition's file was read anew: what of it counts now, and what waits for the next start.",
+        ("applied", "next_start"),
+    ),
     "daemon.stopping": Happening("The daemon ends."),
     "guest.state": Happening("The guest's state has changed.", ("from", "to", "reason")),
     "guest.boot": Happening(

@@ -30,6 +30,7 @@ from xenpvd.views import (
     MemoryInfo,
     MemoryTarget,
     PortInfo,
+    Reloaded,
     ShutdownResult,
     VcpuInfo,
     VcpusSet,
@@ -195,6 +196,7 @@ class Service(Protocol):
         """Begin to stop. ``guest`` is what becomes of one: fail (raises ``StateError``), shutdown or destroy.
         Returns at once."""
 
+    async def daemon_reload(self) -> Reloaded: ...
     def log_set_level(self, logger: str, level: str, /) -> None:
         """Of the daemon's own log; ``logger`` "" is all of it. Raises ``NotFound``, ``BadConfig``."""
 

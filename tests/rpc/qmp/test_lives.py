@@ -33,6 +33,7 @@ def daemon(house: House, definition: GuestConfig) -> Any:
         as_run=lambda config: config,
         info=None,
         quit=lambda guest: house._on_end(),
+        reload=None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from xenpvd.events import Subscription
 from xenpvd.rpc import models, results, schema
 from xenpvd.rpc.registry import METHODS, Call, Note, method
-from xenpvd.views import DaemonInfo, LogRecord
+from xenpvd.views import DaemonInfo, LogRecord, Reloaded
 
 
 @method("rpc.discover", "viewer")
@@ -45,6 +45,16 @@ async def daemon_quit(call: Call, params: models.QuitParams) -> results.Quitting
     """
     call.service.daemon_quit(params.guest)
     return results.Quitting(stopping=True)
+
+
+@method("daemon.reload", "admin")
+async def daemon_reload(call: Call, params: models.NoParams) -> Reloaded:
+    """Read the definition's file anew, and open log files anew.
+
+    What may change while the guest runs counts at once, the rest with its next start. A file that cannot be
+    used changes nothing. Who is connected keeps its role; [access] is for those who come.
+    """
+    return await call.service.daemon_reload()
 
 
 @method("log.set_level", "admin")
