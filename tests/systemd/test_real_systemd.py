@@ -95,6 +95,19 @@ def test_a_definition_that_is_wrong_is_not_tried_again(systemd: Systemd, web1: s
     assert "memroy: there is no such key" in systemd.journal(web1)
 
 
+def test_a_dump_of_a_service(systemd: Systemd, web1: str) -> None:
+    """It is in the service's own folder; elsewhere it is refused, or not seen."""
+    systemd.ctl("start", web1)
+    made = json.loads(systemd.run(XENPVCTL, "dump", "web1", "--json"))
+    assert made["file"].startswith("/var/lib/xenpvd/web1/web1-")
+    assert systemd.run("stat", "-L", "-c", "%a %s", made["file"]) == f"600 {made['size']}"
+    assert "web1-" in systemd.run("tar", "tzf", made["file"])
+    said = systemd.run(XENPVCTL, "dump", "web1", "-o", "/srv/web1.tar.gz", status=1)
+    assert "Read-only file system" in said and "choose a file in /var/lib/xenpvd/web1, or none" in said
+    said = systemd.run(XENPVCTL, "dump", "web1", "-o", "/tmp/web1.tar.gz")
+    assert "is not seen from here: the daemon's service has a /tmp of its own" in said
+
+
 def test_a_definition_read_anew(systemd: Systemd, web1: str) -> None:
     systemd.ctl("start", web1)
     systemd.run("sh", "-c", "echo 'on_crash = \"restart\"' >> /etc/xenpvd/web1.toml")
