@@ -115,7 +115,7 @@ async def test_a_file_that_cannot_be_used_changes_nothing(
     file.unlink()
     assert (await peer.fault("daemon.reload"))["data"]["reason"] == "IMAGE"
     written(file, definition, access={"viewer": ["group:no-such-group"]}, on_crash="destroy")
-    assert (await peer.fault("daemon.reload"))["data"]["errors"][0]["loc"] == "access.viewer"
+    assert (await peer.fault("daemon.reload"))["data"]["errors"][0]["loc"] == "access.viewer.0"
     written(file, definition, console={"log": "/proc/none/x"}, on_crash="destroy")
     assert (await peer.fault("daemon.reload"))["data"]["reason"] == "HOST_IO"
     assert await peer.result("guest.config") == before

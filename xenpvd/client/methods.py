@@ -21,10 +21,15 @@ from xenpvd.client.params import (
     DriveRemoveParams,
     DriveResizeParams,
     DriveSwapParams,
+    DumpParams,
     HistoryParams,
     InjectParams,
+    JobCancelParams,
+    JobParams,
+    JobWaitParams,
     LogLevelParams,
     LogTailParams,
+    QuitParams,
     SetOnlineParams,
     SetTargetParams,
     ShutdownParams,
@@ -56,6 +61,7 @@ from xenpvd.client.shapes import (
     GuestStats,
     GuestStatus,
     HypercallStats,
+    JobInfo,
     LevelSet,
     LogRecord,
     MemoryInfo,
@@ -64,6 +70,7 @@ from xenpvd.client.shapes import (
     Pressed,
     Problems,
     Quitting,
+    Reloaded,
     Removed,
     ShutdownResult,
     VcpuInfo,
@@ -82,6 +89,8 @@ WAITING = (
     "console.write",
     "guest.sysrq",
     "guest.wait",
+    "job.cancel",
+    "job.wait",
     "memory.set_target",
     "vcpu.set_online",
 )
@@ -117,9 +126,13 @@ class Methods(ABC):
         """Answer at once, with the place in the event log."""
         return await self.call("daemon.ping")
 
-    async def daemon_quit(self) -> Quitting:
-        """Shut the guest down, then end the daemon."""
-        return await self.call("daemon.quit")
+    async def daemon_quit(self, **params: Unpack[QuitParams]) -> Quitting:
+        """End the daemon; with a guest that is not over, only if it is said what becomes of it."""
+        return await self.call("daemon.quit", **params)
+
+    async def daemon_reload(self) -> Reloaded:
+        """Read the definition's file anew, and open log files anew."""
+        return await self.call("daemon.reload")
 
     async def log_set_level(self, **params: Unpack[LogLevelParams]) -> LevelSet:
         """How much the daemon writes into its own log, or a part of it, from now on."""
@@ -169,6 +182,11 @@ class Methods(ABC):
     async def guest_reset(self) -> GuestStatus:
         """End the guest at once and boot it again, as by a reset button."""
         return await self.call("guest.reset")
+
+    async def guest_dump(self, **params: Unpack[DumpParams]) -> JobInfo:
+        """Write what a developer wants to see of a guest that misbehaves into a file; answers with
+        the job."""
+        return await self.call("guest.dump", **params)
 
     async def guest_sysrq(self, **params: Unpack[SysrqParams]) -> Pressed:
         """Press a SysRq key; answers when the guest has taken it."""
@@ -327,3 +345,19 @@ class Methods(ABC):
         """Set one of the guest's quotas. It holds from now on, over reboots too, until the daemon
         ends."""
         return await self.call("xenstore.set_quota", **params)
+
+    async def job_list(self) -> list[JobInfo]:
+        """Jobs that go on and the last ones that are over, oldest first."""
+        return await self.call("job.list")
+
+    async def job_get(self, **params: Unpack[JobParams]) -> JobInfo:
+        """How far a job is, or what became of it."""
+        return await self.call("job.get", **params)
+
+    async def job_wait(self, **params: Unpack[JobWaitParams]) -> JobInfo:
+        """Wait until a job is over, however it ends: its state tells."""
+        return await self.call("job.wait", **params)
+
+    async def job_cancel(self, **params: Unpack[JobCancelParams]) -> JobInfo:
+        """Give a job up, and wait until it is over."""
+        return await self.call("job.cancel", **params)

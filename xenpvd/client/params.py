@@ -107,6 +107,11 @@ class DriveSwapParams(TypedDict):
     target: str
 
 
+class DumpParams(TypedDict):
+    file: NotRequired[str | None]
+    memory: NotRequired[bool]
+
+
 class HistoryParams(TypedDict):
     names: NotRequired[list[str]]
     max: NotRequired[int]
@@ -114,6 +119,20 @@ class HistoryParams(TypedDict):
 
 class InjectParams(TypedDict):
     port: int
+
+
+class JobCancelParams(TypedDict):
+    job: int
+    timeout: NotRequired[float]
+
+
+class JobParams(TypedDict):
+    job: int
+
+
+class JobWaitParams(TypedDict):
+    job: int
+    timeout: NotRequired[float]
 
 
 class LogLevelParams(TypedDict):
@@ -125,6 +144,10 @@ class LogTailParams(TypedDict):
     max: NotRequired[int]
     level: NotRequired[Literal["debug", "info", "warning", "error"]]
     logger: NotRequired[str]
+
+
+class QuitParams(TypedDict):
+    guest: NotRequired[Literal["fail", "shutdown", "destroy"]]
 
 
 class SetOnlineParams(TypedDict):

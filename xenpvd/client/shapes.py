@@ -311,6 +311,32 @@ class HypercallStats(TypedDict):
     exits: dict[str, int]
 
 
+class JobError(TypedDict):
+    code: int
+    message: str
+    data: dict[str, Any]
+
+
+class JobInfo(TypedDict):
+    job: int
+    kind: str
+    state: JobState
+    begun: float
+    ended: float | None
+    progress: JobProgress
+    result: dict[str, Any] | None
+    error: JobError | None
+
+
+class JobProgress(TypedDict):
+    done: int
+    total: int
+    unit: str
+
+
+JobState: TypeAlias = Literal["running", "done", "failed", "cancelled"]
+
+
 class LevelSet(TypedDict):
     logger: str
     level: str
@@ -414,6 +440,11 @@ class ReadyConfig(TypedDict):
     when: NotRequired[str]
 
 
+class Reloaded(TypedDict):
+    applied: list[str]
+    next_start: list[str]
+
+
 class Removed(TypedDict):
     removed: bool
 
@@ -440,7 +471,7 @@ class SetPermsStep(TypedDict):
 
 
 class ShimConfig(TypedDict):
-    path: NotRequired[str | Literal["auto"]]
+    path: NotRequired[str]
     extra: NotRequired[str]
 
 

@@ -9,9 +9,9 @@ import click
 
 from xenpvd.ctl.client import Client, RpcFault
 from xenpvd.ctl.completion import guest_argument, jobs
-from xenpvd.ctl.output import Failure, Verbs, emit, json_option, moment, size, table
+from xenpvd.ctl.output import INTERRUPTED, Failure, Verbs, emit, json_option, moment, size, table
 from xenpvd.ctl.rundir import RunDir
-from xenpvd.ctl.waiting import INTERRUPTED, timeout_option
+from xenpvd.ctl.waiting import timeout_option
 
 #: Seconds between two looks at its progress
 LOOK = 0.5
