@@ -71,9 +71,9 @@ class Credentials(NamedTuple):
         return f"uid {self.uid}, pid {self.pid}"
 
 
-def credentials(transport: asyncio.BaseTransport) -> Credentials:
+def credentials(of: asyncio.BaseTransport | socket.socket) -> Credentials:
     """Of a unix socket's peer."""
-    sock = transport.get_extra_info("socket")
+    sock = of if isinstance(of, socket.socket) else of.get_extra_info("socket")
     pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)  # as much as Python takes

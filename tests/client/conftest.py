@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -52,9 +51,7 @@ class Daemon:
         """Break every connection; the daemon goes on."""
         assert self._server is not None
         for connection in self._server._connections:
-            fd = connection._link.writer.transport.get_extra_info("socket").fileno()
-            with socket.socket(fileno=os.dup(fd)) as same:
-                same.shutdown(socket.SHUT_RDWR)
+            connection._link._socket.shutdown(socket.SHUT_RDWR)
 
     @property
     def connections(self) -> int:

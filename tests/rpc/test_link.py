@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from xenpvd.rpc import link as module
 from xenpvd.rpc.link import Link
 
 Ends = tuple[Link, asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest.fixture
-async def ends(tmp_path: Path) -> AsyncIterator[Ends]:
+async def ends() -> AsyncIterator[Ends]:
     """A link, and the peer's end."""
-    accepted: asyncio.Queue[Link] = asyncio.Queue()
-    server = await asyncio.start_unix_server(
-        lambda reader, writer: accepted.put_nowait(Link(reader, writer)), tmp_path / "s"
-    )
-    reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
-    link = await accepted.get()
-    yield link, reader, writer
-    link.abort()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    reader, writer = await asyncio.open_unix_connection(sock=theirs)
+    yield Link(ours), reader, writer
     writer.close()
-    server.close()
+    ours.close()
 
 
 async def test_messages_come_one_by_one(ends: Ends) -> None:
     link, _, peer = ends
-    peer.write(b'{"a":1}{"b"')
-    assert await link.receive() == b'{"a":1}'
-    peer.write(b":2}\n[3")
-    peer.write_eof()
-    assert await link.receive() == b'{"b":2}'
-    assert await link.receive() == b"[3"
-    assert await link.receive() is None
-    assert await link.receive() is None
+    async with link.held():
+        peer.write(b'{"a":1}{"b"')
+        assert await link.receive() == b'{"a":1}'
+        peer.write(b":2}\n[3")
+        peer.write_eof()
+        assert await link.receive() == b'{"b":2}'
+        assert await link.receive() == b"[3"
+        assert await link.receive() is None
+        assert await link.receive() is None
 
 
 async def test_what_is_behind_a_message(ends: Ends) -> None:
     link, _, peer = ends
-    peer.write(b"{}raw")
-    await link.receive()
-    assert link.rest() == b"raw"
+    async with link.held():
+        peer.write(b"{}raw")
+        await link.receive()
+        assert link.rest() == b"raw"
 
 
 async def test_it_is_closed_in_the_end_and_what_was_sent_arrives(ends: Ends) -> None:
@@ -72,12 +70,37 @@ async def test_a_hangup_is_seen_and_a_half_close_is_not(ends: Ends) -> None:
             await link.send(b"x")
 
 
-async def test_a_peer_that_does_not_read_holds_nobody_up(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_does_not_read_holds_nobody_up(ends: Ends) -> None:
     link, _, _ = ends
-    monkeypatch.setattr(module, "GRACE", 0.05)
     async with asyncio.timeout(5):
         async with link.held():
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     while True:
                         await link.send(bytes(1 << 20))
+
+
+async def test_a_message_that_was_sent_in_part_is_the_last(ends: Ends) -> None:
+    """What follows would be read as the rest of it."""
+    link, reader, _ = ends
+    async with link.held():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await link.send(bytes(8 << 20))
+        for again in (link.send(b"x"), link.receive()):
+            with pytest.raises(ConnectionResetError):
+                await again
+        assert len(await reader.read()) < 8 << 20
+
+
+async def test_who_does_not_hear_us_is_not_heard(ends: Ends) -> None:
+    link, _, peer = ends
+    async with link.held():
+        peer.write(b"{}{}")
+        assert await link.receive() == b"{}"
+        with socket.socket(fileno=os.dup(peer.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_RD)
+        with pytest.raises(ConnectionError):
+            await link.send(b"x")
+        with pytest.raises(ConnectionError):
+            await link.receive()

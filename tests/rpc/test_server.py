@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import stat
 from pathlib import Path
@@ -201,3 +202,24 @@ async def test_places_are_kept_for_admins(service: FakeService, path: Path) -> N
     for peer in (refused, *peers):
         await peer.close()
     await server.stop()
+
+
+async def test_no_file_for_a_client(
+    server: RpcServer, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, and the next one is served."""
+
+    def dup(fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("xenpvd.rpc.server.os.dup", dup)
+    refused = await Peer.connect(path, greet=False)
+    fault = (await refused.receive())["error"]
+    assert fault["data"]["reason"] == "HOST_IO" and "raise the limit (LimitNOFILE)" in fault["message"]
+    assert await refused.receive() is None
+    await refused.close()
+    assert "is sent away" in caplog.text
+    monkeypatch.undo()
+    peer = await Peer.connect(path)
+    assert (await peer.call("daemon.ping"))["id"] == 1
+    await peer.close()

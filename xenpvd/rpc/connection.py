@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 from xenpvd.access import Role
@@ -23,10 +24,8 @@ class Connection:
 
     raw = True
 
-    def __init__(
-        self, service: Service, role: Role, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._link = Link(reader, writer)
+    def __init__(self, service: Service, role: Role, sock: socket.socket) -> None:
+        self._link = Link(sock)
         self._session = Session(service, self._link.who, role, self)
 
     async def serve(self) -> None:
@@ -40,8 +39,6 @@ class Connection:
                 await session.finish()
                 if session.feeds:
                     await session.gone.wait()  # it ended its sending side only
-                if session.viewer is None:  # a console's end has waited for it
-                    await self._link.finish()
             except ConnectionError:
                 await session.finish()
             finally:
@@ -62,7 +59,7 @@ class Connection:
         session = self._session
         try:
             while (message := await self._link.receive()) is not None:
-                await session.take(message)
+                await session.take(message, self._link.take_rights())
                 if session.viewer is not None:
                     return _without_newline(self._link.rest())
         except MessageTooLong:
@@ -73,7 +70,7 @@ class Connection:
 
     async def _serve_console(self, viewer: ConsoleViewer, typed: bytes) -> None:
         session, link = self._session, self._link
-        await session.spawn(converse(viewer, link.reader, link.writer, link.gone, typed), "console")
+        await session.spawn(converse(viewer, link.reader, link.send, link.gone, typed), "console")
         log.info("%s left the console: %s", session.who, viewer.close())
 
 

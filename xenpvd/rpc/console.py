@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from xenpvd.access import Role, covers
 from xenpvd.errors import Busy, Unsupported, XenpvdError
@@ -14,6 +15,11 @@ from xenpvd.tasks import Tasks
 
 #: Who may have a keyboard
 TYPIST: Role = "operator"
+
+
+class Reader(Protocol):
+    async def read(self, most: int, /) -> bytes:
+        """Some bytes; none at the end. Raises ConnectionError."""
 
 
 def attach_as_can(
@@ -35,15 +41,16 @@ def attach_as_can(
 
 async def converse(
     viewer: ConsoleViewer,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    reader: Reader,
+    write: Callable[[bytes], Awaitable[None]],
     gone: asyncio.Event,
     typed: bytes = b"",
 ) -> None:
     """Until the viewer ends or the peer has ``gone``; one that only ends its sending side watches on.
-    ``typed`` came before the rest."""
+    ``typed`` came before the rest. ``write`` waits while the peer does not read, and raises
+    ConnectionError."""
     tasks = Tasks()
-    output = tasks.spawn(_serve_output(viewer, writer), "console output")
+    output = tasks.spawn(_serve_output(viewer, write), "console output")
     typing = tasks.spawn(_serve_typing(viewer, reader, typed), "console typing")
     hangup = tasks.spawn(gone.wait(), "console hangup")
     ended = tasks.spawn(viewer.wait_ended(), "console end")
@@ -57,15 +64,14 @@ async def converse(
         await tasks.cancel()
 
 
-async def _serve_output(viewer: ConsoleViewer, writer: asyncio.StreamWriter) -> None:
+async def _serve_output(viewer: ConsoleViewer, write: Callable[[bytes], Awaitable[None]]) -> None:
     """What the guest prints, at the pace of the peer; ends with the viewer."""
     with contextlib.suppress(ConnectionError):
         while data := await viewer.read():
-            writer.write(data)
-            await writer.drain()
+            await write(data)
 
 
-async def _serve_typing(viewer: ConsoleViewer, reader: asyncio.StreamReader, data: bytes) -> None:
+async def _serve_typing(viewer: ConsoleViewer, reader: Reader, data: bytes) -> None:
     """What the peer types, first the ``data`` that came with its request; ends with its input."""
     with contextlib.suppress(ConnectionError):
         while data or (data := await reader.read(4096)):

@@ -74,11 +74,16 @@ class ConsoleSocket:
             log.warning("%s: %s", who, fault)
             writer.close()
             return
+
+        async def write(data: bytes) -> None:
+            writer.write(data)
+            await writer.drain()
+
         gone = asyncio.Event()
         hangup = None
         try:
             hangup = Hangup(writer.transport, gone.set)
-            await converse(viewer, reader, writer, gone)
+            await converse(viewer, reader, write, gone)
         except HostError as fault:
             log.warning("%s: %s", who, fault)
         finally:

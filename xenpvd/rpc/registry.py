@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from xenpvd.access import Role, covers
 from xenpvd.errors import PermissionRefused
+from xenpvd.rpc.rights import Rights
 from xenpvd.rpc.service import ConsoleViewer, Service
 
 _T = TypeVar("_T")
@@ -64,12 +65,14 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One message's context. ``alone``: a single request with an id, and nothing else going on."""
+    """One message's context. ``alone``: a single request with an id, and nothing else going on. ``rights``:
+    what came along with it; None where nothing can."""
 
     service: Service
     client: Client
     task: asyncio.Task[Any] | None
     alone: bool
+    rights: Rights | None = None
     after_reply: list[Callable[[], None]] = field(default_factory=list)
 
     def need(self, role: Role, what: str) -> None:

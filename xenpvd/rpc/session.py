@@ -17,6 +17,7 @@ from xenpvd.rpc.dispatch import BATCH_MAX, dispatch
 from xenpvd.rpc.errors import parse_fault
 from xenpvd.rpc.framing import MESSAGE_MAX, parse
 from xenpvd.rpc.registry import Call, Note
+from xenpvd.rpc.rights import Rights
 from xenpvd.rpc.service import ConsoleViewer, Service
 from xenpvd.tasks import Tasks
 
@@ -67,12 +68,16 @@ class Session:
         self._waits: set[asyncio.Task[Any]] = set()  # calls to cancel when the client has gone
         self._streams: set[asyncio.Task[Any]] = set()  # feeds, or the console
         self._feeds: dict[str, Callable[[], None]] = {}  # how to end each
+        self._rights: set[Rights] = set()  # of the messages that are not done
         self._counted = False
 
     # ---- for its owner
 
-    async def take(self, data: bytes) -> None:
-        """One message; it is answered beside the next ones. Waits while too many are under way."""
+    async def take(self, data: bytes, rights: Rights | None = None) -> None:
+        """One message, and what came along with it; it is answered beside the next ones. Waits while too many
+        are under way."""
+        if rights:
+            self._rights.add(rights)
         await self._slots.acquire()
         try:
             message, why = parse(data), ""
@@ -80,9 +85,9 @@ class Session:
             message, why = None, str(fault)
         if isinstance(message, dict) and message.get("method") == "console.attach":
             # Not beside the reader: what comes behind this message may be no JSON.
-            await self._answer(message, why)
+            await self._answer(message, why, rights)
         else:
-            task = self._tasks.spawn(self._answer(message, why), "rpc call")
+            task = self._tasks.spawn(self._answer(message, why, rights), "rpc call")
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
 
@@ -121,6 +126,8 @@ class Session:
         if self.viewer is not None:
             self.viewer.close()
         await self._tasks.cancel()
+        for rights in self._rights:  # also of calls that were ended before they began
+            rights.close()
 
     def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task that has something to say, also when the daemon ends."""
@@ -154,14 +161,14 @@ class Session:
             ),
         )
 
-    async def _answer(self, message: Any, why: str) -> None:
+    async def _answer(self, message: Any, why: str, rights: Rights | None) -> None:
         try:
             if why:
                 await self.send(parse_fault(why).reply(None))
                 return
             single = isinstance(message, dict) and "id" in message
             alone = single and not self._calls and not self._feeds
-            call = Call(self._service, self, asyncio.current_task(), alone)
+            call = Call(self._service, self, asyncio.current_task(), alone, rights)
             reply = await dispatch(message, call)
             if reply is not None:
                 await self.send(reply)
@@ -171,6 +178,9 @@ class Session:
             pass  # the call is done; nobody is there to hear of it
         finally:
             self._slots.release()
+            if rights is not None:
+                rights.close()
+                self._rights.discard(rights)
 
     async def _notify(self, method: str, params: Any) -> None:
         await self.send({"jsonrpc": "2.0", "method": method, "params": params})

@@ -5,7 +5,7 @@ Nobody imports this room who was not asked to.
 
 from __future__ import annotations
 
-import asyncio
+import socket
 from pathlib import Path
 
 from xenpvd.access import Role, RoleOf, everything
@@ -33,8 +33,8 @@ class QmpServer(SocketServer):
             await self._monitor.stop()  # first: the last events are for clients that are still there
         await super().stop()
 
-    def _client(self, role: Role, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Client:
-        return Session(self._monitor, reader, writer)
+    def _client(self, role: Role, sock: socket.socket) -> Client:
+        return Session(self._monitor, sock)
 
     def _refusal(self, fault: XenpvdError) -> bytes:
         return encode(error(None, fault))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Coroutine
 from typing import Any
 
@@ -24,9 +25,9 @@ class Session:
     """Fits ``rpc.server.Client``. One command at a time: the next one is read when this one is answered, so a
     client that sends more than it reads is held back by its own socket."""
 
-    def __init__(self, monitor: Monitor, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, monitor: Monitor, sock: socket.socket) -> None:
         self._monitor = monitor
-        self._link = Link(reader, writer)
+        self._link = Link(sock)
         self._tasks = Tasks(self._broken)
         self._speaking: set[asyncio.Task[Any]] = set()
         self._events: Subscription | None = None  # None until it has negotiated
@@ -38,7 +39,6 @@ class Session:
                 await self._send(GREETING)
                 await self._serve_commands()
                 self._end_events()
-                await self._link.finish()
             except ConnectionError:
                 pass
             finally:
