@@ -23,7 +23,7 @@ from xenpvd.rpc.schema import NOTIFICATIONS, document
 API = document(METHODS)
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in man.PAGES.iterdir()}
 #: of others
-FOREIGN = {("xl", "1"), ("sd_notify", "3"), ("sd-daemon", "3")}
+FOREIGN = {("xl", "1"), ("sd_notify", "3"), ("sd_listen_fds", "3"), ("sd-daemon", "3")}
 
 pages = pytest.mark.parametrize("name", PAGES)
 
