@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.pydantic_errors import possible
-from xenpvd.config import GuestConfig, load, parse, words
+from xenpvd.config import DiskConfig, GuestConfig, load, parse, words
 from xenpvd.errors import BadConfig, ImageError
 
 MINIMAL = {"kernel": "/boot/vmlinuz"}
@@ -210,3 +210,17 @@ def test_labels_of_metrics(labels: dict[str, object], why: str) -> None:
         parse({"kernel": "/k", "metrics": {"labels": labels}}, "it")
     good = {"tenant": 'a "b"\n', "_x": ""}
     assert parse({"kernel": "/k", "metrics": {"labels": good}}, "it").metrics.labels == good
+
+
+@pytest.mark.parametrize("target", ["fd:root", "fd:Root.img-1_", "fd:" + "x" * 64])
+def test_a_disk_by_descriptor(target: str) -> None:
+    assert DiskConfig(vdev="xvda", target=target).target == target
+
+
+@pytest.mark.parametrize(
+    "target", ["fd:", "fd:a b", "fd:/x", "fd:-x", "fd:" + "x" * 65, "FD:x", "fd:x\n", "x"]
+)
+def test_no_descriptor_and_no_path(target: str) -> None:
+    disk = {"vdev": "xvda", "target": target}
+    with pytest.raises(BadConfig, match=r"disk\.0\.target: it must be an absolute path, or fd:NAME"):
+        parse({"kernel": "/k", "disk": [disk]}, "it")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Literal
 
 import click
 
-from xenpvd import __version__, config, logs, paths
+from xenpvd import __version__, config, inherited, logs, paths
 from xenpvd.daemon import Daemon
 from xenpvd.errors import BadConfig, Busy, XenpvdError
 
@@ -50,6 +51,13 @@ def _take_all_files() -> None:
     type=click.Choice(["auto", "kvm-xen", "kvm"]),
     help="Run every guest so, whatever it says itself.",
 )
+@click.option(
+    "--fd",
+    "descriptors",
+    multiple=True,
+    metavar="NAME=N",
+    help="Descriptor N is open for us: an image that a disk names fd:NAME. Can be repeated.",
+)
 @click.option("--http", is_flag=True, help="Serve HTTP on http.sock, beside rpc.sock.")
 @click.option("--qmp", is_flag=True, help="Serve QEMU's QMP on qmp.sock, beside rpc.sock.")
 @click.option(
@@ -81,6 +89,7 @@ def main(
     start: bool,
     stop_timeout: float,
     accel: str | None,
+    descriptors: tuple[str, ...],
     http: bool,
     qmp: bool,
     loop: str,
@@ -92,6 +101,7 @@ def main(
     _take_all_files()
     broken = 2  # what is wrong with the definition
     try:
+        given = [*inherited.from_systemd(os.environ), *inherited.from_options(descriptors)]
         definition = config.load(file) if file is not None else None
         broken = 1
         name = name or (definition.name if definition else "guest")
@@ -99,7 +109,7 @@ def main(
             raise BadConfig(f"cannot call a guest {name!r}: it takes a-z, 0-9, '.', '_', '-', 63 at most.")
         with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
             where = run_dir or paths.run_dir()
-            daemon = partial(Daemon, name, where, definition, stop_timeout, http, accel, qmp, file)
+            daemon = partial(Daemon, name, where, definition, stop_timeout, http, accel, qmp, file, given)
             runner.run(_run(daemon, start))
     except XenpvdError as fault:
         if written == "text":

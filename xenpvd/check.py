@@ -9,6 +9,7 @@ from xenpvd.access import Access
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig, GuestConfig
+from xenpvd.descriptors import Descriptors
 from xenpvd.errors import BadConfig, ImageError, XenpvdError
 from xenpvd.vmm import boot, kernel, layout
 from xenpvd.vmm.accel import probe
@@ -42,8 +43,11 @@ def load_image(config: GuestConfig) -> BootImage:
     return image
 
 
-def problems(config: GuestConfig) -> list[tuple[str, str]]:
-    """Every problem as (TOML path, message). Blocking; changes nothing."""
+def problems(config: GuestConfig, descriptors: Descriptors | None = None) -> list[tuple[str, str]]:
+    """Every problem as (TOML path, message). Blocking; changes nothing.
+
+    What disks' ``descriptors`` are only their daemon knows; without, they are not looked at.
+    """
     found: list[tuple[str, str]] = []
 
     def attempt(where: str, act: Callable[[], object]) -> None:
@@ -74,13 +78,17 @@ def problems(config: GuestConfig) -> list[tuple[str, str]]:
         attempt(f"disk.{n}.vdev", lambda: devid(disk.vdev))  # noqa: B023 - called at once
         attempt(
             f"disk.{n}.target",
-            lambda: _open(disk).close(),  # noqa: B023
+            lambda: _open(disk, descriptors).close(),  # noqa: B023
         )
     return found
 
 
-def _open(disk: DiskConfig) -> Image:
-    return Image.open(disk.target, readonly=disk.readonly) if disk.target else Image.none()
+def _open(disk: DiskConfig, descriptors: Descriptors | None) -> Image:
+    if disk.target.startswith("/"):
+        return Image.open(disk.target, readonly=disk.readonly)
+    if descriptors is None or not disk.target:
+        return Image.none()
+    return descriptors.image(disk.target, readonly=disk.readonly, lock=False)  # it would stay locked
 
 
 def _shim(config: GuestConfig) -> PvhImage:

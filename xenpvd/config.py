@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from xenpvd import patterns
 from xenpvd.errors import BadConfig, ImageError
-from xenpvd.paths import NAME, anchor
+from xenpvd.paths import BY_DESCRIPTOR, DESCRIPTOR, NAME, anchor
 from xenpvd.views import NO_LIMITS, DriveLimits
 
 MEMORY_MIN_MIB = 64
@@ -39,9 +39,9 @@ LABELS = (
 )  # fmt: skip
 
 _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
-_CHANNEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_CHANNEL = _DESCRIPTOR = rf"^{DESCRIPTOR.pattern}$"
 _LABEL = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
-_MEDIUM = r"^(/[^\x00]*)?$"
+_MEDIUM = rf"^(/[^\x00]*|{BY_DESCRIPTOR}{DESCRIPTOR.pattern})?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _SHIM = r"^(auto|/[^\x00]*)$"
 _WHO = r"^(user|group):[A-Za-z0-9_][A-Za-z0-9._-]*$"
@@ -81,8 +81,11 @@ def _label(name: str) -> str:
 Name = Annotated[str, Field(pattern=_NAME, description="the guest's name")]
 #: A path as the daemon sees it; relative ones have a meaning only beside a file (``paths.anchor``).
 AbsolutePath = Annotated[str, Field(pattern=_PATH, max_length=4096)]
-#: The same, or nothing: an empty tray.
+#: The same, or a descriptor that the daemon has, or nothing: an empty tray.
 Medium = Annotated[str, Field(pattern=_MEDIUM, max_length=4096)]
+DescriptorName = Annotated[
+    str, Field(pattern=_DESCRIPTOR, description="as a disk's target names it: fd:NAME")
+]
 #: Bytes, as a number or with a unit of 1024: "64K", "10M", "1G".
 Size = Annotated[int, BeforeValidator(_bytes)]
 Regex = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_regex)]
@@ -123,7 +126,7 @@ _WORDS = {
     _READY: "it must be created, shim, kernel, xenbus, devices, console:TEXT or xenstore:PATH",
     _WHO: "it must be user:NAME or group:NAME",
     _PATH: "it must be an absolute path",
-    _MEDIUM: "it must be an absolute path",
+    _MEDIUM: "it must be an absolute path, or fd:NAME",
     _KERNEL: 'it must be an absolute path, or "pvgrub"',
     _SHIM: 'it must be an absolute path, or "auto"',
     _CHANNEL: "it takes letters, digits, '.', '_' and '-', and 64 at most",
@@ -169,7 +172,11 @@ class DiskConfig(Strict):
 
     vdev: Vdev
     device: Literal["disk", "cdrom"] = Field("disk", description="a cdrom is read-only, and may be empty")
-    target: Medium = Field("", validate_default=True, description="a raw image file or a block device")
+    target: Medium = Field(
+        "",
+        validate_default=True,
+        description="a raw image file or a block device; fd:NAME is a descriptor that the daemon was given",
+    )
     access: Literal["rw", "ro"] = Field("rw", description="ro: the guest may only read")
     format: Literal["raw"] = Field("raw", description="of the image")
     sector_size: Literal[512, 4096] = Field(

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,8 +38,8 @@ from xenpvd.vmm.vcpu import install_kick_handler
 log = logging.getLogger(__name__)
 
 FEATURES = (
-    "balloon", "channels", "console-upgrade", "drive-hotadd", "dump", "events-replay", "jobs", "log", "pause",
-    "readiness", "reboot", "reload", "roles", "stats", "vcpu-hotplug",
+    "balloon", "channels", "console-upgrade", "descriptors", "drive-hotadd", "dump", "events-replay", "jobs",
+    "log", "pause", "readiness", "reboot", "reload", "roles", "stats", "vcpu-hotplug",
 )  # fmt: skip
 
 #: Seconds in which it is told once that clients find no file left
@@ -94,7 +95,8 @@ class _Server(Protocol):
 class Daemon:
     """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http`` and
     ``qmp``: serve http.sock and qmp.sock, too. ``accel`` comes before that of any definition. ``file`` is
-    what ``config`` was read from, if it can be read anew."""
+    what ``config`` was read from, if it can be read anew. ``descriptors`` are open images by name. Raises what
+    is wrong with those."""
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class Daemon:
         accel: str | None = None,
         qmp: bool = False,
         file: Path | None = None,
+        descriptors: Iterable[tuple[str, int]] = (),
     ) -> None:
         self.name = name
         self._accel = accel
@@ -116,6 +119,8 @@ class Daemon:
         self.events = EventLog()
         self.guest = Guest(self.events.publish, self._guest_over)
         self.jobs = Jobs(self.events.publish, fault_of)
+        for each, fd in descriptors:
+            self.guest.descriptors.inherit(each, fd)
         self._directory = run_dir / name
         self._stop_timeout = stop_timeout
         self._http = http

@@ -11,8 +11,10 @@ from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig
+from xenpvd.descriptors import Descriptors
 from xenpvd.domain import Domain
 from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
+from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import DriveAdded, DriveInfo
 
@@ -26,7 +28,8 @@ class Drives:
     an added disk stays for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
         #: vdev: its definition and its image
         self.images: dict[str, tuple[DiskConfig, Image]] = {}
         self._opening: dict[int, asyncio.Event] = {}  # numbers whose image is being opened for the guest
@@ -43,6 +46,10 @@ class Drives:
         for _, image in self.images.values():
             image.close()
         self.images.clear()
+
+    def on(self, target: str) -> tuple[str, ...]:
+        """The disks whose image that is."""
+        return tuple(disk.vdev for disk, _ in self.images.values() if disk.target == target)
 
     async def add(self, domain: Domain, disk: DiskConfig, wait: bool, timeout: float) -> DriveAdded:
         """Hot-add ``disk``. With ``wait`` this returns once the guest uses it, or raises why it does not, and
@@ -143,7 +150,10 @@ class Drives:
         if not target and drive.disk.device == "disk":
             raise BadConfig(f"cannot empty {vdev}: it is a disk, no cdrom. Remove it.")
         with domain.held(f"change {vdev}"):
-            if await in_thread(partial(drive.image.is_at, target)):
+            same = target == drive.disk.target  # of a path it is not said that the same file is there now
+            if target.startswith("/"):
+                same = await in_thread(partial(drive.image.is_at, target))
+            if same:
                 return drive.info()
             image = await self._open(drive.disk.model_copy(update={"target": target}))
             if domain.drives.get(vdev) is not drive:
@@ -218,8 +228,9 @@ class Drives:
             return Image.none()
         while (before := self._given_up.get(disk.target)) is not None:
             await asyncio.wait({before})
+        open_ = self._descriptors.image if disk.target.startswith(BY_DESCRIPTOR) else Image.open
         opening = self._tasks.spawn(
-            in_thread(partial(Image.open, disk.target, readonly=disk.readonly), drop=Image.close),
+            in_thread(partial(open_, disk.target, readonly=disk.readonly), drop=Image.close),
             f"opening {disk.target}",
         )
         try:

@@ -24,6 +24,7 @@ from xenpvd.channels import Channels
 from xenpvd.check import host_memory, load_image
 from xenpvd.config import GuestConfig
 from xenpvd.consoles import Consoles
+from xenpvd.descriptors import Descriptors
 from xenpvd.domain import DOMID, HOME, Domain, Surroundings
 from xenpvd.drives import Drives
 from xenpvd.errors import Busy, HostError, StateError
@@ -52,7 +53,8 @@ class Guest:
         #: what a start without a definition runs
         self.next_config: GuestConfig | None = None
         self.progress = Progress(publish)
-        self.drives = Drives()
+        self.descriptors = Descriptors()
+        self.drives = Drives(self.descriptors)
         self.xenstore = Xenstore(publish, self.fault)
         self.consoles = Consoles(publish)
         self.channels = Channels(self.consoles, publish)
@@ -244,6 +246,7 @@ class Guest:
             if waited:
                 self.progress.switch(Runstate.STOPPED, "daemon ends")
             self.drives.close_all()
+        self.descriptors.close()
         await self._tasks.cancel()
         await self.consoles.close()
 

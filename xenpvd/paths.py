@@ -53,7 +53,11 @@ def state_dir(name: str) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "xenpvd" / name
 
 
-#: Values of a definition that name no file; a file that is called so is ./auto
+#: What a descriptor that the daemon was given can be called; a disk's target of that name is fd:NAME.
+DESCRIPTOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+BY_DESCRIPTOR = "fd:"
+
+#: Values of a definition that name no file, as fd:NAME does; a file that is called so is ./auto
 WORDS = ("", "auto", "pvgrub")
 
 
@@ -69,5 +73,7 @@ def anchor(definition: dict[str, Any], folder: Path) -> None:
         found = definition.get(tables)
         places += [(table, key) for table in (found if isinstance(found, list) else ())]
     for table, key in places:
-        if isinstance(table, dict) and isinstance(path := table.get(key), str) and path not in WORDS:
+        if not isinstance(table, dict) or not isinstance(path := table.get(key), str):
+            continue
+        if path not in WORDS and not path.startswith(BY_DESCRIPTOR):
             table[key] = str(folder / path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -10,15 +11,18 @@ from typing import Protocol
 from xenpvd import check, dump, logs, stats
 from xenpvd.config import AccessConfig, ChannelConfig, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.counts import Calls, Durations
-from xenpvd.errors import BadConfig, StateError
+from xenpvd.errors import BadConfig, Busy, StateError
 from xenpvd.events import EventLog
 from xenpvd.figures import GuestStats
 from xenpvd.guest import Guest
 from xenpvd.jobs import Jobs
+from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.tasks import in_thread
 from xenpvd.views import (
     ChannelAdded,
     DaemonInfo,
+    DescriptorAdded,
+    DescriptorInfo,
     DriveAdded,
     DriveInfo,
     GrantInfo,
@@ -91,7 +95,7 @@ class Service:
         return await stats.of(self._guest, daemon.info(), daemon.events, self.calls, daemon.lag)
 
     async def guest_check(self, config: GuestConfig) -> list[tuple[str, str]]:
-        return await in_thread(partial(check.problems, self._daemon.as_run(config)))
+        return await in_thread(partial(check.problems, self._daemon.as_run(config), self._guest.descriptors))
 
     async def guest_start(self, config: GuestConfig | None, paused: bool) -> GuestStatus:
         if config is not None:
@@ -195,6 +199,26 @@ class Service:
 
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo:
         return await self._guest.drives.swap(self._guest.domain, vdev, target)
+
+    async def fd_add(self, name: str, fd: int) -> DescriptorAdded:
+        added = await self._guest.descriptors.add(name, fd)
+        return replace(added, descriptor=self._with_drives(added.descriptor))
+
+    def fd_list(self) -> list[DescriptorInfo]:
+        return [self._with_drives(info) for info in self._guest.descriptors.listing()]
+
+    def _with_drives(self, info: DescriptorInfo) -> DescriptorInfo:
+        return replace(info, drives=self._guest.drives.on(BY_DESCRIPTOR + info.name))
+
+    def fd_remove(self, name: str, missing_ok: bool) -> bool:
+        if users := self._guest.drives.on(BY_DESCRIPTOR + name):
+            raise Busy(
+                f"cannot remove descriptor {name}: {users[0]} uses it. Remove that first.", by=users[0]
+            )
+        if missing_ok and name not in (info.name for info in self._guest.descriptors.listing()):
+            return False
+        self._guest.descriptors.remove(name)
+        return True
 
     async def channel_add(self, config: ChannelConfig, wait: bool, timeout: float) -> ChannelAdded:
         domain = self._guest.running(f"add channel {config.name}")

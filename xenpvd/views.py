@@ -301,6 +301,26 @@ class DriveAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class DescriptorInfo:
+    """A file or block device (``kind``) that the daemon was given open. ``access`` is how it was opened,
+    ``size`` what it had when it came, ``drives`` which disks are on it."""
+
+    name: str
+    kind: str
+    access: str
+    size: int
+    drives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorAdded:
+    """``changed`` is false if the very same file was there already."""
+
+    descriptor: DescriptorInfo
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownResult:
     """What became of a shutdown: ``acknowledged`` is when the guest cleared control/shutdown (seconds after
     the request), ``stopped`` when its VM was gone; ``destroyed`` if that was done because it did not end."""

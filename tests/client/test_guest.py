@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.client.conftest import Daemon, Naps, until
 from tests.fakes.service import FakeService
 from xenpvd.client import Closed, ConnectionLost, Guest, Retry, RpcError, Unreachable, connect
 from xenpvd.client.methods import STREAMING, WAITING
-from xenpvd.errors import NotFound, StateError, TimedOut, Unsupported
+from xenpvd.errors import BadConfig, Exists, NotFound, StateError, TimedOut, Unsupported
 from xenpvd.rpc.methods import METHODS
 from xenpvd.tasks import Tasks
 
@@ -65,6 +66,7 @@ async def test_any_method_by_name(guest: Guest) -> None:
 
 
 def test_every_method_is_there() -> None:
+    assert callable(Guest.send_fd)  # fd.add
     for name, method in METHODS.items():
         assert hasattr(Guest, name.replace(".", "_")) != (name in STREAMING), name
         assert (name in WAITING) == method.wait
@@ -108,6 +110,7 @@ async def test_a_new_daemon(guest: Guest, daemon: Daemon) -> None:
     service = await daemon.replace()
     assert (await guest.daemon_ping())["epoch"] == service.events.epoch == guest.hello["epoch"] != first
     await daemon.stop()
+    await until(lambda: guest._shared is not None and guest._shared.lost is not None)  # it has heard of it
     for _ in range(2):
         with pytest.raises(Unreachable):
             await guest.daemon_ping()
@@ -176,3 +179,23 @@ def test_it_imports_nothing_heavy() -> None:
     assert found.isdisjoint({"aiohttp", "pydantic", "uvloop", "re2", "click", "jsonrpcserver"})
     ours = {name.split(".")[1] for name in found if name.startswith("xenpvd.")}
     assert ours == {"client", "errors", "paths", "tasks"}
+
+
+async def test_a_descriptor(guest: Guest, service: FakeService, tmp_path: Path) -> None:
+    (tmp_path / "b.img").write_bytes(bytes(4096))
+    fd = os.open(tmp_path / "b.img", os.O_RDWR)
+    added = await guest.send_fd("data", fd)
+    assert (added["descriptor"]["size"], added["changed"]) == (4096, True)
+    assert os.fstat(fd).st_size == 4096, "it is still ours"
+    assert [one["name"] for one in await guest.fd_list()] == ["data"]
+    service.faults["fd_add"] = Exists("another one", name="data")
+    with pytest.raises(Exists):
+        await guest.send_fd("data", fd)
+    os.close(fd)
+    with pytest.raises(BadConfig, match="cannot send descriptor -1: it is not open"):
+        await guest.send_fd("data", -1)
+    with pytest.raises(RpcError, match=r"cannot call fd\.add: name"):
+        await guest.send_fd("no name", 0)
+    await guest.close()
+    with pytest.raises(Closed):
+        await guest.send_fd("data", 0)

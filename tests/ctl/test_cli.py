@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tests.ctl.conftest import Daemon
 from xenpvd.ctl.cli import cli
 
-VERBS = """run start list status stats top console drive channel vcpu memory pause resume shutdown
+VERBS = """run start list status stats top console drive fd channel vcpu memory pause resume shutdown
            reboot reset destroy sysrq xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-watch
            xenstore-history xenstore-quota evtchn grant hypercalls events job dump reload quit daemon-log
            log-level call check doctor import-xl log viewers kick completion install-units"""

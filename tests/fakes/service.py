@@ -31,6 +31,8 @@ from xenpvd.rpc.models import API
 from xenpvd.views import (
     ChannelAdded,
     DaemonInfo,
+    DescriptorAdded,
+    DescriptorInfo,
     DriveAdded,
     DriveInfo,
     GrantInfo,
@@ -86,6 +88,7 @@ class FakeService:
         self.drives: dict[str, DriveInfo] = {}
         self.asked_for: dict[str, DiskConfig] = {}
         self.channels: dict[str, ChannelConfig] = {}
+        self.descriptors: dict[str, DescriptorInfo] = {}
         self.store = Xenstore(self.events.publish)
         self.xenstore = self.store.client_of("rpc")
         self.xenstore.write("/tool/name", "web1")
@@ -406,6 +409,24 @@ class FakeService:
         del self.drives[vdev]
         self.events.publish("drive.removed", vdev=vdev)
         return True
+
+    async def fd_add(self, name: str, fd: int) -> DescriptorAdded:
+        try:
+            await self._pass("fd_add")
+            info = DescriptorInfo(name, "file", "rw", os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+        changed = self.descriptors.setdefault(name, info) is info
+        return DescriptorAdded(self.descriptors[name], changed)
+
+    def fd_list(self) -> list[DescriptorInfo]:
+        return list(self.descriptors.values())
+
+    def fd_remove(self, name: str, missing_ok: bool) -> bool:
+        self._enter("fd_remove")
+        if name not in self.descriptors and not missing_ok:
+            raise NotFound(f"cannot remove descriptor {name}: there is none.", "descriptor", name)
+        return self.descriptors.pop(name, None) is not None
 
     async def drive_resize(self, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
         await self._pass("drive_resize")

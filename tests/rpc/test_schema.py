@@ -112,6 +112,8 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "drive.flush": {"vdev": "xvdb"},
         "drive.swap": {"vdev": "xvdb", "target": "/c"},
         "drive.remove": {"vdev": "xvdb"},
+        "fd.list": {},
+        "fd.remove": {"name": "root", "missing_ok": True},
         "console.read": {},
         "console.write": {"text": "ls"},
         "console.list": {},
@@ -139,7 +141,7 @@ async def test_answers_fit_their_schemas(peer: Peer, service: FakeService) -> No
         "guest.destroy": {},
         "daemon.quit": {},
     }
-    assert set(METHODS) - set(asked) == {"console.attach", "xenstore.watch", "xenstore.unwatch"}
+    assert set(METHODS) - set(asked) == {"console.attach", "fd.add", "xenstore.watch", "xenstore.unwatch"}
     by_name = {method["name"]: method for method in DOCUMENT["methods"]}
     for name, params in asked.items():
         result = await peer.result(name, **params)

@@ -18,7 +18,7 @@ from xenpvd.client.console import Console, Mode
 from xenpvd.client.errors import Closed
 from xenpvd.client.events import Events
 from xenpvd.client.methods import STREAMING, WAITING, Methods
-from xenpvd.client.shapes import Hello
+from xenpvd.client.shapes import DescriptorAdded, Hello
 from xenpvd.client.stream import PASSING, Retry, Stream
 from xenpvd.client.watch import Watch
 from xenpvd.client.wire import Wire
@@ -93,7 +93,8 @@ class Guest(Methods):
         given = {name.removesuffix("_"): value for name, value in params.items()}
         if method in STREAMING:
             raise Unsupported(
-                f"cannot call {method}: it changes its connection. Use events(), watch() or console()."
+                f"cannot call {method}: it changes its connection, or takes more than JSON. Use events(), "
+                "watch(), console() or send_fd()."
             )
         if method in WAITING:
             own = await self._connect()
@@ -106,6 +107,20 @@ class Guest(Methods):
                 self._shared = await self._connect()
             connection = self._shared
         return await connection.call(method, given)
+
+    async def send_fd(self, name: str, fd: int) -> DescriptorAdded:
+        """Give the daemon an open image file or block device (``fd.add``): ``drive_add(target="fd:NAME")``
+        uses it. ``fd`` stays yours to close; the daemon has its own. Raises as a call, and ``BadConfig`` for
+        a descriptor that is not open."""
+        if self._closed:
+            raise Closed(f"cannot call {self.path}: this client is closed.")
+        wire = await Wire.open(self.path, self._timeout)  # nothing else is on its way there
+        try:
+            wire.send_with(wire.encode("fd.add", {"name": name}, 0), fd)
+            added: DescriptorAdded = await wire.answer_to(0)
+            return added
+        finally:
+            await wire.close()
 
     def events(self, *names: str, since: int | None = None, epoch: str | None = None) -> Events:
         """``async for event in guest.events("drive.*", "guest.state")``: events of these names (none:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import socket
 from pathlib import Path
 from typing import Any, cast
 
@@ -125,6 +127,22 @@ class Wire:
         if not self._writer.is_closing():
             self._writer.write(data)
 
+    def send_with(self, data: bytes, fd: int) -> None:
+        """As :meth:`send`, with ``fd`` alongside, which stays the caller's; nothing may be on its way yet.
+        Raises :class:`ConnectionLost`, and ``BadConfig`` for a descriptor that is not open."""
+        number = self._writer.get_extra_info("socket").fileno()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, number)
+        try:
+            sent = socket.send_fds(sock, [data], [fd])
+        except OSError as fault:
+            if fault.errno == errno.EBADF:
+                raise BadConfig(f"cannot send descriptor {fd}: it is not open. Open the image.") from None
+            why = f"descriptor {fd} was not sent to {self.path}: {fault.strerror}. Send it again."
+            raise ConnectionLost(why, maybe_done=False) from None
+        finally:
+            sock.detach()  # it is the writer's
+        self.send(data[sent:])
+
     def end_input(self) -> None:
         """Nothing more will be sent; the daemon answers what it was asked, and ends the connection."""
         with contextlib.suppress(OSError):
@@ -143,7 +161,11 @@ class Wire:
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         """Send a request and wait for its answer, where nothing but notifications can come before it."""
         self.send(self.encode(method, params, 0))
-        while (message := await self.receive()).get("id", message) not in (0, None):
+        return await self.answer_to(0)
+
+    async def answer_to(self, id_: int) -> Any:
+        """Wait for it. Raises as :meth:`answer`."""
+        while (message := await self.receive()).get("id", message) not in (id_, None):
             pass
         return self.answer(message)
 

@@ -70,8 +70,15 @@ class Client:
                 f"it speaks another API ({api}, not {API_MAJOR}.x): use the xenpvctl that came with it"
             )
 
-    def call(self, method: str, params: dict[str, Any] | None = None, timeout: float | None = None) -> Any:
-        """The result of ``method``. Notifications that come first wait for :meth:`notifications`.
+    def call(
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        fd: int | None = None,
+    ) -> Any:
+        """The result of ``method``, which ``fd`` goes along with. Notifications that come first wait for
+        :meth:`notifications`.
 
         Raises :class:`RpcFault`, :class:`NoAnswer`.
         """
@@ -85,7 +92,8 @@ class Client:
             words = f"cannot call {method}: a number is not finite, or too large."
             raise RpcFault(INVALID_PARAMS, words, {"reason": "VALIDATION"}) from None
         with contextlib.suppress(OSError):  # it may have said why before it left
-            self._sock.sendall(line)
+            sent = 0 if fd is None else socket.send_fds(self._sock, [line], [fd])
+            self._sock.sendall(line[sent:])
         while True:
             message = self._receive()
             if message.get("id") == id_ or ("error" in message and message.get("id") is None):

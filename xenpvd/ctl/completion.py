@@ -75,6 +75,7 @@ def _things(method: str, key: str, *help_keys: str, of: str = "", but: Container
 
 
 drives = _things("drive.list", "vdev", "target")
+descriptors = _things("fd.list", "name", "kind")
 consoles = _things("console.list", "console")
 channels = _things("console.list", "console", but=("0", "xen"))
 jobs = _things("job.list", "job", "kind", "state")

@@ -14,6 +14,7 @@ from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, size, table
 from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import timeout_option
+from xenpvd.paths import BY_DESCRIPTOR
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -93,7 +94,7 @@ def add(
     no_wait: bool,
     timeout: float,
 ) -> None:
-    """Attach TARGET, a raw image file or a block device, as VDEV (xvdb)."""
+    """Attach TARGET, a raw image file, a block device or fd:NAME (see fd add), as VDEV (xvdb)."""
     params = {
         "vdev": vdev,
         "target": _absolute(target),
@@ -215,7 +216,9 @@ def _limits(limits: dict[str, Any]) -> str:
 
 
 def _absolute(target: str | None) -> str:
-    return str(Path(target).absolute()) if target else ""
+    if not target or target.startswith(BY_DESCRIPTOR):
+        return target or ""
+    return str(Path(target).absolute())
 
 
 def _bytes(text: str) -> int:

@@ -14,6 +14,7 @@ from xenpvd.config import (
     VCPUS_MAX,
     AbsolutePath,
     ChannelConfig,
+    DescriptorName,
     DiskConfig,
     GuestConfig,
     LimitsConfig,
@@ -191,7 +192,15 @@ class DriveLimitsParams(LimitsConfig, DriveParams):
 
 
 class DriveSwapParams(DriveParams):
-    target: Medium = Field(description="another image; nothing, to empty a cdrom")
+    target: Medium = Field(description="another image, also as fd:NAME; nothing, to empty a cdrom")
+
+
+class DescriptorParams(Params):
+    name: DescriptorName
+
+
+class DescriptorRemoveParams(DescriptorParams):
+    missing_ok: bool = False
 
 
 class ChannelAddParams(ChannelConfig):

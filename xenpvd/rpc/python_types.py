@@ -15,8 +15,11 @@ from typing import Any
 from xenpvd.rpc.registry import Method
 from xenpvd.rpc.schema import REF, Schema
 
-#: They change what a connection is for; the client calls them on connections of their own.
-STREAMING = ("console.attach", "events.subscribe", "events.unsubscribe", "xenstore.unwatch", "xenstore.watch")
+#: They change what a connection is for, or take more than JSON: the client has other methods for them.
+STREAMING = (
+    "console.attach", "events.subscribe", "events.unsubscribe", "fd.add", "xenstore.unwatch",
+    "xenstore.watch",
+)  # fmt: skip
 
 _PLAIN = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 
@@ -86,7 +89,7 @@ def _names(name: str, comment: str, values: list[str]) -> str:
 
 
 _WAITING = "They merely wait: each has a connection of its own, whose end gives it up at the daemon, too."
-_STREAMING = "They change what a connection is for."
+_STREAMING = "They change what a connection is for, or take more than JSON."
 _CLASS = '''\
 class Methods(ABC):
     """The API's methods: ``drive.add`` is :meth:`drive_add`. Parameters go by name; results are JSON's.

@@ -20,6 +20,8 @@ from xenpvd.views import (
     ConsoleMatch,
     ConsoleViewerInfo,
     DaemonInfo,
+    DescriptorAdded,
+    DescriptorInfo,
     DriveAdded,
     DriveInfo,
     GrantInfo,
@@ -254,6 +256,13 @@ class Service(Protocol):
     async def drive_set_limits(self, vdev: str, limits: LimitsConfig) -> DriveInfo: ...
     async def drive_flush(self, vdev: str) -> None: ...
     async def drive_swap(self, vdev: str, target: str) -> DriveInfo: ...
+
+    async def fd_add(self, name: str, fd: int) -> DescriptorAdded:
+        """``fd`` is the service's from now on, also if this raises."""
+
+    def fd_list(self) -> list[DescriptorInfo]: ...
+    def fd_remove(self, name: str, missing_ok: bool) -> bool:
+        """True if one was removed, False if there was none and ``missing_ok``. Raises ``Busy``."""
 
     async def channel_add(self, config: ChannelConfig, wait: bool, timeout: float) -> ChannelAdded: ...
     async def channel_remove(self, name: str, force: bool, missing_ok: bool, timeout: float) -> bool:

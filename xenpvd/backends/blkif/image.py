@@ -18,12 +18,20 @@ from pathlib import Path
 from struct import Struct
 from typing import Self
 
+from xenpvd.backends.blkif.sharing import FLOCK, OpenFile
 from xenpvd.errors import ImageError
 
 SECTOR_SIZE = 512
 
-# struct flock: l_type, l_whence, l_start, l_len (0: to the end, however far), l_pid (0 for OFD locks)
-_FLOCK = Struct("@hhqqi0q")
+_KERNELS = ("it is the kernel's own, and no disk", "Use a raw image file.")
+
+#: How a descriptor may not have been opened: O_APPEND writes to the end, wherever it shall, and O_DIRECT has
+#: rules of its own for where and how much
+_UNFIT = {
+    os.O_PATH: "O_PATH", os.O_WRONLY: "O_WRONLY", os.O_APPEND: "O_APPEND", os.O_DIRECT: "O_DIRECT",
+}  # fmt: skip
+#: linux/fcntl.h; Python has a name for one of them
+_F_SEAL_WRITE, _F_SEAL_FUTURE_WRITE = 0x8, 0x10
 
 # linux/falloc.h, linux/fs.h; Python has no fallocate() with flags
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -52,6 +60,8 @@ class Image:
         #: of the first flush that has failed; 0: none has
         self.flush_errno = ctypes.c_int32(0)
         self.can_discard = False
+        #: which it shares with others; else it has it alone
+        self._file: OpenFile | None = None
 
     @classmethod
     def none(cls) -> Image:
@@ -71,7 +81,7 @@ class Image:
             # looked at before it is opened: opening some devices does something, opening a FIFO waits
             _check_kind(os.stat(path), path)  # noqa: PTH116
             if os.path.realpath(path).startswith(("/proc/", "/sys/")):
-                raise _refuse(path, "it is the kernel's own, and no disk", "Use a raw image file.")
+                raise _refuse(path, *_KERNELS)
             flags = os.O_RDONLY if readonly else os.O_RDWR
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as fault:
@@ -84,22 +94,56 @@ class Image:
             if stat.S_ISBLK(found.st_mode) and not readonly:
                 fd = _claim(fd, path)
             _lock(fd, path, readonly)
-            os.set_blocking(fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
-            size = os.lseek(fd, 0, os.SEEK_END)
-            if size == 0:
-                raise _refuse(path, "it is empty", f"Give it a size: truncate -s 1G {path}")
-            if size % SECTOR_SIZE:
-                why = f"its size, {size} bytes, is no multiple of {SECTOR_SIZE}"
-                raise _refuse(path, why, "A raw image has whole sectors; is it of another format?")
+            image = cls(fd, path, 0, readonly=readonly)
+            image._measure()
+            return image
         except OSError as fault:
             os.close(fd)
             raise _refuse(path, *_why(fault, readonly)) from None
         except ImageError:
             os.close(fd)
             raise
-        image = cls(fd, path, size, readonly=readonly)
-        image.can_discard = image._probe_discard()
-        return image
+
+    @classmethod
+    def shared(cls, fd: int, file: OpenFile, name: str, *, readonly: bool, lock: bool = True) -> Image:
+        """What somebody else has opened and may still have: ``fd``, which is the image's from now on, and is
+        closed if this raises :class:`ImageError`, is a descriptor of ``file``.
+
+        As :meth:`open`, but that the host has not mounted a block device is for who opens it to see to
+        (O_EXCL). Without ``lock`` it is only looked at whether the lock could be had.
+        """
+        image = None
+        try:
+            check_descriptor(fd, name)
+            if not readonly:
+                _check_writable(fd, name)
+            if lock and not file.enter(readonly):
+                raise _refuse(name, "another disk uses it", "Remove that, or let all have access ro.")
+            image = cls(fd, name, 0, readonly=readonly)
+            image._file = file if lock else None
+            _lock(fd, name, readonly, look=not lock)
+            image._measure()
+            return image
+        except (OSError, ImageError) as fault:
+            if image is not None:
+                image.close()
+            else:
+                os.close(fd)
+            if isinstance(fault, ImageError):
+                raise
+            raise _refuse(name, *_why(fault, readonly)) from None
+
+    def _measure(self) -> None:
+        """All that is left to do once it is open and locked."""
+        os.set_blocking(self.fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
+        self.size = os.lseek(self.fd, 0, os.SEEK_END)
+        if self.size == 0:
+            what = "FILE" if self._file else self.path
+            raise _refuse(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
+        if self.size % SECTOR_SIZE:
+            why = f"its size, {self.size} bytes, is no multiple of {SECTOR_SIZE}"
+            raise _refuse(self.path, why, "A raw image has whole sectors; is it of another format?")
+        self.can_discard = self._probe_discard()
 
     def dup(self) -> Self:
         """The same open image, with a file descriptor of its own that its user closes: who has a request on
@@ -109,6 +153,8 @@ class Image:
         twin = copy.copy(self)
         if self.fd >= 0:
             twin.fd = os.dup(self.fd)
+            if self._file is not None:
+                self._file.enter_again()
         return twin
 
     def is_at(self, path: str) -> bool:
@@ -209,6 +255,8 @@ class Image:
         """Close it and give up the lock. Idempotent."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
+            if self._file is not None:
+                self._file.leave(fd)
             os.close(fd)
 
     # The system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
@@ -253,9 +301,35 @@ def _check_kind(found: os.stat_result, path: str) -> None:
     mode = found.st_mode
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return
-    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a character device"))
+    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a character device"),
+             (stat.S_ISSOCK, "a socket"))  # fmt: skip
     kind = next((name for test, name in kinds if test(mode)), "neither of them")
     raise _refuse(path, f"it is {kind}", "Use a raw image file or a block device.")
+
+
+def check_descriptor(fd: int, name: str) -> os.stat_result:
+    """What ``fd`` is. Raises :class:`ImageError` if it can be no image, however it is used."""
+    found, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL)
+    _check_kind(found, name)
+    for flag, how in _UNFIT.items():
+        if flags & flag:
+            raise _refuse(name, f"it was opened with {how}", "Open it for reading, or reading and writing.")
+    with contextlib.suppress(OSError):
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(("/proc/", "/sys/")):  # noqa: PTH115
+            raise _refuse(name, *_KERNELS)
+    return found
+
+
+def is_writable(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+
+def _check_writable(fd: int, name: str) -> None:
+    if not is_writable(fd):
+        raise _refuse(name, "it was opened read-only", "Open it for writing as well, or use access ro.")
+    with contextlib.suppress(OSError):  # only what lies in memory has seals (memfd_create(2))
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE):
+            raise _refuse(name, "it is sealed against writing", "Use access ro.")
 
 
 def _claim(fd: int, path: str) -> int:
@@ -271,17 +345,21 @@ def _claim(fd: int, path: str) -> int:
     return claimed
 
 
-def _lock(fd: int, path: str, readonly: bool) -> None:
+def _lock(fd: int, path: str, readonly: bool, look: bool = False) -> None:
     kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
+    lock = FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+        if not look:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        elif FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, lock))[0] != fcntl.F_UNLCK:
+            raise BlockingIOError(errno.EAGAIN, "it is locked")
     except OSError as fault:
         if fault.errno not in (errno.EAGAIN, errno.EACCES):
             raise
         holder = "another program or guest"  # an OFD lock does not tell its owner
         with contextlib.suppress(OSError):
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
-            if (pid := _FLOCK.unpack(answer)[4]) > 0:
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, lock)
+            if (pid := FLOCK.unpack(answer)[4]) > 0:
                 holder = f"process {pid}"
         use = "uses it for writing" if readonly else "uses it"
         what = "Stop that first." if readonly else "Stop that first, or let all who share it have access ro."

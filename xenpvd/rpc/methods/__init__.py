@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xenpvd.rpc.methods import daemon, guest, device, console, xen, xenstore, job  # isort: skip
+from xenpvd.rpc.methods import daemon, guest, device, descriptor, console, xen, xenstore, job  # isort: skip
 from xenpvd.rpc.registry import METHODS
 
-__all__ = ["METHODS", "console", "daemon", "device", "guest", "job", "xen", "xenstore"]
+__all__ = ["METHODS", "console", "daemon", "descriptor", "device", "guest", "job", "xen", "xenstore"]

@@ -26,19 +26,24 @@ _Run = TypeVar("_Run", bound=Callable[[Monitor, Any], Awaitable[Any]])
 
 #: Commands of QEMU's that programs try, and the method of rpc.sock that does it
 INSTEAD = {
+    "add-fd": "fd.add",
     "balloon": "memory.set_target",
     "blockdev-change-medium": "drive.swap",
     "blockdev-reopen": "drive.swap",
     "chardev-add": "channel.add",
     "chardev-remove": "channel.remove",
+    "closefd": "fd.remove",
     "eject": "drive.swap",
+    "getfd": "fd.add",
     "inject-nmi": "guest.sysrq",
     "query-balloon": "memory.info",
     "query-blockstats": "drive.list",
     "query-chardev": "console.list",
+    "query-fdsets": "fd.list",
     "query-hotpluggable-cpus": "vcpu.list",
     "query-memory-size-summary": "memory.info",
     "query-qmp-schema": "rpc.discover",
+    "remove-fd": "fd.remove",
     "ringbuf-read": "console.read",
     "ringbuf-write": "console.write",
 }
