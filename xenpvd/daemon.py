@@ -95,8 +95,8 @@ class _Server(Protocol):
 class Daemon:
     """``config`` None: idle until ``guest.start``. With one, the daemon ends with its guest. ``http`` and
     ``qmp``: serve http.sock and qmp.sock, too. ``accel`` comes before that of any definition. ``file`` is
-    what ``config`` was read from, if it can be read anew. ``descriptors`` are open images by name. Raises what
-    is wrong with those."""
+    what ``config`` was read from, if it can be read anew. ``descriptors`` are open images by name. Raises
+    what is wrong with those."""
 
     def __init__(
         self,
