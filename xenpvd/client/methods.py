@@ -15,6 +15,7 @@ from xenpvd.client.params import (
     ConsoleViewerParams,
     ConsoleWaitParams,
     ConsoleWriteParams,
+    DescriptorRemoveParams,
     DriveAddParams,
     DriveLimitsParams,
     DriveParams,
@@ -52,6 +53,7 @@ from xenpvd.client.shapes import (
     ConsoleInfo,
     ConsoleViewerInfo,
     DaemonInfo,
+    DescriptorInfo,
     DriveAdded,
     DriveInfo,
     EventNote,
@@ -94,11 +96,12 @@ WAITING = (
     "memory.set_target",
     "vcpu.set_online",
 )
-#: They change what a connection is for.
+#: They change what a connection is for, or take more than JSON.
 STREAMING = (
     "console.attach",
     "events.subscribe",
     "events.unsubscribe",
+    "fd.add",
     "xenstore.unwatch",
     "xenstore.watch",
 )
@@ -247,6 +250,14 @@ class Methods(ABC):
         """Put another image behind a disk while the guest goes on; it waits until what is under way
         is done."""
         return await self.call("drive.swap", **params)
+
+    async def fd_list(self) -> list[DescriptorInfo]:
+        """The descriptors that the daemon was given, at its start and since."""
+        return await self.call("fd.list")
+
+    async def fd_remove(self, **params: Unpack[DescriptorRemoveParams]) -> Removed:
+        """Close one; BUSY while a disk is on it."""
+        return await self.call("fd.remove", **params)
 
     async def console_list(self) -> list[ConsoleInfo]:
         """The consoles: "0" is the guest's hvc0, "xen" the log of the Xen below it, others are its

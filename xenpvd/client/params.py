@@ -64,6 +64,11 @@ class ConsoleWriteParams(TypedDict):
     timeout: NotRequired[float]
 
 
+class DescriptorRemoveParams(TypedDict):
+    name: str
+    missing_ok: NotRequired[bool]
+
+
 class DriveAddParams(TypedDict):
     vdev: str
     device: NotRequired[Literal["disk", "cdrom"]]

@@ -100,6 +100,19 @@ class DaemonInfo(TypedDict):
     features: list[str]
 
 
+class DescriptorAdded(TypedDict):
+    descriptor: DescriptorInfo
+    changed: bool
+
+
+class DescriptorInfo(TypedDict):
+    name: str
+    kind: str
+    access: str
+    size: int
+    drives: list[str]
+
+
 class DiskConfig(TypedDict):
     vdev: str
     device: NotRequired[Literal["disk", "cdrom"]]
