@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.service import FakeService
-from tests.rpc.conftest import pytest_asyncio_loop_factories, until
+from tests.rpc.conftest import pytest_asyncio_loop_factories, replies_fit_the_document, until
 from xenpvd.client import Guest, Retry, connect
 from xenpvd.rpc.server import RpcServer
 
-__all__ = ["Daemon", "Naps", "impostor", "pytest_asyncio_loop_factories", "until"]
+__all__ = ["Daemon", "Naps", "impostor", "pytest_asyncio_loop_factories", "replies_fit_the_document", "until"]
 
 HELLO = (
     b'{"jsonrpc":"2.0","method":"daemon.hello","params":{"api":"1.99","epoch":"e","guest":"web1","new":[1],'

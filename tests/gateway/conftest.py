@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.fakes.service import FakeService
-from tests.rpc.conftest import pytest_asyncio_loop_factories, until
+from tests.rpc.conftest import pytest_asyncio_loop_factories, replies_fit_the_document, until
 from xenpvd.access import Role
 from xenpvd.gateway import listen
 from xenpvd.gateway.access import Tokens
@@ -19,7 +19,17 @@ from xenpvd.gateway.guests import Guests
 from xenpvd.gateway.server import Gateway
 from xenpvd.rpc.server import RpcServer
 
-__all__ = ["ADD", "PING", "TOKENS", "Host", "Web", "bearer", "pytest_asyncio_loop_factories", "until"]
+__all__ = [
+    "ADD",
+    "PING",
+    "TOKENS",
+    "Host",
+    "Web",
+    "bearer",
+    "pytest_asyncio_loop_factories",
+    "replies_fit_the_document",
+    "until",
+]
 
 PING = {"jsonrpc": "2.0", "method": "daemon.ping", "id": 1}
 ADD = {"jsonrpc": "2.0", "method": "drive.add", "params": {"vdev": "xvdb", "target": "/b"}, "id": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,33 @@ import pytest
 import uvloop
 
 from tests.fakes.service import FakeService
+from tests.rpc import replies
+from xenpvd.rpc import http, session
+from xenpvd.rpc.dispatch import Reply, dispatch
+from xenpvd.rpc.registry import Call
 from xenpvd.rpc.server import RpcServer
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-asyncio, since 1.5: every test here runs on both loops
 def pytest_asyncio_loop_factories() -> dict[str, Any]:
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def replies_fit_the_document(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test asks for, and at whichever door."""
+    broken: list[str] = []
+
+    async def watched(message: Any, call: Call) -> Reply | None:
+        reply = await dispatch(message, call)
+        if reply is not None:
+            broken.extend(replies.broken(message, reply))
+        return reply
+
+    for door in (session, http):  # rpc.sock and the WebSocket are sessions
+        monkeypatch.setattr(door, "dispatch", watched)
+    yield
+    assert broken == []
 
 
 async def until(condition: Callable[[], bool]) -> None:

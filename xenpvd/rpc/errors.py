@@ -14,7 +14,6 @@ from xenpvd.errors import (
     BadConfig,
     Busy,
     Exists,
-    GuestFault,
     HostError,
     ImageError,
     KvmError,
@@ -38,7 +37,7 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 #: The nearest class in an exception's MRO counts.
-CODES: dict[type[Exception], int] = {
+CODES: dict[type[XenpvdError], int] = {
     BadConfig: INVALID_PARAMS,
     XenpvdError: 1000,
     StateError: 1001,
@@ -52,7 +51,6 @@ CODES: dict[type[Exception], int] = {
     ImageError: 1020,
     HostError: 1021,
     KvmError: 1022,
-    GuestFault: 1030,
     XenstoreFault: 1031,
 }
 
@@ -89,19 +87,17 @@ def parse_fault(why: str) -> Fault:
 def fault_of(fault: Exception, method: str) -> Fault:
     """What the client of ``method`` reads of ``fault``.
 
-    A fault of ours (no class of the table) is logged with its traceback under an incident number; the
+    A fault of ours (no :class:`XenpvdError`) is logged with its traceback under an incident number; the
     number is all that leaves the house.
     """
-    code = next((CODES[kind] for kind in type(fault).__mro__ if kind in CODES), None)
-    if code is None:
+    if not isinstance(fault, XenpvdError):
         incident = secrets.token_hex(4)
         log.error("incident %s in %s", incident, method, exc_info=fault)
         message = f"{method} failed: a fault of the daemon, incident {incident}. Its log has the traceback."
         return Fault(INTERNAL_ERROR, message, {"reason": "INTERNAL", "incident": incident})
-    reason = fault.reason if isinstance(fault, XenpvdError) else "GUEST_PROTOCOL"
-    told = fault.data if isinstance(fault, XenpvdError) else {}
-    data = to_jsonable_python(told, fallback=str, bytes_mode="base64")
-    return Fault(code, str(fault), {**data, "reason": reason})
+    code = next(CODES[kind] for kind in type(fault).__mro__ if kind in CODES)
+    data = to_jsonable_python(fault.data, fallback=str, bytes_mode="base64")
+    return Fault(code, str(fault), {**data, "reason": fault.reason})
 
 
 def _words(error: ErrorDetails) -> str:

@@ -141,7 +141,7 @@ def _call(method: Schema, params: str) -> str:
 def _type(schema: Schema) -> str:
     if "$ref" in schema:
         return str(schema["$ref"]).removeprefix(REF)
-    if choices := schema.get("anyOf", schema.get("oneOf")):
+    if choices := schema.get("anyOf", schema.get("oneOf", schema.get("allOf"))):
         return " | ".join(_type(choice) for choice in choices)
     values = schema.get("enum", [schema["const"]] if "const" in schema else [])
     if values:

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from xenpvd.errors import XenpvdError
 from xenpvd.rpc import models, results
 from xenpvd.rpc.errors import (
     CODES,
@@ -45,7 +44,8 @@ def document(methods: Mapping[str, Method]) -> Schema:
         adapters.append((name, "serialization", TypeAdapter(model)))
     schemas, shared = TypeAdapter.json_schemas(adapters, ref_template=REF + "{model}")
     components: Schema = shared["$defs"]
-    named = {str(name): schema for (name, _), schema in schemas.items()}
+    named = {str(name): _draft7(schema) for (name, _), schema in schemas.items()}
+    components = {name: _draft7(schema) for name, schema in components.items()}
 
     def params_of(method: Method) -> list[Schema]:
         # A method's parameters are listed one by one, so their model is no component of its own.
@@ -93,12 +93,24 @@ def errors() -> dict[str, Schema]:
         "INTERNAL": {"code": INTERNAL_ERROR, "message": "A fault of the daemon; its log has the incident."},
     }
     for kind, code in CODES.items():
-        reason = kind.reason if issubclass(kind, XenpvdError) else "GUEST_PROTOCOL"
         summary = " ".join((kind.__doc__ or "").split()).split(". ")[0].rstrip(".") + "."
-        found[reason] = {"code": code, "message": summary}
+        found[kind.reason] = {"code": code, "message": summary}
     found["FAILED"]["message"] = "Anything else that the message explains."
     found["VALIDATION"]["message"] = "The parameters do not fit; data.errors says where."
     return dict(sorted(found.items(), key=lambda item: item[1]["code"]))
+
+
+def _draft7(schema: Any) -> Any:
+    """OpenRPC's schemas are of JSON Schema's draft 7, in which nothing counts that stands beside a $ref;
+    pydantic writes a default there, as later drafts allow."""
+    if isinstance(schema, list):
+        return [_draft7(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema and len(schema) > 1:
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        return {"allOf": [{"$ref": schema["$ref"]}], **rest}
+    return {key: _draft7(value) for key, value in schema.items()}
 
 
 def _resolve(schema: Schema, components: Schema) -> Schema:
@@ -173,7 +185,7 @@ def kind(schema: Schema) -> str:
     """A type in a few words, values in backticks."""
     if "$ref" in schema:
         return str(schema["$ref"]).removeprefix(REF)
-    if choices := schema.get("anyOf", schema.get("oneOf")):
+    if choices := schema.get("anyOf", schema.get("oneOf", schema.get("allOf"))):
         return " or ".join(kind(choice) for choice in choices)
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
