@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.fakes.service import FakeService
+from tests.gateway.openssl import make_certificates
 from tests.rpc.conftest import pytest_asyncio_loop_factories, replies_fit_the_document, until
 from xenpvd.access import Role
 from xenpvd.gateway import listen
@@ -76,6 +77,14 @@ class Host:
     async def close(self) -> None:
         for name in tuple(self._servers):
             await self.stop(name)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder: see :func:`make_certificates`."""
+    place = tmp_path_factory.mktemp("tls")
+    make_certificates(place)
+    return place
 
 
 @pytest.fixture

@@ -68,6 +68,21 @@ async def test_it_serves_and_ends(config: Path, host: Host) -> None:
     assert not path.exists()
 
 
+async def test_it_reloads(config: Path, host: Host) -> None:
+    """By SIGHUP, what is wrong as well as what is right."""
+    path = config.with_name("gateway.sock")
+    with gateway(*COMMAND, "--config", str(config), "--run-dir", str(host.run_dir)) as process:
+        assert process.stderr is not None
+        await asyncio.to_thread(process.stderr.readline)
+        good = config.read_text()
+        for text, told in (("listen = 7", "nothing is reloaded"), (f"names = ['x']\n{good}", "are at ")):
+            config.write_text(text)
+            process.send_signal(signal.SIGHUP)
+            assert told in await asyncio.to_thread(process.stderr.readline)
+            assert await look(aiohttp.UnixConnector(str(path)), "http://x") == ["web1"]
+        assert "reloaded" in await ended(process)
+
+
 #: what a supervisor does between its fork() and exec(); the first argument is the socket
 HAND_OVER = """
 import os, sys
@@ -94,7 +109,7 @@ async def test_the_supervisors_socket(config: Path, host: Host) -> None:
     [
         ("listen = 7", 2, "listen: "),
         ('tokens = "gateway.tokens"\nlisten = ["0.0.0.0:0"]', 2, "which takes TLS. Add [tls]"),
-        ('tokens = "missing"', 1, "cannot read "),
+        ('tokens = "missing"', 2, "cannot read "),
         (
             'tokens = "gateway.tokens"\n[tls]\ncertificate = "a"\nkey = "b"',
             2,

@@ -20,13 +20,15 @@ def test_a_whole_one(tmp_path: Path) -> None:
         certificate = "gateway.crt"
         key = "gateway.key"
         client_ca = "clients.crt"
+        client_crl = "clients.crl"
         [[client]]
         name = "alice"
         role = "operator"
         guests = "web*"
     """)
     config = load(file)
-    assert config.tls is not None and config.tls.client_ca == "clients.crt"
+    assert config.tls is not None
+    assert (config.tls.client_ca, config.tls.client_crl) == ("clients.crt", "clients.crl")
     assert (config.client[0].name, config.client[0].role, config.client[0].guests) == (
         "alice",
         "operator",
@@ -50,6 +52,10 @@ def test_a_whole_one(tmp_path: Path) -> None:
         ("token = 't'", "token: there is no such key"),
         ("tokens = 't'\n[tls]\nkey = 'k'", "tls.certificate: it is missing"),
         ("[[client]]\nname = 'a'\nrole = 'admin'", "tls.client_ca: it is missing"),
+        (
+            "tokens = 't'\n[tls]\nkey = 'k'\ncertificate = 'c'\nclient_crl = 'r'",
+            "tls.client_ca: it is missing",
+        ),
         ("[[client]]\nname = 'a'\nrole = 'root'", "client.0.role: "),
         ("[[client]]\nname = 'a'\nrole = 'admin'\nguests = 'A/..'", "client.0.guests: "),
         (

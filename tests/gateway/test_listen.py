@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import ssl
-import subprocess
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.gateway.conftest import ADD, PING, Host, bearer, tokens
+from tests.gateway.openssl import client, needs_openssl
 from xenpvd.errors import BadConfig, HostError
 from xenpvd.gateway import listen
 from xenpvd.gateway.access import Certificates, Tokens
 from xenpvd.gateway.config import ClientConfig, TlsConfig
 from xenpvd.gateway.guests import Guests
 from xenpvd.gateway.server import Gateway
-
-OPENSSL = shutil.which("openssl")
-needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="there is no openssl: apt install openssl")
-
-
-def openssl(*words: str) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two CAs, ours and another; of ours a host and two clients, of the other one an alice of its own."""
-    place = tmp_path_factory.mktemp("tls")
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-    for ca in ("ours", "other"):
-        files = ("-keyout", f"{place}/{ca}.key", "-out", f"{place}/{ca}.crt")
-        usage = ("-addext", "keyUsage=critical,keyCertSign")
-        openssl("req", "-x509", *new, "-subj", f"/CN={ca} CA", *files, *usage)
-    for ca, name, subject in (
-        ("ours", "host", "localhost"),
-        ("ours", "alice", "alice"),
-        ("ours", "mallory", "mallory"),
-        ("other", "false-alice", "alice"),
-        ("mallory", "mallorys-alice", "alice"),
-    ):
-        signed = ("-CA", f"{place}/{ca}.crt", "-CAkey", f"{place}/{ca}.key")
-        files = ("-keyout", f"{place}/{name}.key", "-out", f"{place}/{name}.crt")
-        names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-        openssl("req", "-x509", *new, "-subj", f"/CN={subject}", *signed, *files, *names)
-    with (place / "mallorys-alice.crt").open("a") as chain:
-        chain.write((place / "mallory.crt").read_text())
-    return place
-
-
-def client(certificates: Path, name: str | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(certificates / "ours.crt"))
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if name is not None:
-        context.load_cert_chain(certificates / f"{name}.crt", certificates / f"{name}.key")
-    return context
 
 
 async def serve(host: Host, certificates: Path, known: Tokens, given: bool) -> tuple[Gateway, str]:

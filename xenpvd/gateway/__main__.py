@@ -1,10 +1,9 @@
-"""The ``xenpvd-gateway`` command: all guests of this host, for other hosts. Exit status: 0, 1 failed, 2 usage
-or gateway.toml."""
+"""The ``xenpvd-gateway`` command: all guests of this host, for other hosts. Exit status: 0, 1 failed,
+2 usage, gateway.toml or a file that it names."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -13,13 +12,9 @@ import click
 
 from xenpvd import __version__, logs, paths
 from xenpvd.errors import BadConfig, XenpvdError
-from xenpvd.gateway import config, listen
-from xenpvd.gateway.access import Certificates, Tokens
-from xenpvd.gateway.config import GatewayConfig
-from xenpvd.gateway.guests import Guests
-from xenpvd.gateway.server import Gateway
-
-log = logging.getLogger("xenpvd.gateway")
+from xenpvd.gateway import config
+from xenpvd.gateway.serving import Serving, Settings
+from xenpvd.tasks import Tasks
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,42 +35,29 @@ log = logging.getLogger("xenpvd.gateway")
 @click.version_option(__version__, message="%(version)s")
 def main(file: Path, run_dir: Path | None) -> None:
     """Let other hosts, and browsers, see and steer the guests of this one."""
+    wrong = 2  # what the files say
     try:
-        settings = config.load(file)
-        logs.configure("auto", settings.log_level)
-        asyncio.run(_run(settings, file.absolute().parent, run_dir or paths.run_dir()))
+        settings = Settings.read(file)
+        wrong = 1
+        logs.configure("auto", settings.config.log_level)
+        asyncio.run(_run(file, run_dir or paths.run_dir(), settings))
     except XenpvdError as fault:
         print(f"xenpvd-gateway: {fault}", file=sys.stderr)
-        sys.exit(2 if isinstance(fault, BadConfig) else 1)
+        sys.exit(2 if isinstance(fault, BadConfig) else wrong)
 
 
-async def _run(settings: GatewayConfig, folder: Path, run_dir: Path) -> None:
-    tokens = Tokens.load(folder / settings.tokens) if settings.tokens is not None else Tokens()
-    tls = None
-    if settings.tls is not None:
-        tls = listen.context(settings.tls, folder, settings.tokens is not None)
-    authorities = [] if tls is None else [one["subject"] for one in tls.get_ca_certs()]
-    people = Certificates(settings.client, authorities)
-    gateway = Gateway(Guests(run_dir), tokens, people, settings.names)
-    stop = asyncio.Event()
+async def _run(file: Path, run_dir: Path, settings: Settings) -> None:
+    serving = Serving(file, run_dir)
+    stop, tasks, loop = asyncio.Event(), Tasks(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    given = listen.inherited()
-    places = dict(given)
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(serving.reload(), "reload"))
     try:
-        for where in () if given else settings.listen:
-            places[where] = listen.bind(where)
-        for where, place in places.items():
-            listen.check(where, place, tls is not None)
-        await gateway.start(list(places.values()), tls)
-        log.info("the guests of %s are at %s", run_dir, ", ".join(places))
+        await serving.take(settings)
         await stop.wait()
     finally:
-        await gateway.stop()
-        for where, place in places.items():
-            place.close()
-            if where.startswith("/") and not given:
-                Path(where).unlink(missing_ok=True)
+        await tasks.cancel()
+        await serving.stop()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class TlsConfig(_Table):
     certificate: File = Field(description="of this host, with those that lead to its CA's (PEM)")
     key: File = Field(description="its private key (PEM)")
     client_ca: File | None = Field(None, description="whose certificates clients may come with (PEM)")
+    client_crl: File | None = Field(None, description="those of them that are revoked: each CA's list (PEM)")
 
 
 class ClientConfig(_Table):
@@ -104,6 +105,8 @@ def _contradictions(config: GatewayConfig) -> list[tuple[str, str]]:
         found.append(("tokens", "nobody could come in: name a file of tokens, or clients with certificates"))
     if config.client and (config.tls is None or config.tls.client_ca is None):
         found.append(("tls.client_ca", "it is missing, and clients come with certificates of it"))
+    if config.tls is not None and config.tls.client_crl and config.tls.client_ca is None:
+        found.append(("tls.client_ca", "it is missing, and tls.client_crl is a list of it"))
     if len({client.name for client in config.client}) < len(config.client):
         found.append(("client", "two have one name"))
     return found

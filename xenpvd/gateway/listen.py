@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -72,8 +73,15 @@ def context(tls: TlsConfig, folder: Path, tokens: bool) -> ssl.SSLContext:
             key = "tls.client_ca"
             made.load_verify_locations(folder / tls.client_ca)
             made.verify_mode = ssl.CERT_OPTIONAL if tokens else ssl.CERT_REQUIRED
+        if tls.client_crl is not None:
+            key = "tls.client_crl"
+            before = made.cert_store_stats()["x509"]
+            made.load_verify_locations(folder / tls.client_crl)
+            if made.cert_store_stats()["x509"] > before:  # it would be a CA from now on
+                raise OSError(errno.EINVAL, "there is a certificate in it, too")
+            made.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as fault:
         why = fault.reason if isinstance(fault, ssl.SSLError) else fault.strerror
-        files = f"{tls.certificate} with {tls.key}" if key == "tls.certificate" else str(tls.client_ca)
+        files = f"{tls.certificate} with {tls.key}" if key == "tls.certificate" else getattr(tls, key[4:])
         raise BadConfig(f"cannot use {key}, {files}: {why}. Check the files.", [(key, str(why))]) from None
     return made

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,8 +45,6 @@ _CALLER = web.RequestKey[Caller]("caller")
 
 
 class Gateway:
-    """``names`` are those that browsers may know it by, beside this host's own."""
-
     def __init__(
         self,
         guests: Guests,
@@ -54,15 +53,14 @@ class Gateway:
         names: tuple[str, ...] = (),
     ) -> None:
         self._guests = guests
-        self._tokens = tokens
-        self._certificates = certificates or Certificates()
+        self.admit(tokens, certificates or Certificates(), names)
         self._tickets = Tickets()
         self._metrics = Metrics()
         self._sockets: set[web.WebSocketResponse] = set()
         self._servers: list[asyncio.AbstractServer] = []
         app = web.Application(
             client_max_size=MESSAGE_MAX,
-            middlewares=[self._counted, discreet, no_foreign_page((*LOCAL, *names)), self._known, _told],
+            middlewares=[self._counted, discreet, self._from_here, self._known, _told],
         )
         get, post = app.router.add_get, app.router.add_post
         get("/healthz", self._healthz, name="healthz")
@@ -87,19 +85,40 @@ class Gateway:
         )
         app.on_shutdown.append(self._end_sockets)
 
+    def admit(self, tokens: Tokens, certificates: Certificates, names: tuple[str, ...]) -> None:
+        """From the next request on. ``names`` are those that browsers may know us by, beside this host's
+        own."""
+        self._tokens = tokens
+        self._certificates = certificates
+        self._no_foreign_page = no_foreign_page((*LOCAL, *names))
+
     async def start(self, places: list[socket.socket], tls: ssl.SSLContext | None = None) -> None:
-        """Serve at listening sockets, by TLS where that is TCP."""
-        await self._runner.setup()
+        """Serve at listening sockets, which are ours then, by TLS where that is TCP. Done again, new clients
+        come in there only, and those that are here stay; if it fails, all is as before."""
+        if self._runner.server is None:
+            await self._runner.setup()
+        servers: list[asyncio.AbstractServer] = []
+        try:
+            for place in places:
+                servers.append(await self._serve(place, tls))
+        except BaseException:
+            for server in servers:
+                server.close()
+            for place in places[len(servers) :]:
+                place.close()
+            raise
+        before, self._servers = self._servers, servers
+        for server in before:
+            server.close()
+
+    async def _serve(self, place: socket.socket, tls: ssl.SSLContext | None) -> asyncio.AbstractServer:
         loop = asyncio.get_running_loop()
-        for place in places:
-            if place.family == socket.AF_UNIX:
-                server = await loop.create_unix_server(self._accept, sock=place)
-            else:
-                wait = HANDSHAKE if tls else None
-                server = await loop.create_server(
-                    self._accept, sock=place, ssl=tls, ssl_handshake_timeout=wait
-                )
-            self._servers.append(server)
+        if place.family != socket.AF_UNIX:
+            wait = HANDSHAKE if tls else None
+            return await loop.create_server(self._accept, sock=place, ssl=tls, ssl_handshake_timeout=wait)
+        if sys.version_info >= (3, 13):  # its name is not ours to delete
+            return await loop.create_unix_server(self._accept, sock=place, cleanup_socket=False)
+        return await loop.create_unix_server(self._accept, sock=place)
 
     async def stop(self) -> None:
         for server in self._servers:
@@ -129,6 +148,10 @@ class Gateway:
             raise
         self._metrics.requests[kind, answer.status] += 1
         return answer
+
+    @web.middleware
+    async def _from_here(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await self._no_foreign_page(request, handler)
 
     @web.middleware
     async def _known(self, request: web.Request, handler: Handler) -> web.StreamResponse:
