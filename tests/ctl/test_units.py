@@ -56,7 +56,7 @@ def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[
     assert f"\nExecReload={daemon.with_name('xenpvctl')} --run-dir /run/xenpvd reload %i\n" in unit
     assert unit.replace(f"{daemon.parent}/", "/usr/bin/") == (ROOT / "systemd/xenpvd@.service").read_text()
     gateway = (etc / "systemd/system/xenpvd-gateway.service").read_text()
-    assert f"\nExecStart={daemon}-gateway --config %d/gateway.toml " in gateway
+    assert f"\nExecStart={daemon}-gateway --config /etc/xenpvd/gateway.toml " in gateway
     again = xenpvctl.json("install-units", "--root", str(tmp_path / "root"))
     assert sorted(again["written"]) == [str(etc / name) for name in written]
     assert again["daemon"] == str(daemon)

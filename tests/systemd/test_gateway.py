@@ -21,7 +21,7 @@ DIGEST = hashlib.sha256(b"secret").hexdigest()
 SET_UP = rf"""
 set -e
 echo 'tokens = "gateway.tokens"' > /etc/xenpvd/gateway.toml
-install -m 600 /dev/null /etc/xenpvd/gateway.tokens
+install -g xenpvdkeys -m 640 /dev/null /etc/xenpvd/gateway.tokens
 echo '{DIGEST} admin' > /etc/xenpvd/gateway.tokens
 echo 'kernel = "/vmlinuz"' > /etc/xenpvd/web1.toml
 mkdir -p /etc/systemd/system/xenpvd-gateway.service.d
@@ -78,6 +78,24 @@ def test_the_first_who_comes_starts_it(systemd: Systemd) -> None:
     assert [line.split(":")[0].strip() for line in links] == ["lo"], "no network but what it was given"
     systemd.ctl("stop", "xenpvd@web1", "xenpvd-gateway.service")
     assert systemd.show("xenpvd-gateway.service", "Result") == "success"
+
+
+def test_a_reload_reads_the_files_anew(systemd: Systemd) -> None:
+    systemd.ctl("restart", "xenpvd-gateway.service")
+    assert ask(systemd, "/v1/guests")["role"] == "admin"
+    pid = systemd.show("xenpvd-gateway.service", "MainPID")
+    systemd.run("sh", "-c", f"echo '{DIGEST} viewer' > /etc/xenpvd/gateway.tokens")
+    systemd.ctl("reload", "xenpvd-gateway.service")
+    while ask(systemd, "/v1/guests")["role"] != "viewer":
+        time.sleep(0.1)  # systemd has only sent the signal
+    systemd.run("sh", "-c", "echo none > /etc/xenpvd/gateway.tokens")
+    systemd.ctl("reload", "xenpvd-gateway.service")
+    while "line 1 is not SHA256" not in systemd.journal("xenpvd-gateway"):
+        time.sleep(0.1)
+    assert ask(systemd, "/v1/guests")["role"] == "viewer"
+    assert systemd.show("xenpvd-gateway.service", "MainPID") == pid
+    systemd.run("sh", "-c", f"echo '{DIGEST} admin' > /etc/xenpvd/gateway.tokens")
+    systemd.ctl("stop", "xenpvd-gateway.service")
 
 
 def test_a_fault_is_told_and_not_tried_again(systemd: Systemd) -> None:

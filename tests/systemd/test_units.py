@@ -91,13 +91,25 @@ def test_the_gateways_units(gateway: Path) -> None:
 
 def test_the_gateways_command_line(tmp_path: Path) -> None:
     (command,) = setting("xenpvd-gateway.service", "ExecStart")
-    words = [word.replace("%d", str(tmp_path)) for word in command.split()]
-    assert words[0] == "/usr/bin/xenpvd-gateway"
-    (tmp_path / "gateway.toml").write_text("")
-    done = CliRunner().invoke(gateway_main, words[1:])
-    assert done.exit_code == 2 and "nobody could come in" in done.stderr, "all it finds fault with"
+    words = [word.replace(str(DEFAULT.parent), str(tmp_path)) for word in command.split()]
+    assert words[0] == "/usr/bin/xenpvd-gateway" and f"{tmp_path}/gateway.toml" in words
+    for text in (None, "", 'tokens = "missing"'):
+        if text is not None:
+            (tmp_path / "gateway.toml").write_text(text)
+        done = CliRunner().invoke(gateway_main, words[1:])
+        assert done.exit_code == 2 and done.stderr.startswith("xenpvd-gateway: cannot "), text
     assert setting("xenpvd-gateway.service", "RestartPreventExitStatus") == ["2"]
-    assert f"gateway.toml:{DEFAULT}" in setting("xenpvd-gateway.service", "LoadCredential")
+
+
+def test_reloads() -> None:
+    for service in (*SERVICES, "xenpvd-gateway.service"):
+        assert setting(service, "ExecReload") == ['/bin/sh -c "kill -HUP $MAINPID"'], service
+
+
+def test_its_groups_are_made() -> None:
+    made = re.findall(r"^g (\S+)", (UNITS / "sysusers.d/xenpvd.conf").read_text(), re.MULTILINE)
+    for service in ("xenpvd@.service", "xenpvd-gateway.service"):
+        assert {*setting(service, "Group"), *setting(service, "SupplementaryGroups")} <= set(made), service
 
 
 def test_no_guests_user_is_the_gateways() -> None:
@@ -116,6 +128,8 @@ def test_its_command_line_is_the_daemons(service: str, tmp_path: Path) -> None:
     definition.write_text("")
     done = CliRunner().invoke(main, ["--config", str(definition), *words[3:]])
     assert done.exit_code == 2 and "kernel" in done.stderr, "the definition is all it finds fault with"
+    definition.unlink()
+    assert CliRunner().invoke(main, ["--config", str(definition), *words[3:]]).exit_code == 2
     assert 2 in [int(status) for status in setting(service, "RestartPreventExitStatus")[0].split()]
 
 
