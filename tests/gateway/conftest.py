@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ class Host:
     async def close(self) -> None:
         for name in tuple(self._servers):
             await self.stop(name)
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """A gateway sets that of the whole process's log."""
+    before = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -20,17 +20,7 @@ from xenpvd.errors import BadConfig, HostError
 from xenpvd.gateway import revocation
 from xenpvd.gateway.serving import Serving, Settings
 
-pytestmark = pytest.mark.usefixtures("level")
-
 CLIENT = '\n[[client]]\nname = "alice"\nrole = "operator"\n'
-
-
-@pytest.fixture
-def level() -> object:
-    """A gateway sets the whole process's."""
-    before = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(before)
 
 
 @pytest.fixture
