@@ -252,7 +252,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 def check(place: RunDir, guest: str) -> None:
     """Check a guest's definition, and that this host can run it.
 
-    GUEST is a TOML file or a name, as for start. Needs no daemon and changes nothing.
+    GUEST is a TOML file or a name, as for start. Needs no daemon and changes nothing. Exit status: 2
+    if the file is wrong, 1 if this host cannot run it.
     """
     from xenpvd import check as host
     from xenpvd import config
@@ -266,15 +267,15 @@ def check(place: RunDir, guest: str) -> None:
     definition = None
     try:
         definition = config.load(file)
-        found = host.problems(definition)
+        found, status = host.problems(definition), FAILED
     except BadConfig as fault:
-        found = fault.problems
+        found, status = fault.problems, USAGE
     except XenpvdError as fault:
-        found = [("(file)", str(fault))]
+        found, status = [("(file)", str(fault))], USAGE
     if found:
         problems = [{"loc": loc, "msg": msg} for loc, msg in found]
         said = "\n".join(f"{file}: {loc}: {msg}" for loc, msg in found)
-        raise Failure(said, FAILED, code=INVALID_PARAMS, reason="VALIDATION", data={"problems": problems})
+        raise Failure(said, status, code=INVALID_PARAMS, reason="VALIDATION", data={"problems": problems})
     assert definition is not None
     disks = ", ".join(f"{disk.vdev} {disk.target}" for disk in definition.disk) or "no disks"
     vcpus = f"{definition.vcpus} vCPU{'s' if definition.vcpus > 1 else ''}"
