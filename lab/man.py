@@ -1,7 +1,8 @@
 """``python -m lab.man``: write the parts of docs/man that repeat what the code says.
 
 A page is prose with such parts between ``.\\" BEGIN what of whom`` and ``.\\" END``: options and verbs come
-from click, keys from the model of a definition, methods, events and errors from the API's document.
+from click, keys from the models of a definition and of gateway.toml, methods, events and errors from the
+API's document.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from xenpvd.config import (
     ShimConfig,
 )
 from xenpvd.ctl.cli import cli
+from xenpvd.gateway.__main__ import main as gateway
+from xenpvd.gateway.config import ClientConfig, GatewayConfig, TlsConfig
 from xenpvd.rpc.methods.daemon import document
 from xenpvd.rpc.schema import kind
 
 PAGES = CHECKOUT / "docs" / "man"
-COMMANDS: dict[str, click.Command] = {"xenpvd": daemon, "xenpvctl": cli}
+COMMANDS: dict[str, click.Command] = {"xenpvd": daemon, "xenpvctl": cli, "xenpvd-gateway": gateway}
 TABLES: dict[str, type[BaseModel]] = {
     "top": GuestConfig,
     "shim": ShimConfig,
@@ -49,6 +52,10 @@ TABLES: dict[str, type[BaseModel]] = {
     "disk": DiskConfig,
     "disk.limits": LimitsConfig,
 }
+#: those of gateway.toml
+GATEWAY_TABLES: dict[str, type[BaseModel]] = {
+    "gateway": GatewayConfig, "tls": TlsConfig, "client": ClientConfig
+}  # fmt: skip
 #: said once for all verbs
 EVERYWHERE = ("--json", "--help")
 
@@ -134,13 +141,14 @@ def _verb(command: click.Command) -> Iterator[str]:
 
 
 def keys(names: list[str]) -> Iterator[str]:
-    """The keys of one of :data:`TABLES`."""
-    table = TABLES[names[0]]
+    """The keys of one of :data:`TABLES` or :data:`GATEWAY_TABLES`."""
+    tables = TABLES if names[0] in TABLES else GATEWAY_TABLES
+    table = tables[names[0]]
     schemas = table.model_json_schema()["properties"]
 
     def entries() -> Iterator[tuple[str, Iterator[str]]]:
         for name, field in table.model_fields.items():
-            is_table = table is GuestConfig and name in TABLES
+            is_table = table in (GuestConfig, GatewayConfig) and name in tables
             if not is_table and "$ref" not in schemas[name]:
                 size = any(isinstance(meta, BeforeValidator) for meta in field.metadata)
                 yield f"Ic {words(name)}", _key(schemas[name], size, field.is_required())
@@ -181,7 +189,9 @@ def _values(schema: dict[str, Any], size: bool) -> str:
     if pattern:
         told = config.words(_mismatch(pattern))
         _, path, more = told.partition("an absolute path")  # in a file any will do
-        return f"a path{more}" if path else f"a text; {told}"
+        if path:
+            return f"a path{more}"
+        return f"a text; {told}" if told else "a text"
     return f"a text, {schema['maxLength']} characters at most"
 
 

@@ -15,15 +15,17 @@ import pytest
 
 from lab import man, mdoc
 from xenpvd import config, paths
-from xenpvd.__main__ import main as daemon
 from xenpvd.ctl.cli import cli
+from xenpvd.gateway import config as gateway
 from xenpvd.rpc.methods import METHODS
 from xenpvd.rpc.schema import NOTIFICATIONS, document
 
 API = document(METHODS)
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in man.PAGES.iterdir()}
 #: of others
-FOREIGN = {("xl", "1"), ("sd_notify", "3"), ("sd_listen_fds", "3"), ("sd-daemon", "3")}
+FOREIGN = {
+    ("xl", "1"), ("sd_notify", "3"), ("sd_listen_fds", "3"), ("sd-daemon", "3"), ("systemd.socket", "5")
+}  # fmt: skip
 
 pages = pytest.mark.parametrize("name", PAGES)
 
@@ -87,9 +89,11 @@ def test_every_verb_and_option_is_in_xenpvctl() -> None:
     assert macro(page, "Cm") == verbs
 
 
-def test_every_option_is_in_xenpvd() -> None:
-    assert macro(PAGES["xenpvd.8"], "It Fl") | macro(PAGES["xenpvd.8"], ", Fl") == {
-        option[1:] for option in options(daemon)
+@pytest.mark.parametrize("name", ["xenpvd", "xenpvd-gateway"])
+def test_every_option_is_in_its_page(name: str) -> None:
+    page = PAGES[f"{name}.8"]
+    assert macro(page, "It Fl") | macro(page, ", Fl") == {
+        option[1:] for option in options(man.COMMANDS[name])
     }
 
 
@@ -124,6 +128,14 @@ def test_what_a_key_takes_is_told_as_it_is() -> None:
     assert told("top", "kernel").endswith('A path, or "pvgrub".')
     assert told("shim", "path").endswith('A path, or "auto".')
     assert told("console", "log").endswith("A path.")
+
+
+def test_every_key_is_in_xenpvd_gateway() -> None:
+    keys = {key for table in man.GATEWAY_TABLES.values() for key in table.model_fields}
+    assert macro(PAGES["xenpvd-gateway.8"], "It Ic") == keys - {"tls", "client"}
+    models = {model for model in vars(gateway).values() if isinstance(model, type)}
+    tables = {model for model in models if issubclass(model, gateway._Table)}
+    assert tables - {gateway._Table} == set(man.GATEWAY_TABLES.values())
 
 
 def test_the_api_is_in_xenpvd_rpc() -> None:

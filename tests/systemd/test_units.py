@@ -101,6 +101,15 @@ def test_the_gateways_command_line(tmp_path: Path) -> None:
     assert setting("xenpvd-gateway.service", "RestartPreventExitStatus") == ["2"]
 
 
+def test_no_start_again_after_a_fault_that_stays() -> None:
+    """2, usage and configuration, and 3, the name, are so in the manual, too."""
+    pages = {"xenpvd@.service": "xenpvd.8", "user/xenpvd@.service": "xenpvd.8"}
+    for service, name in (pages | {"xenpvd-gateway.service": "xenpvd-gateway.8"}).items():
+        page = (UNITS.parent / "docs/man" / name).read_text()
+        told = re.findall(r"^\.It (\d)$", page.partition(".Sh EXIT STATUS")[2], re.MULTILINE)
+        assert {"0", "1", *setting(service, "RestartPreventExitStatus")[0].split()} == set(told), service
+
+
 def test_reloads() -> None:
     for service in (*SERVICES, "xenpvd-gateway.service"):
         assert setting(service, "ExecReload") == ['/bin/sh -c "kill -HUP $MAINPID"'], service

@@ -66,17 +66,26 @@ class ClientConfig(_Table):
     """Who comes with a certificate of ``tls.client_ca``."""
 
     name: str = Field(min_length=1, max_length=64, description="its subject's common name (CN)")
-    role: Role
+    role: Role = Field(description="what it may do: the roles of xenpvd-rpc(7)")
     guests: Pattern = Field("*", description="those that it may see, as web*")
 
 
 class GatewayConfig(_Table):
-    listen: tuple[Listen, ...] = Field(("127.0.0.1:8443",), max_length=16)
-    tokens: File | None = Field(None, description="a file of lines SHA256 ROLE [GUESTS]")
+    listen: tuple[Listen, ...] = Field(
+        ("127.0.0.1:8443",),
+        max_length=16,
+        description="ADDRESS:PORT in numbers, or a socket's path; sockets of systemd count instead",
+    )
+    tokens: File | None = Field(
+        None,
+        description="a file of lines SHA256 ROLE [GUESTS], which nobody but its owner and group may read",
+    )
     tls: TlsConfig | None = None
     client: tuple[ClientConfig, ...] = Field((), max_length=1024)
     names: tuple[str, ...] = Field((), max_length=64, description="by which browsers reach it, as a.example")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="how much is logged; what takes more than a viewer is, with who called it"
+    )
 
 
 def load(path: Path) -> GatewayConfig:
