@@ -18,7 +18,8 @@ def openssl(*words: str) -> None:
 
 
 def make_certificates(place: Path) -> None:
-    """Two CAs, ours and another; of ours a host and two clients, of the other one an alice of its own."""
+    """Two CAs, ours and another; of ours a host and two clients, of the other one an alice of its own.
+    mallory's certificate is a CA's, too, as by openssl's simplest recipe. Python 3.13 takes them as well."""
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
     for ca in ("ours", "other"):
         files = ("-keyout", f"{place}/{ca}.key", "-out", f"{place}/{ca}.crt")
@@ -34,7 +35,12 @@ def make_certificates(place: Path) -> None:
         signed = ("-CA", f"{place}/{ca}.crt", "-CAkey", f"{place}/{ca}.key")
         files = ("-keyout", f"{place}/{name}.key", "-out", f"{place}/{name}.crt")
         names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-        openssl("req", "-x509", *new, "-subj", f"/CN={subject}", *signed, *files, *names)
+        mark = (
+            "keyUsage=critical,digitalSignature,keyCertSign"
+            if name == "mallory"
+            else "basicConstraints=critical,CA:FALSE"
+        )
+        openssl("req", "-x509", *new, "-subj", f"/CN={subject}", *signed, *files, *names, "-addext", mark)
     with (place / "mallorys-alice.crt").open("a") as chain:
         chain.write((place / "mallory.crt").read_text())
 

@@ -33,7 +33,7 @@ async def serve(host: Host, certificates: Path, known: Tokens, given: bool) -> t
 
 @needs_openssl
 async def test_what_a_client_has_signed_lets_nobody_in(host: Host, certificates: Path) -> None:
-    """By the simplest recipe its certificate is a CA's, too; TLS is content with the chain."""
+    """mallory's certificate is a CA's, too; TLS is content with the chain."""
     gateway, url = await serve(host, certificates, tokens(), given=False)
     async with aiohttp.ClientSession(url) as web:
         async with web.get("/v1/guests", ssl=client(certificates, "mallorys-alice")) as reply:
