@@ -79,6 +79,15 @@ def test_every_problem_at_once_with_its_toml_path(pv: GuestConfig, tmp_path: Pat
     assert nowhere in problems["ramdisk"] and nowhere in problems["disk.0.target"]
 
 
+def test_an_image_that_does_not_fit_its_sectors(pv: GuestConfig, tmp_path: Path) -> None:
+    image = tmp_path / "odd.img"
+    image.write_bytes(bytes(512 * 9))
+    disk = {"vdev": "xvda", "target": str(image), "sector_size": 4096}
+    problems = found(pv, disk=[disk])
+    assert list(problems) == ["disk.0.sector_size"] and "no multiple of" in problems["disk.0.sector_size"]
+    assert found(pv, disk=[disk | {"sector_size": 512, "cache": "none"}]) == {}
+
+
 @pytest.mark.parametrize(
     "content, why",
     [

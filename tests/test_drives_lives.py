@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +22,7 @@ from xenpvd.backends import device
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig, GuestConfig, LimitsConfig
-from xenpvd.errors import BadConfig, ImageError, NotFound, StateError, TimedOut
+from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut
 from xenpvd.tasks import in_thread
 from xenpvd.views import DriveAdded, Runstate
 
@@ -187,6 +190,23 @@ async def test_another_file_may_come_after_a_remove_that_was_overtaken(
     (tmp_path / "c.img").write_bytes(b"c" * (1 << 20))
     ring = await connect(running, machines, "xvdb")
     assert await asyncio.to_thread(ring.read, 0, 1) == b"c" * 512
+
+
+async def test_what_is_opened_for_a_disk_is_opened_as_its_definition_says(
+    running: House, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    disk = DiskConfig(vdev="xvdb", target=str(tmp_path / "b.img"), cache="none")
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.img").write_bytes(bytes(1 << 20))
+    drives, domain = running.guest.drives, running.guest.domain
+    assert domain is not None
+    added = await drives.add(domain, disk, False, 5)
+    assert added.drive.cache == "none"
+    await drives.swap(domain, "xvdb", str(tmp_path / "c.img"))
+    assert fcntl.fcntl(domain.drives["xvdb"].image.fd, fcntl.F_GETFL) & os.O_DIRECT
+    with pytest.raises(Exists, match="there is one already"):
+        await drives.add(domain, disk.model_copy(update={"cache": "writeback"}), False, 5)
+    await drives.remove(domain, "xvdb", force=True, missing_ok=False, timeout=5)
 
 
 async def test_resize_swap_and_flush_of_what_is_there(
@@ -383,8 +403,8 @@ async def test_an_image_whose_opening_was_given_up_is_not_in_the_next_ones_way(
     locked, go = threading.Event(), threading.Event()
     open_ = Image.open
 
-    def open_slowly(path: str, *, readonly: bool) -> Image:
-        image = open_(path, readonly=readonly)
+    def open_slowly(path: str, **options: Any) -> Image:
+        image = open_(path, **options)
         locked.set()
         go.wait(5)
         return image

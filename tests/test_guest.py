@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -360,9 +361,9 @@ async def test_storage_that_hangs_holds_up_only_its_own_add(
     go_on = threading.Event()
     real = Image.open
 
-    def hang(path: str, *, readonly: bool) -> Image:
+    def hang(path: str, **options: Any) -> Image:
         assert go_on.wait(5)
-        return real(path, readonly=readonly)
+        return real(path, **options)
 
     monkeypatch.setattr("xenpvd.drives.Image.open", hang)
     guest = running.guest

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from xenpvd.access import Access
+from xenpvd.backends.blkif.fit import check_fits
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig, GuestConfig
@@ -76,19 +77,27 @@ def problems(config: GuestConfig, descriptors: Descriptors | None = None) -> lis
         attempt("memory", whole)
     for n, disk in enumerate(config.disk):
         attempt(f"disk.{n}.vdev", lambda: devid(disk.vdev))  # noqa: B023 - called at once
-        attempt(
-            f"disk.{n}.target",
-            lambda: _open(disk, descriptors).close(),  # noqa: B023
-        )
+        try:
+            _look_at(disk, descriptors)
+        except BadConfig as fault:
+            found.append((f"disk.{n}.sector_size", str(fault)))
+        except XenpvdError as fault:
+            found.append((f"disk.{n}.target", str(fault)))
     return found
 
 
-def _open(disk: DiskConfig, descriptors: Descriptors | None) -> Image:
+def _look_at(disk: DiskConfig, descriptors: Descriptors | None) -> None:
+    """Raises :class:`ImageError`, and :class:`BadConfig` for an image that is none for this disk."""
     if disk.target.startswith("/"):
-        return Image.open(disk.target, readonly=disk.readonly)
-    if descriptors is None or not disk.target:
-        return Image.none()
-    return descriptors.image(disk.target, readonly=disk.readonly, lock=False)  # it would stay locked
+        image = Image.open(disk.target, readonly=disk.readonly, cache=disk.cache)
+    elif descriptors is not None and disk.target:  # it would stay locked
+        image = descriptors.image(disk.target, readonly=disk.readonly, cache=disk.cache, lock=False)
+    else:
+        return
+    try:
+        check_fits(disk, image)
+    finally:
+        image.close()
 
 
 def _shim(config: GuestConfig) -> PvhImage:

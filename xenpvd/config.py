@@ -167,6 +167,9 @@ class LimitsConfig(Strict):
         return DriveLimits(**self.model_dump()) if self.bytes_per_second or self.ops_per_second else NO_LIMITS
 
 
+Cache = Literal["writeback", "writethrough", "none"]
+
+
 class DiskConfig(Strict):
     """One xen-block disk."""
 
@@ -181,6 +184,10 @@ class DiskConfig(Strict):
     format: Literal["raw"] = Field("raw", description="of the image")
     sector_size: Literal[512, 4096] = Field(
         512, description="bytes of a logical sector; 4096 only for a disk that has been partitioned so"
+    )
+    cache: Cache = Field(
+        "writeback",
+        description="of the host: writethrough: what is written is on stable storage; none: O_DIRECT",
     )
     discard: bool = Field(True, description="offer it, if what the image lies on can do it")
     persistent: bool = Field(

@@ -10,6 +10,7 @@ from functools import partial
 
 from xenpvd.backends.blkif.image import Image, check_descriptor, is_writable
 from xenpvd.backends.blkif.sharing import OpenFile
+from xenpvd.config import Cache
 from xenpvd.errors import Exists, ImageError, LimitReached, NotFound
 from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.tasks import in_thread
@@ -101,7 +102,9 @@ class Descriptors:
         for name in tuple(self._held):
             self.remove(name)
 
-    def image(self, target: str, *, readonly: bool, lock: bool = True) -> Image:
+    def image(
+        self, target: str, *, readonly: bool, cache: Cache = "writeback", lock: bool = True
+    ) -> Image:
         """What fd:NAME is, as :meth:`Image.shared`. Blocking; in any thread. Raises :class:`ImageError`."""
         name = target.removeprefix(BY_DESCRIPTOR)
         with self._lock:
@@ -114,7 +117,7 @@ class Descriptors:
             except OSError as fault:
                 why = f"cannot use image {target}: {fault.strerror}. Raise the limit (LimitNOFILE)."
                 raise ImageError(why, target) from None
-        return Image.shared(fd, held.file, target, readonly=readonly, lock=lock)
+        return Image.shared(fd, held.file, target, readonly=readonly, cache=cache, lock=lock)
 
 
 def _look(name: str, fd: int) -> _Held:

@@ -160,7 +160,7 @@ class Drives:
                 image.close()
                 raise NotFound(f"cannot change {vdev}: it was removed meanwhile.", "drive", vdev)
             try:
-                drive.check_size(image)
+                drive.check_fits(image)
             except BadConfig:
                 image.close()
                 raise
@@ -230,7 +230,9 @@ class Drives:
             await asyncio.wait({before})
         open_ = self._descriptors.image if disk.target.startswith(BY_DESCRIPTOR) else Image.open
         opening = self._tasks.spawn(
-            in_thread(partial(open_, disk.target, readonly=disk.readonly), drop=Image.close),
+            in_thread(
+                partial(open_, disk.target, readonly=disk.readonly, cache=disk.cache), drop=Image.close
+            ),
             f"opening {disk.target}",
         )
         try:

@@ -286,6 +286,7 @@ class DriveInfo:
     protocol: str | None = None
     rings: int = 0
     ring_pages: int = 0
+    cache: str = "writeback"
     limits: DriveLimits = NO_LIMITS
     plane: str | None = None
     stats: dict[str, int] = field(default_factory=dict)

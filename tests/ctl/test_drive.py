@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ def test_add_list_remove(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert again == "xvdb was there already: /srv/data.img, ro, 1.0 MiB, Connected\n"
     assert xenpvctl("drive", "add", "web1", "xvdc", "/srv/c", "--no-wait").stdout == "xvdc added\n"
     assert xenpvctl("drive", "list", "web1").stdout.splitlines() == [
-        "VDEV  ACCESS  SIZE     STATE      GUEST      PLANE   LIMITS  TARGET",
-        "xvdb  ro      1.0 MiB  Connected  Connected  native  -       /srv/data.img",
-        "xvdc  rw      1.0 MiB  Connected  Connected  native  -       /srv/c",
+        "VDEV  ACCESS  SIZE     STATE      GUEST      CACHE      PLANE   LIMITS  TARGET",
+        "xvdb  ro      1.0 MiB  Connected  Connected  writeback  native  -       /srv/data.img",
+        "xvdc  rw      1.0 MiB  Connected  Connected  writeback  native  -       /srv/c",
     ]
     assert xenpvctl("drive", "remove", "web1", "xvdb").stdout == "xvdb removed\n"
     assert xenpvctl("drive", "remove", "web1", "xvdb", "--missing-ok").stdout == "there was no xvdb\n"
@@ -33,14 +34,19 @@ def test_add_list_remove(xenpvctl: Xenpvctl, service: FakeService) -> None:
 
 def test_all_that_a_disk_may_be(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     limits = ("--bytes", "10M", "--ops", "200", "--burst", "2")
-    more = ("--sector-size", "4096", "--no-discard", "--persistent")
+    more = ("--sector-size", "4096", "--cache", "none", "--no-discard", "--persistent")
     xenpvctl("drive", "add", "web1", "xvdb", "/b", *limits, *more)
     asked = daemon.service.asked_for["xvdb"]
-    assert (asked.sector_size, asked.discard, asked.persistent) == (4096, False, True)
+    assert (asked.sector_size, asked.cache, asked.discard, asked.persistent) == (4096, "none", False, True)
     assert asked.limits == LimitsConfig(bytes_per_second=10 << 20, ops_per_second=200, burst=2.0)
     daemon.do(lambda: daemon.service.with_drive("xvdb", error="the ring is broken", plane="python: limits"))
     (_, row) = xenpvctl("drive", "list", "web1").stdout.splitlines()
-    assert row.split("  ")[-3:] == ["python", "10.0 MiB/s, 200 requests/s", "/b: the ring is broken"]
+    assert re.split(" {2,}", row)[-4:] == [
+        "none",
+        "python",
+        "10.0 MiB/s, 200 requests/s",
+        "/b: the ring is broken",
+    ]
 
 
 def test_targets_are_made_absolute(

@@ -16,6 +16,7 @@ from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.throttle import Throttle
+from xenpvd.config import Cache
 
 
 class FaultyImage(Image):
@@ -66,9 +67,10 @@ class Disk:
         native: bool = False,
         irq: bool = True,
         uring: bool = True,
+        cache: Cache = "writeback",
     ) -> None:
         self.path = path
-        image = FaultyImage.open(path, readonly=readonly)
+        image = FaultyImage.open(path, readonly=readonly, cache=cache)
         assert isinstance(image, FaultyImage)
         self.image = image
         self.gnttab = FakeGnttab()

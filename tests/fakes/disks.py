@@ -16,7 +16,7 @@ from xenpvd.abi.io_blkif import X86_64, Abi
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.xenstore.server import Xenstore
-from xenpvd.config import DiskConfig
+from xenpvd.config import Cache, DiskConfig
 from xenpvd.tasks import Tasks
 
 SIZE = 1 << 20
@@ -47,11 +47,13 @@ class Rig:
     def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._tasks.spawn(coro, "test")
 
-    def image(self, vdev: str, access: str = "rw", cls: type[Image] = Image) -> Image:
+    def image(
+        self, vdev: str, access: str = "rw", cls: type[Image] = Image, cache: Cache = "writeback"
+    ) -> Image:
         path = self.tmp_path / f"{vdev}.img"
         if not path.exists():
             path.write_bytes(random.Random(vdev).randbytes(SIZE))
-        return cls.open(path, readonly=access == "ro")
+        return cls.open(path, readonly=access == "ro", cache=cache)
 
     def disk(
         self,

@@ -391,6 +391,7 @@ class FakeService:
             disk.sector_size,
             "Connected",
             "Connected",
+            cache=disk.cache,
             limits=disk.limits.view(),
             plane="native, io_uring",
         )

@@ -79,7 +79,7 @@ def test_a_whole_definition_goes_in_as_json() -> None:
 
 def test_drive_add_carries_every_key_of_a_disk() -> None:
     disk = {"vdev": "xvdb", "target": "/b", "access": "ro", "format": "raw"}
-    disk |= {"sector_size": 4096, "discard": False, "persistent": True, "device": "cdrom"}
+    disk |= {"sector_size": 4096, "cache": "none", "discard": False, "persistent": True, "device": "cdrom"}
     disk |= {"limits": {"bytes_per_second": 1, "ops_per_second": 2, "burst": 0.5}}
     assert models.DriveAddParams.model_validate({**disk, "wait": False}).disk().model_dump() == disk
 

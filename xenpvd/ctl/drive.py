@@ -16,6 +16,8 @@ from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import timeout_option
 from xenpvd.paths import BY_DESCRIPTOR
 
+CACHES = ["writeback", "writethrough", "none"]
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 #: Seconds
@@ -54,13 +56,17 @@ def list_(place: RunDir, name: str) -> None:
             size(each["size"]),
             each["state"],
             each["frontend_state"],
+            each["cache"],
             (each["plane"] or "-").partition(",")[0].partition(":")[0],
             _limits(each["limits"]) or "-",
             each["target"] + (f": {each['error']}" if each["error"] else ""),
         )
         for each in drives
     )
-    emit(drives, table(("VDEV", "ACCESS", "SIZE", "STATE", "GUEST", "PLANE", "LIMITS", "TARGET"), rows))
+    emit(
+        drives,
+        table(("VDEV", "ACCESS", "SIZE", "STATE", "GUEST", "CACHE", "PLANE", "LIMITS", "TARGET"), rows),
+    )
 
 
 @drive.command()
@@ -70,6 +76,7 @@ def list_(place: RunDir, name: str) -> None:
 @click.option("--ro", is_flag=True, help="Read-only.")
 @click.option("--cdrom", is_flag=True, help="A CD-ROM: read-only, and without TARGET empty.")
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), default="512", help="Of a logical sector.")
+@click.option("--cache", type=click.Choice(CACHES), default=CACHES[0], help="The host's; none is O_DIRECT.")
 @click.option("--no-discard", is_flag=True, help="Do not offer to give storage back.")
 @click.option("--persistent", is_flag=True, help="Offer persistent grants.")
 @limit_options
@@ -86,6 +93,7 @@ def add(
     ro: bool,
     cdrom: bool,
     sector_size: str,
+    cache: str,
     no_discard: bool,
     persistent: bool,
     rate: str,
@@ -101,6 +109,7 @@ def add(
         "device": "cdrom" if cdrom else "disk",
         "access": "ro" if ro else "rw",
         "sector_size": int(sector_size),
+        "cache": cache,
         "discard": not no_discard,
         "persistent": persistent,
         "limits": _asked(rate, ops, burst),

@@ -341,8 +341,19 @@ async def test_an_image_of_another_shape_cannot_be_put_behind_a_disk(rig: Rig) -
     (rig.tmp_path / "odd.img").write_bytes(bytes(512 * 9))
     odd = rig.image("odd")
     with pytest.raises(BadConfig, match="no multiple of 4096"):
-        backend.check_size(odd)
+        backend.check_fits(odd)
     odd.close()
+
+
+async def test_another_image_past_the_page_cache_must_have_its_blocks(rig: Rig) -> None:
+    backend, _ = rig.disk(image=rig.image("xvda", cache="none"), cache="none")
+    assert backend.info().cache == "none"
+    other = rig.image("other", cache="none")
+    backend.check_fits(other)
+    other.alignment = 4096
+    with pytest.raises(BadConfig, match="has blocks of 4096 bytes"):
+        backend.check_fits(other)
+    other.close()
 
 
 async def test_a_disc_must_have_whole_sectors_of_its_drive(rig: Rig) -> None:
@@ -350,7 +361,7 @@ async def test_a_disc_must_have_whole_sectors_of_its_drive(rig: Rig) -> None:
     (rig.tmp_path / "disc.img").write_bytes(bytes(2048 * 3))
     disc = rig.image("disc", "ro")
     with pytest.raises(BadConfig, match="no multiple of 4096"):
-        backend.check_size(disc)
+        backend.check_fits(disc)
     disc.close()
 
 

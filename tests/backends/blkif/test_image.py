@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from xenpvd.backends.blkif.image import Image
+from xenpvd.config import Cache
 from xenpvd.errors import ImageError
 
 
@@ -298,6 +299,22 @@ def test_what_it_has_grown_by_is_not_seen(image: Image, path: Path) -> None:
 
 
 # ---- flush
+
+
+@pytest.mark.parametrize(("cache", "flags"), [("writeback", 0), ("writethrough", os.RWF_DSYNC), ("none", 0)])
+def test_a_write_through_the_cache_has_ended_when_it_is_stored(
+    path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache, flags: int
+) -> None:
+    def pwritev(fd: int, views: list[memoryview], offset: int, flags: int = 0) -> int:
+        seen.append(flags)
+        return sum(map(len, views))
+
+    seen: list[int] = []
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    image = Image.open(path, readonly=False, cache=cache)
+    image.write(views(512, 512), 0)
+    assert seen == [flags]
+    image.close()
 
 
 def test_a_failed_flush_stays_failed(awkward: Awkward, path: Path) -> None:

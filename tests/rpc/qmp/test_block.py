@@ -96,7 +96,7 @@ async def test_a_format_over_a_file(peer: Peer, service: FakeService, image: Pat
         ({"driver": "file", "filename": "/nowhere/x"}, "/nowhere/x: No such file"),
         ({"driver": "file", "filename": "/"}, "no regular file and no block device"),
         ({"driver": "file", "filename": "/dev/null"}, "no regular file and no block device"),
-        ({"driver": "file", "filename": "/x", "cache": {"direct": True}}, "cache.direct: "),
+        ({"driver": "file", "filename": "/x", "cache": {"no-flush": True}}, "cache.no-flush: "),
         ({"driver": "file", "filename": "/x", "x-check-cache-dropped": True}, "there is no such key"),
         ({"driver": "file", "filename": "/x", "node-name": "#auto"}, "node-name: "),
     ],
@@ -107,6 +107,18 @@ async def test_nodes_that_cannot_be(peer: Peer, arguments: dict[str, Any], says:
     class_, desc = await peer.refused("blockdev-add", **arguments)
     assert class_ == GENERIC and says in desc
     assert await peer.execute("query-named-block-nodes") == []
+
+
+async def test_a_node_past_the_page_cache(peer: Peer, image: Path, service: FakeService) -> None:
+    inner = {"driver": "file", "filename": str(image), "cache": {"direct": True}}
+    await peer.execute("blockdev-add", driver="raw", file=inner, **{"node-name": "n0"})
+    await peer.execute("device_add", driver="xen-disk", vdev="xvdb", drive="n0")
+    assert service.asked_for["xvdb"].cache == "none"
+    for node in await peer.execute("query-named-block-nodes"):
+        assert node["cache"] == {"writeback": True, "direct": True, "no-flush": False}
+    await add_node(peer, image, "n1")
+    await peer.execute("device_add", driver="xen-disk", vdev="xvdc", drive="n1")
+    assert service.asked_for["xvdc"].cache == "writeback"
 
 
 async def test_nodes_are_bounded(peer: Peer, image: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from xenpvd.abi.io_blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Abi
 from xenpvd.abi.page import SharedPage
+from xenpvd.backends.blkif.fit import check_fits
 from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
 from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
@@ -73,7 +74,7 @@ class BlockBackend:
 
     ``image`` is open already and may serve the guest's next life too: who opened it closes it.
     ``on_fault(name, exception)`` gets what is our own fault, as :class:`xenpvd.tasks.Tasks` says.
-    Raises :class:`BadConfig` for a vdev that has no number, and for an image with half a sector.
+    Raises :class:`BadConfig` for a vdev that has no number, and for an image that does not fit.
 
     Events: ``drive.added`` {vdev, devid, target, access, size}, ``drive.state`` {vdev, backend, frontend},
     ``drive.resized`` {vdev, size}, ``drive.changed`` {vdev, target, size}, ``drive.limited`` {vdev and the
@@ -95,9 +96,7 @@ class BlockBackend:
         self.disk = disk
         self.image = image
         self.devid = devid(disk.vdev)
-        if image.size % disk.sector_size:
-            why = f"its image has {image.size} bytes, no multiple of its sector_size, {disk.sector_size}"
-            raise BadConfig(f"cannot use {disk.vdev}: {why}. Leave sector_size out.", [("sector_size", why)])
+        check_fits(disk, image)
         self._evtchn = evtchn
         self._gnttab = gnttab
         self._publish = publish
@@ -207,11 +206,12 @@ class BlockBackend:
             await self._renew()
         self._publish("drive.limited", vdev=self.disk.vdev, **asdict(limits))
 
-    def check_size(self, image: Image) -> None:
+    def check_fits(self, image: Image) -> None:
         """Can it be put behind this disk? Raises :class:`BadConfig`."""
         if image.size % self._unit:
             why = f"it has {image.size} bytes, no multiple of {self._unit}"
             raise BadConfig(f"cannot put {image.path} behind {self.disk.vdev}: {why}. Copy its image.")
+        check_fits(self.disk, image)
 
     async def swap(self, image: Image) -> None:
         """Serve another image from now on; what is under way goes to the one before, which is flushed. If the
@@ -278,6 +278,7 @@ class BlockBackend:
             error=self._device.error,
             protocol=terms.abi.name if terms else None,
             rings=len(terms.queues) if terms else 0,
+            cache=self.disk.cache,
             limits=self._throttle.limits,
             plane=self._rings.engine if self._rings else None,
             ring_pages=len(terms.queues[0].ring_refs) if terms else 0,

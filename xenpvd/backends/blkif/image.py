@@ -18,7 +18,9 @@ from pathlib import Path
 from struct import Struct
 from typing import Self
 
+from xenpvd.backends.blkif.direct import bypass_page_cache
 from xenpvd.backends.blkif.sharing import FLOCK, OpenFile
+from xenpvd.config import Cache
 from xenpvd.errors import ImageError
 
 SECTOR_SIZE = 512
@@ -62,6 +64,10 @@ class Image:
         self.can_discard = False
         #: which it shares with others; else it has it alone
         self._file: OpenFile | None = None
+        #: bytes to whose multiples requests must be aligned
+        self.alignment = 1
+        #: a write has ended when it is on stable storage
+        self.sync = False
 
     @classmethod
     def none(cls) -> Image:
@@ -69,8 +75,8 @@ class Image:
         return cls(-1, "", 0, readonly=True)
 
     @classmethod
-    def open(cls, path: str | Path, *, readonly: bool) -> Image:
-        """Open and lock ``path``. Raises :class:`ImageError`.
+    def open(cls, path: str | Path, *, readonly: bool, cache: Cache = "writeback") -> Image:
+        """Open and lock ``path``; ``cache`` is as a definition has it. Raises :class:`ImageError`.
 
         The lock is an open-file-description lock of the whole file, for writing if the image is: one writer
         or any number of readers, in this process and others (QEMU's image locks collide with it, too).
@@ -95,7 +101,7 @@ class Image:
                 fd = _claim(fd, path)
             _lock(fd, path, readonly)
             image = cls(fd, path, 0, readonly=readonly)
-            image._measure()
+            image._measure(cache)
             return image
         except OSError as fault:
             os.close(fd)
@@ -103,47 +109,9 @@ class Image:
         except ImageError:
             os.close(fd)
             raise
-
-    @classmethod
-    def shared(cls, fd: int, file: OpenFile, name: str, *, readonly: bool, lock: bool = True) -> Image:
-        """What somebody else has opened and may still have: ``fd``, which is the image's from now on, and is
-        closed if this raises :class:`ImageError`, is a descriptor of ``file``.
-
-        As :meth:`open`, but that the host has not mounted a block device is for who opens it to see to
-        (O_EXCL). Without ``lock`` it is only looked at whether the lock could be had.
-        """
-        image = None
-        try:
-            check_descriptor(fd, name)
-            if not readonly:
-                _check_writable(fd, name)
-            if lock and not file.enter(readonly):
-                raise _refuse(name, "another disk uses it", "Remove that, or let all have access ro.")
-            image = cls(fd, name, 0, readonly=readonly)
-            image._file = file if lock else None
-            _lock(fd, name, readonly, look=not lock)
-            image._measure()
+            image = cls(fd, path, 0, readonly=readonly)
+            image._measure(cache)
             return image
-        except (OSError, ImageError) as fault:
-            if image is not None:
-                image.close()
-            else:
-                os.close(fd)
-            if isinstance(fault, ImageError):
-                raise
-            raise _refuse(name, *_why(fault, readonly)) from None
-
-    def _measure(self) -> None:
-        """All that is left to do once it is open and locked."""
-        os.set_blocking(self.fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
-        self.size = os.lseek(self.fd, 0, os.SEEK_END)
-        if self.size == 0:
-            what = "FILE" if self._file else self.path
-            raise _refuse(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
-        if self.size % SECTOR_SIZE:
-            why = f"its size, {self.size} bytes, is no multiple of {SECTOR_SIZE}"
-            raise _refuse(self.path, why, "A raw image has whole sectors; is it of another format?")
-        self.can_discard = self._probe_discard()
 
     def dup(self) -> Self:
         """The same open image, with a file descriptor of its own that its user closes: who has a request on
@@ -265,7 +233,7 @@ class Image:
         return os.preadv(self.fd, views, offset)
 
     def _pwritev(self, views: list[memoryview], offset: int) -> int:
-        return os.pwritev(self.fd, views, offset)
+        return os.pwritev(self.fd, views, offset, os.RWF_DSYNC if self.sync else 0)
 
     def _fdatasync(self) -> None:
         os.fdatasync(self.fd)
@@ -343,6 +311,16 @@ def _claim(fd: int, path: str) -> int:
         raise
     os.close(fd)
     return claimed
+
+
+def _bypass_cache(fd: int, path: str) -> int:
+    try:
+        return bypass_page_cache(fd)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        why = 'its file system cannot do without the page cache (cache "none", O_DIRECT)'
+        raise _refuse(path, why, 'Use cache "writeback", or put it on another file system.') from None
 
 
 def _lock(fd: int, path: str, readonly: bool, look: bool = False) -> None:

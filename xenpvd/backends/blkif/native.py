@@ -61,7 +61,7 @@ class _Plane(ctypes.Structure):
     """struct plane of native.c."""
 
     _fields_ = (
-        *((name, _u32) for name in ("n_regions", "n_pages", "x86_32", "is_block")),
+        *((name, _u32) for name in ("n_regions", "n_pages", "x86_32", "is_block", "write_flags")),
         ("regions", _Region * 8),
         ("grant_frames", _ptr),
         ("pages", _ptr * 16),
@@ -137,6 +137,7 @@ class NativePlane:
             plane.pages[n] = ctypes.addressof(ctypes.c_char.from_buffer(page.view))
         plane.x86_32 = abi is X86_32
         plane.is_block = image.is_block
+        plane.write_flags = os.RWF_DSYNC if image.sync else 0
         plane.image_fd = image.fd
         plane.kick_fd = port.kick_fd
         plane.irq_fd = -1 if port.irq_fd is None else port.irq_fd

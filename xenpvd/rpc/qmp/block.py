@@ -49,8 +49,8 @@ async def _nodes(monitor: Monitor, params: FileParams, name: str, parent: str | 
     inner: list[Node] = []
     if params.filename is not None:
         size = await _size(name, params.filename)
-        node = Node(name, params.driver, params.filename, size, params.readonly, params.unmap, None, parent)
-        return [node]
+        flags = (params.readonly, params.unmap, params.cache.direct)
+        return [Node(name, params.driver, params.filename, size, *flags, None, parent)]
     if isinstance(params.file, str):
         child = monitor.names.node(params.file)
         monitor.names.check_unused(child.name)
@@ -58,11 +58,12 @@ async def _nodes(monitor: Monitor, params: FileParams, name: str, parent: str | 
         assert params.file is not None
         inner = await _nodes(monitor, params.file, params.file.node_name or f"#{name}.file", name)
         child = inner[-1]
-    readonly, unmap = params.readonly or child.readonly, params.unmap and child.discard
-    return [
-        *inner,
-        Node(name, params.driver, child.filename, child.size, readonly, unmap, child.name, parent),
-    ]
+    flags = (
+        params.readonly or child.readonly,
+        params.unmap and child.discard,
+        params.cache.direct or child.direct,
+    )
+    return [*inner, Node(name, params.driver, child.filename, child.size, *flags, child.name, parent)]
 
 
 async def _size(name: str, filename: str) -> int:
@@ -97,7 +98,7 @@ async def query_named_block_nodes(monitor: Monitor, params: NodesParams) -> list
     told = [
         _inserted(drives[node.name], node.name)
         if node.name in drives
-        else _info(node.name, node.driver, node.filename, node.readonly, node.size)
+        else _info(node.name, node.driver, node.filename, node.readonly, node.size, node.direct)
         for node in names.nodes.values()
     ]
     return told + [_inserted(drive, name) for name, drive in drives.items() if name not in names.nodes]
@@ -118,6 +119,7 @@ async def device_add(monitor: Monitor, params: DeviceAddParams) -> None:
         target=node.filename if node else "",
         access="ro" if node and node.readonly else "rw",
         sector_size=params.logical_block_size,
+        cache="none" if node and node.direct else "writeback",
         discard=bool(node and node.discard),
     )
     names.claim(device, monitor.service.drive_list())
@@ -199,13 +201,13 @@ def _disk(monitor: Monitor, params: DiskParams) -> DriveInfo:
 def _inserted(drive: DriveInfo, node: str) -> dict[str, Any]:
     limits = drive.limits
     return {
-        **_info(node, drive.format, drive.target, drive.access == "ro", drive.size),
+        **_info(node, drive.format, drive.target, drive.access == "ro", drive.size, drive.cache == "none"),
         "bps": limits.bytes_per_second,
         "iops": limits.ops_per_second,
     }
 
 
-def _info(node: str, driver: str, filename: str, readonly: bool, size: int) -> dict[str, Any]:
+def _info(node: str, driver: str, filename: str, readonly: bool, size: int, direct: bool) -> dict[str, Any]:
     return {
         "node-name": node,
         "drv": driver,
@@ -215,7 +217,7 @@ def _info(node: str, driver: str, filename: str, readonly: bool, size: int) -> d
         "backing_file_depth": 0,
         "detect_zeroes": "off",
         "write_threshold": 0,
-        "cache": {"writeback": True, "direct": False, "no-flush": False},
+        "cache": {"writeback": True, "direct": direct, "no-flush": False},
         "image": {"filename": filename, "format": driver, "virtual-size": size},
         **dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0),
     }

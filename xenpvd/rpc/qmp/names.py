@@ -27,6 +27,7 @@ class Node:
     size: int
     readonly: bool
     discard: bool
+    direct: bool = False
     child: str | None = None
     parent: str | None = None
 

@@ -18,7 +18,7 @@ Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class CacheParams(Params):
-    direct: Literal[False] = False
+    direct: bool = False
     no_flush: Literal[False] = Field(False, alias="no-flush")
 
 

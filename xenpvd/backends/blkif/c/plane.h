@@ -50,6 +50,7 @@ struct stats {
 /* Shared with native.py, which fills it in and reads the counters; keep both alike. */
 struct plane {
     uint32_t n_regions, n_pages, x86_32, is_block;
+    uint32_t write_flags; /* RWF_* */
     struct region regions[8];
     uint64_t *grant_frames; /* addresses of GRANT_FRAMES frames, 0 where there is none; others change them */
     uint8_t *pages[PAGES_MAX];

@@ -95,7 +95,7 @@ static int64_t carry_out(struct run *r, struct request *q)
         if (q->operation == BLKIF_OP_READ)
             result = preadv(fd, iov, count, at);
         else if (q->operation == BLKIF_OP_WRITE)
-            result = pwritev(fd, iov, count, at);
+            result = pwritev2(fd, iov, count, at, (int)r->p->write_flags);
         else if (q->operation == BLKIF_OP_FLUSH_DISKCACHE)
             result = fd < 0 ? 0 : fdatasync(fd);
         else if (r->p->is_block)
@@ -134,6 +134,7 @@ static void start(struct run *r, struct request *q)
         e->opcode = q->operation == BLKIF_OP_READ ? IORING_OP_READV : IORING_OP_WRITEV;
         e->addr = (uint64_t)(q->iov + q->first_iov);
         e->len = q->n_iov - q->first_iov;
+        e->rw_flags = q->operation == BLKIF_OP_WRITE ? (int)p->write_flags : 0;
         break;
     case BLKIF_OP_FLUSH_DISKCACHE:
         e->opcode = IORING_OP_FSYNC;
