@@ -130,7 +130,7 @@ class BlkRing(FrontRing):
     """A front ring with its port and granted pages, which really does I/O. Blocks, at most 5 seconds."""
 
     def __init__(self, gnttab: FakeGnttab, abi: Abi = X86_64, start: int = 0, order: int = 0) -> None:
-        super().__init__([FakePage() for _ in range(1 << order)], abi, start)
+        super().__init__([gnttab.page() for _ in range(1 << order)], abi, start)
         self.gnttab = gnttab
         self.grefs = [gnttab.grant(page) for page in self.pages]
         self.gref = self.grefs[0]
@@ -139,7 +139,7 @@ class BlkRing(FrontRing):
         self._id = 0
 
     def data_page(self, *, readonly: bool = False) -> tuple[FakePage, int]:
-        page = FakePage()
+        page = self.gnttab.page()
         return page, self.gnttab.grant(page, readonly=readonly)
 
     def kick(self) -> None:

@@ -68,13 +68,15 @@ class Disk:
         irq: bool = True,
         uring: bool = True,
         cache: Cache = "writeback",
+        order: int = 0,
+        gnttab: Any = None,
     ) -> None:
         self.path = path
         image = FaultyImage.open(path, readonly=readonly, cache=cache)
         assert isinstance(image, FaultyImage)
         self.image = image
-        self.gnttab = FakeGnttab()
-        self.ring = BlkRing(self.gnttab, abi, start)
+        self.gnttab = gnttab or FakeGnttab()
+        self.ring = BlkRing(self.gnttab, abi, start, order)
         self.ring.port = self.port = FakeEvtchnPort()
         if not irq:  # as where events do not go through the kernel
             self.port = _PortWithoutIrq(self.port)  # type: ignore[assignment]

@@ -70,14 +70,18 @@ class FakeGnttab:
         self.table = memoryview(mmap.mmap(-1, FRAMES * PAGE_SIZE))
         begin = ctypes.addressof(ctypes.c_char.from_buffer(self.table))
         self._frames = (ctypes.c_uint64 * 64)(*(begin + n * PAGE_SIZE for n in range(FRAMES)))
+        self._uses = (ctypes.c_uint64 * (FRAMES * 512))()
 
     def memory(self) -> GrantMemory:
-        return GrantMemory((REGION,), ctypes.addressof(self._frames))
+        return GrantMemory((REGION,), ctypes.addressof(self._frames), ctypes.addressof(self._uses))
 
     @property
     def mapped(self) -> Counter[int]:
         marked = [gref for gref in self.entries if self.table[gref * 8] & (GTF_reading | GTF_writing)]
         return self._mapped + Counter(marked)
+
+    def page(self) -> FakePage:
+        return FakePage()
 
     def grant(self, page: FakePage, *, readonly: bool = False, domid: int = 0) -> int:
         gref, self._next = self._next, self._next + 1

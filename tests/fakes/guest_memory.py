@@ -48,6 +48,31 @@ class FakeMemory:
         return int.from_bytes(self.read(gpa, length), "little")
 
 
+class FakeUses:
+    """Fits ``vmm.xen.gnttab.Uses``; two holders of one count are an AssertionError."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, tuple[int, int]] = {}
+        self.held: set[int] = set()
+
+    def hold(self, gref: int) -> tuple[int, int]:
+        assert gref not in self.held
+        self.held.add(gref)
+        return self.counts.get(gref, (0, 0))
+
+    def let_go(self, gref: int, maps: int, writable: int) -> None:
+        self.held.remove(gref)
+        assert maps >= writable >= 0
+        self.counts[gref] = maps, writable
+
+    def maps(self, gref: int) -> int:
+        return self.counts.get(gref, (0, 0))[0]
+
+    def active(self, grefs: int) -> int:
+        assert not self.held
+        return sum(maps > 0 for gref, (maps, _) in self.counts.items() if gref < grefs)
+
+
 class PageTables:
     """Page tables in ``memory``, built page by page from frame ``first`` on; ``cr3`` names them.
 

@@ -41,6 +41,12 @@ def test_bits() -> None:
     assert word.value == 2**63 - 1
 
 
+def test_bits_that_are_set_and_what_was_there() -> None:
+    word = ctypes.c_uint64(5)
+    assert atomic.fetch_or64(ctypes.addressof(word), 1 << 63 | 2) == 5
+    assert word.value == 1 << 63 | 7
+
+
 def test_cas16_touches_its_two_bytes_only() -> None:
     words = (ctypes.c_uint16 * 3)(1, 2, 3)
     at = ctypes.addressof(words) + 2

@@ -16,11 +16,13 @@ class GrantMemory(NamedTuple):
     """Where a guest's memory is in this process, for a plane that maps grants by itself.
 
     ``regions`` of RAM are (first gfn, pages, address, address of a bit for each page that was given back);
-    ``grant_frames`` is the address of 64 addresses of grant table frames (u64, 0: none), which may change.
+    ``grant_frames`` is the address of 64 addresses of grant table frames (u64, 0: none), which may change;
+    ``grant_uses`` that of a u64 for each reference of these, which counts its uses (vmm/grant_uses.py).
     """
 
     regions: tuple[tuple[int, int, int, int], ...]
     grant_frames: int
+    grant_uses: int
 
 
 class SharedPage(Protocol):

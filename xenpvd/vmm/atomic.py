@@ -46,6 +46,11 @@ def cas16(address: int, expected: int, desired: int) -> bool:
     return bool(_compare_exchange_2(address, ctypes.addressof(slot), desired, False, _SEQ_CST, _SEQ_CST))
 
 
+def fetch_or64(address: int, bits: int) -> int:
+    """Set ``bits`` of the u64 at ``address``; what it was before."""
+    return int(_fetch_or_8(address, bits, _SEQ_CST))
+
+
 def set_bit64(address: int, bit: int) -> bool:
     """Set a bit of the u64 at ``address``; True if it was set before."""
     return bool(_fetch_or_8(address, 1 << bit, _SEQ_CST) >> bit & 1)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import threading
 
-from xenpvd.abi.grant_table import GTF_reading, GTF_readonly, GTF_writing
+from xenpvd.abi.grant_table import GRANTS_PER_FRAME, GTF_reading, GTF_readonly, GTF_writing
 from xenpvd.abi.page import PAGE_SHIFT, PAGE_SIZE, GrantMemory
 from xenpvd.views import GrantInfo
+from xenpvd.vmm.grant_uses import GrantUses
 from xenpvd.vmm.memory import GuestMemory, Page
 from xenpvd.vmm.xen.gnttab import MAX_FRAMES, GrantTable
 
@@ -39,14 +40,15 @@ class Grants:
     """:class:`xenpvd.backends.ops.GnttabOps` and :class:`xenpvd.vmm.xen.doors.GrantFrames`."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self._table = GrantTable(memory)
+        self._uses = GrantUses(MAX_FRAMES * GRANTS_PER_FRAME)
+        self._table = GrantTable(memory, self._uses)
         self._memory = memory
         self._lock = threading.Lock()
         self._addresses = (ctypes.c_uint64 * MAX_FRAMES)()
 
     def memory(self) -> GrantMemory:
-        """They mark entries by themselves: what they use has no ``maps`` in :meth:`listing`."""
-        return GrantMemory(self._memory.ram_regions(), ctypes.addressof(self._addresses))
+        regions = self._memory.ram_regions()
+        return GrantMemory(regions, ctypes.addressof(self._addresses), self._uses.address)
 
     def map(self, gref: int, *, readonly: bool = False) -> Grant:
         with self._lock:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from struct import Struct
 
 from tests.fakes.delivery import FakeDelivery
-from tests.fakes.guest_memory import PRESENT, FakeMemory, PageTables
+from tests.fakes.guest_memory import PRESENT, FakeMemory, FakeUses, PageTables
 from xenpvd.abi import xen as x
 from xenpvd.abi.page import PAGE_SIZE
 from xenpvd.abi.vcpu import RUNSTATE_blocked, RUNSTATE_running
@@ -119,7 +119,7 @@ class Bench:
         self.platform = FakePlatform()
         self.delivery = FakeDelivery()
         self.evtchn = EventChannels(DOMID, VCPUS, self.delivery)
-        self.gnttab = GrantTable(self.memory)
+        self.gnttab = GrantTable(self.memory, FakeUses())
         self.params = {0: 0, 1: 0xFEFFC, 2: 2, 17: 0xFEFFF, 18: 1}
         self.hypercalls = Hypercalls(
             domid=DOMID,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.fakes.guest_memory import FakeMemory
+from tests.fakes.guest_memory import FakeMemory, FakeUses
 from xenpvd.abi.grant_table import (
     GRANTS_PER_FRAME,
     GNTST_bad_domain,
@@ -34,7 +34,7 @@ GREF = 9
 class Bench:
     def __init__(self) -> None:
         self.memory = FakeMemory()
-        self.table = GrantTable(self.memory)
+        self.table = GrantTable(self.memory, FakeUses())
         self.table.set_frame(0, TABLE)
 
     def at(self, gref: int) -> int:
@@ -120,7 +120,7 @@ def test_references_beyond_the_table(bench: Bench, gref: int) -> None:
 
 def test_without_a_table_nothing_is_granted() -> None:
     with pytest.raises(GrantError):
-        GrantTable(FakeMemory()).claim(0, readonly=True)
+        GrantTable(FakeMemory(), FakeUses()).claim(0, readonly=True)
 
 
 def test_a_guest_that_keeps_changing_the_entry_loses(bench: Bench) -> None:
@@ -209,7 +209,7 @@ def test_the_table_is_as_long_as_its_last_frame(bench: Bench) -> None:
     bench.table.set_frame(3, 9)
     assert bench.table.nr_frames == 4
     assert bench.table.frames() == [TABLE, INVALID_GFN, INVALID_GFN, 9]
-    assert GrantTable(FakeMemory()).frames() == []
+    assert GrantTable(FakeMemory(), FakeUses()).frames() == []
 
 
 def test_an_entry_is_for_one_domain(bench: Bench) -> None:

@@ -64,6 +64,7 @@ class _Plane(ctypes.Structure):
         *((name, _u32) for name in ("n_regions", "n_pages", "x86_32", "is_block", "write_flags")),
         ("regions", _Region * 8),
         ("grant_frames", _ptr),
+        ("grant_uses", _ptr),
         ("pages", _ptr * 16),
         *((name, _i32) for name in ("image_fd", "kick_fd", "irq_fd", "stop_fd")),
         ("sectors", _u64),
@@ -131,7 +132,7 @@ class NativePlane:
         plane.n_regions = len(memory.regions)
         for slot, region in zip(plane.regions, memory.regions, strict=False):
             slot.gfn, slot.pages, slot.address, slot.gone = region
-        plane.grant_frames = memory.grant_frames
+        plane.grant_frames, plane.grant_uses = memory.grant_frames, memory.grant_uses
         plane.n_pages = len(pages)
         for n, page in enumerate(pages):
             plane.pages[n] = ctypes.addressof(ctypes.c_char.from_buffer(page.view))

@@ -48,6 +48,21 @@ class GrantMemory(Protocol):
     def is_ram(self, gfn: int) -> bool: ...
 
 
+class Uses(Protocol):
+    """How often each reference is mapped, by whoever does it: maps, and how many of them are writable."""
+
+    def hold(self, gref: int) -> tuple[int, int]:
+        """(maps, writable); nobody else changes them, or the entry's bits, until :meth:`let_go`."""
+
+    def let_go(self, gref: int, maps: int, writable: int) -> None: ...
+
+    def maps(self, gref: int) -> int:
+        """As it is just now."""
+
+    def active(self, grefs: int) -> int:
+        """How many of the first ``grefs`` are mapped now."""
+
+
 class GrantEntry(NamedTuple):
     """An entry as the guest has it; ``maps``: how often it is mapped now."""
 
@@ -61,10 +76,10 @@ class GrantEntry(NamedTuple):
 class GrantTable:
     """Not thread-safe: its owner holds a lock around each call."""
 
-    def __init__(self, memory: GrantMemory) -> None:
+    def __init__(self, memory: GrantMemory, uses: Uses) -> None:
         self._memory = memory
+        self._uses = uses
         self._frames: dict[int, int] = {}
-        self._active: dict[int, list[int]] = {}  # gref: [maps, of which writable]
 
     @property
     def nr_frames(self) -> int:
@@ -78,7 +93,7 @@ class GrantTable:
     @property
     def active(self) -> int:
         """How many references are mapped now."""
-        return len(self._active)
+        return self._uses.active(self.nr_frames * GRANTS_PER_FRAME)
 
     def set_frame(self, idx: int, gfn: int) -> None:
         """XENMAPSPACE_grant_table: frame ``idx`` now lies at ``gfn``; a moved frame keeps its entries."""
@@ -92,6 +107,15 @@ class GrantTable:
     def claim(self, gref: int, *, readonly: bool, domid: int = 0) -> int:
         """Mark an entry, granted to ``domid``, as in use and return the frame. Raises :class:`GrantError`."""
         at = self._entry(gref)
+        maps, writable = self._uses.hold(gref)
+        try:
+            frame = self._mark(gref, at, readonly, domid)
+            maps, writable = maps + 1, writable + (not readonly)
+        finally:
+            self._uses.let_go(gref, maps, writable)
+        return frame
+
+    def _mark(self, gref: int, at: int, readonly: bool, domid: int) -> int:
         wanted = GTF_reading if readonly else GTF_reading | GTF_writing
         for _ in range(_TRIES):
             flags, grantee, frame = grant_entry_v1.unpack(self._memory.read(at, grant_entry_v1.size))
@@ -104,21 +128,20 @@ class GrantTable:
             if not self._memory.is_ram(frame):
                 raise GrantError(GNTST_bad_page, f"gref {gref} names frame {frame:#x}, not RAM")
             if flags & wanted == wanted or self._memory.cas16(at, flags, flags | wanted):
-                maps = self._active.setdefault(gref, [0, 0])
-                maps[0] += 1
-                maps[1] += not readonly
                 return int(frame)
         raise GrantError(GNTST_eagain, f"gref {gref} keeps changing")
 
     def release(self, gref: int, *, readonly: bool) -> None:
         """Undo one :meth:`claim`; the last one clears the bits that tell the guest."""
-        maps = self._active[gref]
-        maps[0] -= 1
-        maps[1] -= not readonly
-        unused = (0 if maps[1] else GTF_writing) | (0 if maps[0] else GTF_reading)
-        if not maps[0]:
-            del self._active[gref]
         at = self._entry(gref)
+        maps, writable = self._uses.hold(gref)
+        maps, writable = maps - 1, writable - (not readonly)
+        try:
+            self._unmark(at, (0 if writable else GTF_writing) | (0 if maps else GTF_reading))
+        finally:
+            self._uses.let_go(gref, maps, writable)
+
+    def _unmark(self, at: int, unused: int) -> None:
         for _ in range(_TRIES if unused else 0):
             flags = int.from_bytes(self._memory.read(at, 2), "little")
             if not flags & unused or self._memory.cas16(at, flags, flags & ~unused):
@@ -137,7 +160,7 @@ class GrantTable:
             for n, (flags, domid, frame) in enumerate(grant_entry_v1.iter_unpack(content)):
                 if flags & GTF_type_mask:
                     gref = idx * GRANTS_PER_FRAME + n
-                    yield GrantEntry(gref, flags, domid, frame, self._active.get(gref, (0,))[0])
+                    yield GrantEntry(gref, flags, domid, frame, self._uses.maps(gref))
 
     def _entry(self, gref: int) -> int:
         frame = self._frames.get(gref // GRANTS_PER_FRAME)

@@ -23,13 +23,29 @@ static uint8_t *ram(struct plane *p, uint64_t gfn)
     return NULL;
 }
 
-/* Mark the entry as in use, and give the page; NULL with *status, a GNTST_*. */
-static uint8_t *claim(struct plane *p, uint32_t gref, bool readonly, int *status)
+/* A reference's count has uses in its low half, those for writing in the high one, and is held, by its top bit,
+ * while somebody changes it and the entry's flags along with it: the last to go clears them, and nobody may come
+ * in between. vmm/grant_uses.py counts along. */
+#define HELD (1ull << 63)
+#define USE 1ull
+#define USE_TO_WRITE (1ull << 32 | USE)
+
+static uint64_t hold(uint64_t *uses)
 {
-    uint64_t *entry = grant_entry(p, gref);
-    *status = GNTST_bad_gntref;
-    if (!entry)
-        return NULL;
+    uint64_t seen;
+    while ((seen = __atomic_fetch_or(uses, HELD, __ATOMIC_ACQUIRE)) & HELD)
+        sched_yield(); /* for the other's few instructions; it may have been preempted */
+    return seen;
+}
+
+static void let_go(uint64_t *uses, uint64_t count)
+{
+    __atomic_store_n(uses, count, __ATOMIC_RELEASE);
+}
+
+/* Mark the entry as in use, and give the page; NULL with *status, a GNTST_*. */
+static uint8_t *mark(struct plane *p, uint64_t *entry, bool readonly, int *status)
+{
     uint16_t wanted = readonly ? GTF_reading : GTF_reading | GTF_writing;
     for (int n = 0; n < GRANT_TRIES; n++) {
         uint64_t seen = __atomic_load_n(entry, __ATOMIC_ACQUIRE);
@@ -56,9 +72,23 @@ static uint8_t *claim(struct plane *p, uint32_t gref, bool readonly, int *status
     return NULL;
 }
 
-static void release(struct plane *p, uint32_t gref)
+static uint8_t *claim(struct plane *p, uint32_t gref, bool readonly, int *status)
 {
-    uint16_t *flags = (uint16_t *)grant_entry(p, gref);
-    if (flags)
-        __atomic_and_fetch(flags, (uint16_t)~(GTF_reading | GTF_writing), __ATOMIC_SEQ_CST);
+    uint64_t *entry = grant_entry(p, gref);
+    *status = GNTST_bad_gntref;
+    if (!entry)
+        return NULL;
+    uint64_t *uses = &p->grant_uses[gref], count = hold(uses);
+    uint8_t *page = mark(p, entry, readonly, status);
+    let_go(uses, page ? count + (readonly ? USE : USE_TO_WRITE) : count);
+    return page;
+}
+
+static void release(struct plane *p, uint32_t gref, bool readonly)
+{
+    uint64_t *uses = &p->grant_uses[gref], count = hold(uses) - (readonly ? USE : USE_TO_WRITE);
+    uint16_t *flags = (uint16_t *)grant_entry(p, gref); /* which is there: it has been claimed */
+    if (!(count >> 32))
+        __atomic_and_fetch(flags, (uint16_t)~(count ? GTF_writing : GTF_reading | GTF_writing), __ATOMIC_SEQ_CST);
+    let_go(uses, count);
 }

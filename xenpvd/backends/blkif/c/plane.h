@@ -7,6 +7,7 @@
 #include <linux/fs.h>
 #include <linux/io_uring.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -53,6 +54,7 @@ struct plane {
     uint32_t write_flags; /* RWF_* */
     struct region regions[8];
     uint64_t *grant_frames; /* addresses of GRANT_FRAMES frames, 0 where there is none; others change them */
+    uint64_t *grant_uses;   /* how often each reference is used, by everybody: see grants.h */
     uint8_t *pages[PAGES_MAX];
     int32_t image_fd, kick_fd, irq_fd, stop_fd;
     uint64_t sectors; /* the offer: may change at any time */

@@ -5,7 +5,7 @@ static void done(struct run *r, struct request *q)
 {
     struct plane *p = r->p;
     for (uint32_t n = 0; n < q->n_grefs; n++)
-        release(p, q->grefs[n]);
+        release(p, q->grefs[n], q->operation == BLKIF_OP_WRITE);
     if (q->status == BLKIF_RSP_OKAY) {
         if (q->operation == BLKIF_OP_READ) {
             bump(&p->stats.reads, 1);
@@ -259,7 +259,7 @@ static void take_indirect(struct run *r, const uint8_t *slot)
     }
     memcpy(table, page, nr * 8u);
     copied();
-    release(p, gref);
+    release(p, gref, true);
     transfer(r, id, operation, sector, table, nr);
 }
 
