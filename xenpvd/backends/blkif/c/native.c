@@ -24,8 +24,8 @@ static bool reap(struct run *r)
             r->kick_armed = false;
         else if (cqe.user_data == STOP)
             r->stop_armed = false;
-        else
-            advance(r, &r->requests[cqe.user_data], cqe.res);
+        else if (advance(r, &r->requests[cqe.user_data], cqe.res))
+            start(r, &r->requests[cqe.user_data]);
     }
     return any;
 }

@@ -35,40 +35,41 @@ static void fail(struct run *r, struct request *q, int number)
     done(r, q);
 }
 
+static bool is_no_error(int number)
+{
+    return number == EINTR || number == EAGAIN;
+}
+
 static uint64_t step(const struct request *q)
 {
     uint64_t left = q->length - q->done;
     return left < DISCARD_STEP ? left : DISCARD_STEP;
 }
 
-static void start(struct run *r, struct request *q);
-
-/* The kernel has transferred ``result`` bytes, or failed with its negative. */
-static void advance(struct run *r, struct request *q, int64_t result)
+/* The kernel has transferred ``result`` bytes, or failed with its negative. True if that was not all of it. */
+static bool advance(struct run *r, struct request *q, int64_t result)
 {
-    if (result == -EINTR || result == -EAGAIN) {
-        start(r, q);
-        return;
-    }
+    if (is_no_error((int)-result))
+        return true;
     if (result < 0) {
         fail(r, q, (int)-result);
-        return;
+        return false;
     }
     if (q->operation == BLKIF_OP_FLUSH_DISKCACHE) {
         done(r, q);
-        return;
+        return false;
     }
     if (q->operation == BLKIF_OP_DISCARD)
         result = (int64_t)step(q);
     if (result == 0) { /* a file that has become too short; a device that takes no more */
         fail(r, q, EIO);
-        return;
+        return false;
     }
     q->done += (uint64_t)result;
     bool cut_short = q->operation == BLKIF_OP_DISCARD && load(&r->p->stopping); /* it is advice */
     if (q->done >= q->length || cut_short) {
         done(r, q);
-        return;
+        return false;
     }
     while (result > 0 && q->operation != BLKIF_OP_DISCARD) {
         struct iovec *v = &q->iov[q->first_iov];
@@ -80,7 +81,7 @@ static void advance(struct run *r, struct request *q, int64_t result)
         result -= (int64_t)v->iov_len;
         q->first_iov++;
     }
-    start(r, q);
+    return true;
 }
 
 static int64_t carry_out(struct run *r, struct request *q)
@@ -102,7 +103,7 @@ static int64_t carry_out(struct run *r, struct request *q)
             result = ioctl(fd, BLKDISCARD, range);
         else
             result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, (off_t)range[1]);
-    } while (result < 0 && errno == EINTR);
+    } while (result < 0 && is_no_error(errno));
     return result < 0 ? -errno : result;
 }
 
@@ -122,7 +123,8 @@ static void start(struct run *r, struct request *q)
         return;
     }
     if (!p->uses_uring || (q->operation == BLKIF_OP_DISCARD && p->is_block) || p->image_fd < 0) {
-        advance(r, q, carry_out(r, q));
+        while (advance(r, q, carry_out(r, q)))
+            ;
         return;
     }
     struct io_uring_sqe *e = sqe(&r->ring, (uint64_t)(q - r->requests));

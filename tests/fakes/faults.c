@@ -1,0 +1,176 @@
+/* c/native.c, in which the Nth system call of a name fails, or transfers are cut short: for test_faults.py.
+ *
+ * What io_uring has done is a call, too: its completion fails. Notifying the guest is none: writing to an eventfd
+ * that is not full cannot fail.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+struct faults {
+    char call[32];           /* the name of the one that fails */
+    uint32_t calls, fail_at; /* of it; 1: the first, 0: none */
+    int32_t number;          /* errno */
+    uint32_t most;           /* bytes that a transfer may have; 0: any */
+    uint32_t synced;         /* writes that wait for stable storage */
+} faults;
+
+static uint8_t *sq, *cq;
+static struct io_uring_sqe *sqes;
+static struct io_sqring_offsets sq_at;
+static struct io_cqring_offsets cq_at;
+static uint32_t cq_seen;
+
+static bool fails(const char *name)
+{
+    if (strcmp(name, faults.call) || ++faults.calls != faults.fail_at)
+        return false;
+    errno = faults.number;
+    return true;
+}
+
+static void look_at_submitted(uint32_t count)
+{
+    uint32_t tail = *(uint32_t *)(sq + sq_at.tail), mask = *(uint32_t *)(sq + sq_at.ring_mask);
+    for (uint32_t index = tail - count; index != tail; index++) {
+        struct io_uring_sqe *e = sqes + (index & mask);
+        faults.synced += e->opcode == IORING_OP_WRITEV && e->rw_flags & RWF_DSYNC;
+    }
+}
+
+static void look_at_completed(void)
+{
+    uint32_t tail = __atomic_load_n((uint32_t *)(cq + cq_at.tail), __ATOMIC_ACQUIRE);
+    uint32_t mask = *(uint32_t *)(cq + cq_at.ring_mask);
+    for (; cq_seen != tail; cq_seen++) {
+        struct io_uring_cqe *c = (struct io_uring_cqe *)(cq + cq_at.cqes) + (cq_seen & mask);
+        if (c->user_data > 1u << 20) /* a kick, a stop */
+            continue;
+        if (faults.most && c->res > (int32_t)faults.most)
+            c->res = (int32_t)faults.most;
+        if (fails("completion"))
+            c->res = -faults.number;
+    }
+}
+
+static long faulty_syscall(long number, ...)
+{
+    va_list args;
+    long result;
+    va_start(args, number);
+    if (number == SYS_io_uring_setup) {
+        unsigned entries = va_arg(args, unsigned);
+        struct io_uring_params *params = va_arg(args, struct io_uring_params *);
+        result = fails("io_uring_setup") ? -1 : syscall(number, entries, params);
+        sq_at = params->sq_off;
+        cq_at = params->cq_off;
+        cq_seen = 0;
+    } else {
+        int fd = va_arg(args, int);
+        unsigned submit = va_arg(args, unsigned), wait = va_arg(args, unsigned), flags = va_arg(args, unsigned);
+        if (fails("io_uring_enter"))
+            return -1;
+        look_at_submitted(submit);
+        result = syscall(number, fd, submit, wait, flags, NULL, 0);
+        int fault = errno;
+        look_at_completed();
+        errno = fault;
+    }
+    va_end(args);
+    return result;
+}
+
+static void *faulty_mmap(void *at, size_t size, int rights, int flags, int fd, off_t offset)
+{
+    if (fails("mmap"))
+        return MAP_FAILED;
+    void *area = mmap(at, size, rights, flags, fd, offset);
+    if (offset == IORING_OFF_SQ_RING)
+        sq = area;
+    else if ((uint64_t)offset == IORING_OFF_CQ_RING)
+        cq = area;
+    else if ((uint64_t)offset == IORING_OFF_SQES)
+        sqes = area;
+    return area;
+}
+
+static ssize_t cut(ssize_t result)
+{
+    return faults.most && result > (ssize_t)faults.most ? (ssize_t)faults.most : result;
+}
+
+static ssize_t faulty_preadv(int fd, const struct iovec *iov, int count, off_t at)
+{
+    return fails("preadv") ? -1 : cut(preadv(fd, iov, count, at));
+}
+
+static ssize_t faulty_pwritev2(int fd, const struct iovec *iov, int count, off_t at, int flags)
+{
+    faults.synced += flags == RWF_DSYNC;
+    return fails("pwritev2") ? -1 : cut(pwritev2(fd, iov, count, at, flags));
+}
+
+static int faulty_fdatasync(int fd)
+{
+    return fails("fdatasync") ? -1 : fdatasync(fd);
+}
+
+static int faulty_fallocate(int fd, int mode, off_t at, off_t length)
+{
+    return fails("fallocate") ? -1 : fallocate(fd, mode, at, length);
+}
+
+static int faulty_ioctl(int fd, unsigned long request, void *argument)
+{
+    return fails("ioctl") ? -1 : ioctl(fd, request, argument);
+}
+
+static int faulty_fstat(int fd, struct stat *found)
+{
+    return fails("fstat") ? -1 : fstat(fd, found);
+}
+
+static int faulty_poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    return fails("poll") ? -1 : poll(fds, count, timeout);
+}
+
+static ssize_t faulty_read(int fd, void *data, size_t length)
+{
+    return fails("read") ? -1 : read(fd, data, length);
+}
+
+static void *faulty_calloc(size_t count, size_t size)
+{
+    return fails("calloc") ? NULL : calloc(count, size);
+}
+
+#define syscall faulty_syscall
+#define mmap faulty_mmap
+#define preadv faulty_preadv
+#define pwritev2 faulty_pwritev2
+#define fdatasync faulty_fdatasync
+#define fallocate faulty_fallocate
+#define ioctl faulty_ioctl
+#define fstat faulty_fstat
+#define poll faulty_poll
+#define read faulty_read
+#define calloc faulty_calloc
+#include "native.c"
