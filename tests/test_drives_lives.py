@@ -209,6 +209,23 @@ async def test_what_is_opened_for_a_disk_is_opened_as_its_definition_says(
     await drives.remove(domain, "xvdb", force=True, missing_ok=False, timeout=5)
 
 
+async def test_a_disk_goes_by_any_name_of_its_number(running: House, tmp_path: Path) -> None:
+    await adding(running, tmp_path / "b.img", wait=False)
+    (tmp_path / "c.img").write_bytes(bytes(1 << 20))
+    drives, domain = running.guest.drives, running.guest.domain
+    with pytest.raises(Exists, match="cannot add d1: its number 51728 is xvdb's"):
+        await drives.add(domain, DiskConfig(vdev="d1", target=str(tmp_path / "c.img")), False, 5)
+    assert (await drives.resize(domain, "d1", 1 << 21, shrink=False)).vdev == "xvdb"
+    limits = LimitsConfig(ops_per_second=5)
+    assert (await drives.set_limits(domain, "d1p0", limits)).limits == limits.view()
+    assert (await drives.swap(domain, "d1", str(tmp_path / "b.img"))).vdev == "xvdb"
+    await drives.flush(domain, "d1")
+    for other in ("sdb", "hdb", "xvdb1", "d2"):  # which have other numbers
+        assert not await drives.remove(domain, other, force=True, missing_ok=True, timeout=5)
+    assert await drives.remove(domain, "d1", force=True, missing_ok=False, timeout=5)
+    assert list(drives.images) == ["xvda"]
+
+
 async def test_resize_swap_and_flush_of_what_is_there(
     running: House, machines: list[FakeMachine], tmp_path: Path
 ) -> None:

@@ -95,11 +95,14 @@ class Drives:
     ) -> bool:
         """Hot-remove; False if there was none and ``missing_ok``. Raises :class:`NotFound`, and
         :class:`TimedOut` (the guest does not let go) or :class:`StateError` (it ends): the disk stays."""
-        if domain is None or vdev not in domain.drives:
+        try:
+            drive = self._there(domain, vdev, "remove")
+        except NotFound:
             if missing_ok:
                 return False
-            raise NotFound(f"cannot remove {vdev}: there is no such drive. See drive.list.", "drive", vdev)
-        drive = domain.drives[vdev]
+            raise
+        assert domain is not None
+        vdev = drive.disk.vdev
         with domain.held(f"remove {vdev}"):  # the next life must not be offered an image about to be closed
             await drive.remove(force=force, timeout=timeout)
             if domain.drives.get(vdev) is drive:  # else another call has done it, and perhaps added a new one
@@ -130,6 +133,7 @@ class Drives:
     async def set_limits(self, domain: Domain | None, vdev: str, limits: LimitsConfig) -> DriveInfo:
         """They hold for the guest's next lives, too. Raises :class:`NotFound`."""
         drive = self._there(domain, vdev, "limit")
+        vdev = drive.disk.vdev
         drive.disk = drive.disk.model_copy(update={"limits": limits})
         self.images[vdev] = (drive.disk, drive.image)
         await drive.set_limits(limits.view())
@@ -146,6 +150,7 @@ class Drives:
         :class:`BadConfig`; the old one stays then.
         """
         drive = self._there(domain, vdev, "change")
+        vdev = drive.disk.vdev
         assert domain is not None
         if not target and drive.disk.device == "disk":
             raise BadConfig(f"cannot empty {vdev}: it is a disk, no cdrom. Remove it.")
@@ -174,9 +179,12 @@ class Drives:
         return drive.info()
 
     def _there(self, domain: Domain | None, vdev: str, verb: str) -> BlockBackend:
-        if domain is None or vdev not in domain.drives:
-            raise NotFound(f"cannot {verb} {vdev}: there is no such drive. See drive.list.", "drive", vdev)
-        return domain.drives[vdev]
+        """By any of its names: d0 is xvda, too."""
+        number = devid(vdev)
+        for drive in domain.drives.values() if domain else ():
+            if drive.devid == number:
+                return drive
+        raise NotFound(f"cannot {verb} {vdev}: there is no such drive. See drive.list.", "drive", vdev)
 
     async def _add(self, domain: Domain, disk: DiskConfig) -> tuple[BlockBackend, bool]:
         """The drive, and whether it is new. Adds of one number come one after the other."""
