@@ -59,8 +59,13 @@ class Guest:
     def write_entry(self, gref: int, flags: int, domid: int, frame: int) -> None:
         self.ram.write(gref * grant_entry_v1.size, struct.pack("<HHI", flags, domid, frame))
 
+    def entry(self, gref: int) -> tuple[int, int, int]:
+        """flags, domid, frame"""
+        flags, domid, frame = struct.unpack("<HHI", self.ram.read(gref * grant_entry_v1.size, 8))
+        return flags, domid, frame
+
     def flags(self, gref: int) -> int:
-        return int.from_bytes(self.ram.read(gref * grant_entry_v1.size, 2), "little")
+        return self.entry(gref)[0]
 
     def end_access(self, gref: int) -> bool:
         """As Linux: not while the backend says that it uses it."""

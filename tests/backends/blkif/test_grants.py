@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.blkfront import pack_indirect, pack_request
 from tests.fakes.disk import Disk
 from tests.fakes.guest import Guest
-from xenpvd.abi.grant_table import GTF_permit_access, GTF_reading, GTF_writing
+from xenpvd.abi.grant_table import GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing
 from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE, SEGMENT
 
 READ, WRITE = BLKIF_OP_READ, BLKIF_OP_WRITE
@@ -51,6 +51,7 @@ class SlowDisk(Disk):
             self.ring.submit(*slots, pack_request(77, id=99))
             assert self.ring.wait(1)[0][0] == 99  # which was taken after the others
         else:
+            self._begun.clear()
             self.ring.submit(*slots)
             assert self._begun.wait(5)
 
@@ -131,6 +132,42 @@ def test_who_writes_and_who_only_reads(slow: Callable[[bool], SlowDisk], guest: 
     assert guest.flags(gref) == READ_ONLY
     looking.unmap()
     assert guest.flags(gref) == FREE
+
+
+@planes
+def test_a_guest_that_takes_the_page_back_by_force(
+    slow: Callable[[bool], SlowDisk], guest: Guest, one: bool
+) -> None:  # D4
+    """What is under way ends in the page that it was; what the entry says is not touched or obeyed."""
+    disk, page = slow(one), guest.page()
+    gref = guest.grant(page)
+    page.write(0, b"x" * 4096)
+    for entry in ((0, 0, 0), (GTF_permit_access | GTF_readonly, 7, 33)):
+        guest.regrant(gref, page)
+        disk.begin(gref)
+        guest.write_entry(gref, *entry)
+        disk.finish()
+        assert guest.entry(gref) == entry
+    assert bytes(page.view) != b"x" * 4096
+    disk.ring.submit(pack_request(READ, id=3, segments=[(gref, 0, 7)]))
+    assert disk.ring.wait(1) == [(3, READ, -1)]
+
+
+@planes
+def test_storage_that_hangs_holds_up_nobody_else(
+    slow: Callable[[bool], SlowDisk], guest: Guest, one: bool
+) -> None:  # O9
+    """Another disk goes on; to stop takes until the storage has answered, and nobody is blocked by that."""
+    disk, other = slow(one), slow(True)
+    gref, more = guest.grant(guest.page()), guest.grant(guest.page())
+    disk.begin(gref)
+    other.begin(more)
+    other.finish()
+    disk.plane.stop()
+    assert disk.ends.empty() and disk.plane.stats()["in_flight"] == 1
+    disk.finish()
+    assert disk.ended() is None
+    assert guest.end_access(gref)
 
 
 def test_one_page_in_every_segment(disk_of_guest: Disk, guest: Guest) -> None:

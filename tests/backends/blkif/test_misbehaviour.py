@@ -1,0 +1,241 @@
+"""Guests that behave badly with rings of several pages, tables of segments and grants, on both planes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.blkfront import pack_discard, pack_indirect, pack_request
+from tests.fakes.disk import Disk
+from tests.fakes.guest import Guest
+from xenpvd.abi.grant_table import GTF_permit_access, GTF_readonly
+from xenpvd.abi.io_blkif import (
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    SEGMENT,
+    X86_32,
+    X86_64,
+    Abi,
+)
+from xenpvd.abi.io_ring import REQ_PROD, RSP_PROD
+from xenpvd.errors import GuestFault
+
+READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
+SECTORS = 2048
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+@pytest.fixture
+def disk(path: Path, native: bool, guest: Guest) -> Iterator[Disk]:
+    """On either plane, with a guest whose grant table is real."""
+    disk = Disk(path, native=native, gnttab=guest)
+    yield disk
+    disk.close()
+
+
+# ---- rings
+
+
+@pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
+@pytest.mark.parametrize("order", [1, 4])
+def test_large_rings_whose_indexes_wrap(path: Path, native: bool, abi: Abi, order: int) -> None:  # A7, A12
+    """Slots that begin in one page and end in the next; all of them at once, with one id or each its own."""
+    start = 2**32 - 3
+    disk = Disk(path, native=native, abi=abi, order=order, start=start)
+    try:
+        ring, contents = disk.start(), disk.contents()
+        assert ring.size == {1: 64, 4: 512}[order]
+        pages = [ring.data_page() for _ in range(ring.size)]
+        for lap in range(2):
+            sectors = random.Random(lap).choices(range(SECTORS - 7), k=ring.size)
+            slots = [
+                pack_request(READ, id=n << 32, sector=sector, segments=[(gref, 0, 7)], abi=abi)
+                for n, (sector, (_, gref)) in enumerate(zip(sectors, pages, strict=True))
+            ]
+            assert ring.do(*slots) == [(n << 32, READ, 0) for n in range(ring.size)]
+            for sector, (page, _) in zip(sectors, pages, strict=True):
+                assert bytes(page.view) == contents[sector * 512 : sector * 512 + 4096]
+            assert ring.do(*[pack_request(FLUSH, id=5, abi=abi)] * ring.size) == [(5, FLUSH, 0)] * ring.size
+        assert ring.page.load32(REQ_PROD) == (start + 4 * ring.size) % 2**32
+        assert disk.end() is None
+    finally:
+        disk.close()
+
+
+@pytest.mark.parametrize("order", [0, 4])
+def test_a_guest_that_takes_no_responses(path: Path, native: bool, order: int) -> None:  # A11
+    """Its loss: they are overwritten. We have a ring's worth of requests under way at most, and go on."""
+    disk = Disk(path, native=native, order=order)
+    try:
+        ring = disk.start()
+        _, gref = ring.data_page()
+        slots = [pack_request(READ, id=n, segments=[(gref, 0, 0)]) for n in range(ring.size)]
+        for lap in range(1, 4):
+            ring.submit(*slots)
+            while ring.page.load32(RSP_PROD) != lap * ring.size:
+                assert disk.ends.empty() and disk.plane.stats()["in_flight"] <= ring.size
+        ring.rsp_cons = ring.page.load32(RSP_PROD)
+        assert ring.do(slots[7]) == [(7, READ, 0)]
+        assert disk.plane.stats()["reads"] == 3 * ring.size + 1
+        ring.page.store32(REQ_PROD, 3 * ring.size + 1 + ring.size + 1)
+        ring.kick()
+        assert isinstance(disk.ended(), GuestFault), "one more than there is room for"
+    finally:
+        disk.close()
+
+
+def test_a_ring_that_is_taken_away(disk: Disk, guest: Guest) -> None:  # A10
+    """The guest revokes the ring's grant, and gives the page back: the plane ends, and we do not."""
+    ring = disk.start()
+    held = guest.map(ring.gref)
+    assert ring.flush() == 0
+    assert not guest.end_access(ring.gref), "a guest that behaves would not"
+    guest.write_entry(ring.gref, 0, 0, 0)
+    guest.ram.discard(ring.page.gfn)  # type: ignore[attr-defined]
+    ring.kick()
+    assert isinstance(disk.ended(), GuestFault)
+    held.unmap()
+    assert guest.flags(ring.gref) == 0
+
+
+# ---- requests
+
+
+def test_writes_over_each_other_in_one_batch(disk: Disk) -> None:  # B17
+    ring, rng = disk.start(), random.Random(17)
+    pages = [ring.data_page(readonly=True) for _ in range(32)]
+    for n, (page, _) in enumerate(pages):
+        page.write(0, bytes([n + 1]) * 4096)
+    before = disk.contents()
+    for _ in range(20):
+        places = [rng.randrange(24) for _ in pages]
+        ring.do(
+            *[
+                pack_request(WRITE, id=n, sector=place, segments=[(gref, 0, 7)])
+                for n, (place, (_, gref)) in enumerate(zip(places, pages, strict=True))
+            ]
+        )
+        after = disk.contents()
+        for sector in range(32):
+            written = after[sector * 512 : (sector + 1) * 512]
+            writers = {n + 1 for n, place in enumerate(places) if place <= sector < place + 8}
+            if writers:
+                assert len(set(written)) == 1 and written[0] in writers, "a whole sector of one of them"
+        assert after[32 * 512 :] == before[32 * 512 :]
+
+
+def test_garbage_behind_the_last_segment(disk: Disk) -> None:  # C6
+    ring, before = disk.start(), disk.contents()
+    page, table = ring.data_page()
+    data, gref = ring.data_page()
+    page.write(0, b"\xff" * 4096)
+    SEGMENT.pack_into(page.view, 0, gref, 0, 3)
+    SEGMENT.pack_into(page.view, 8, gref, 4, 7)
+    assert ring.do(pack_indirect(READ, 2, [table, 2**32 - 1], id=1)) == [(1, READ, 0)]
+    assert bytes(data.view) == before[:4096]
+
+
+def test_numbers_at_their_edges(disk: Disk) -> None:  # B5, B6, C1
+    ring, before = disk.start(), disk.contents()
+    _, gref = ring.data_page()
+    table_page, table = ring.data_page()
+    for n in range(257):
+        SEGMENT.pack_into(table_page.view, 8 * n, gref, 0, 0)
+    good = [
+        pack_request(READ, id=1, sector=SECTORS - 8, segments=[(gref, 0, 7)]),
+        pack_request(READ, id=2, sector=SECTORS - 1, segments=[(gref, 7, 7)]),
+        pack_request(READ, id=3, segments=[(gref, 0, 0)] * 11),
+        pack_indirect(READ, 256, [table], id=4, sector=SECTORS - 256),
+        pack_discard(SECTORS - 8, 8, id=5),
+    ]
+    bad = [
+        pack_request(READ, id=11, sector=SECTORS - 7, segments=[(gref, 0, 7)]),
+        pack_request(READ, id=12, sector=2**64 - 8, segments=[(gref, 0, 7)]),
+        pack_request(READ, id=13, segments=[(gref, 0, 0)], nr_segments=12),
+        pack_request(READ, id=14, segments=[(gref, 0, 8)]),
+        pack_request(READ, id=15, segments=[(gref, 5, 4)]),
+        pack_indirect(READ, 257, [table], id=16),
+        pack_indirect(READ, 256, [table], id=17, sector=SECTORS - 255),
+        pack_discard(SECTORS - 8, 9, id=18),
+        pack_discard(2**64 - 8, 16, id=19),
+    ]
+    answers = {id_: status for id_, _, status in ring.do(*good, *bad)}
+    assert answers == {**dict.fromkeys(range(1, 6), 0), **dict.fromkeys(range(11, 20), -1)}
+    assert disk.contents()[: (SECTORS - 8) * 512] == before[: (SECTORS - 8) * 512]
+
+
+# ---- grants
+
+
+def test_references_at_the_tables_edges(disk: Disk, guest: Guest) -> None:  # D1
+    ring = disk.start()
+    last = 512 * guest.FRAMES - 1
+    page = guest.page()
+    guest.regrant(last, page)
+    bad = (0, last + 1, 512 * 64 - 1, 512 * 64, 2**31, 2**32 - 1)
+    slots = [pack_request(READ, id=n, segments=[(gref, 0, 7)]) for n, gref in enumerate((last, *bad))]
+    assert ring.do(*slots) == [(0, READ, 0), *((n + 1, READ, -1) for n in range(len(bad)))]
+    assert bytes(page.view) == disk.contents()[:4096]
+
+
+def test_frames_that_are_no_ram(disk: Disk, guest: Guest) -> None:  # D2, D5
+    ring = disk.start()
+    ram = len(guest.ram.regions[0].view) >> 12
+    gone = guest.page()
+    guest.ram.discard(gone.gfn)
+    entries = [
+        (GTF_permit_access, 0, ram - 1),
+        (GTF_permit_access, 0, ram),
+        (GTF_permit_access, 0, 2**32 - 1),
+        (GTF_permit_access, 1, 100),
+        (GTF_permit_access, 0x8000, 100),
+        (GTF_permit_access | GTF_readonly, 0, 100),
+        (2, 0, 100),
+        (3, 0, 100),
+        (0, 0, 100),
+        (GTF_permit_access, 0, gone.gfn),
+    ]
+    for n, entry in enumerate(entries):
+        guest.write_entry(100 + n, *entry)
+    slots = [pack_request(READ, id=n, segments=[(100 + n, 0, 7)]) for n in range(len(entries))]
+    statuses = [status for _, _, status in ring.do(*slots)]
+    assert statuses[:-1] == [0, *[-1] * (len(entries) - 2)]
+    assert not any(guest.page().view) and not guest.mapped
+
+
+def test_more_grants_than_anybody_would_keep(disk: Disk, guest: Guest) -> None:  # D7
+    """Nothing is kept for references that were used once, persistent or not."""
+    ring = disk.start()
+    assert ring.flush() == 0
+    page, fds = guest.page(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    grefs = range(100, 512 * guest.FRAMES)
+    for gref in grefs:
+        guest.regrant(gref, page)
+    for begin in range(0, len(grefs), 32):
+        some = grefs[begin : begin + 32]
+        slots = [pack_request(READ, id=gref, segments=[(gref, 0, 0)]) for gref in some]
+        assert ring.do(*slots) == [(gref, READ, 0) for gref in some]
+        assert guest.grants.active == 0
+    assert len(os.listdir("/proc/self/fd")) == fds  # noqa: PTH208
+    assert all(guest.end_access(gref) for gref in grefs)
+
+
+def test_a_reference_that_is_granted_anew_for_another_page(disk: Disk, guest: Guest) -> None:  # D8
+    ring, contents = disk.start(), disk.contents()
+    one, other = guest.page(), guest.page()
+    gref = guest.grant(one)
+    assert ring.do(pack_request(READ, segments=[(gref, 0, 7)])) == [(0, READ, 0)]
+    guest.regrant(gref, other)
+    assert ring.do(pack_request(READ, sector=8, segments=[(gref, 0, 7)])) == [(0, READ, 0)]
+    assert bytes(one.view) == contents[:4096] and bytes(other.view) == contents[4096:8192]
+    assert guest.end_access(gref)
+    assert ring.do(pack_request(READ, segments=[(gref, 0, 7)])) == [(0, READ, -1)]
