@@ -187,7 +187,7 @@ class DiskConfig(Strict):
     )
     cache: Cache = Field(
         "writeback",
-        description="of the host: writethrough: what is written is on stable storage; none: O_DIRECT",
+        description="how the host caches it; writethrough: a write is stored when it ends; none: O_DIRECT",
     )
     discard: bool = Field(True, description="offer it, if what the image lies on can do it")
     persistent: bool = Field(

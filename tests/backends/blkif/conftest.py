@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.disk import Disk
 from tests.fakes.disks import Rig
+from tests.fakes.guest import Guest
+from tests.fakes.slow_disk import SlowDisk
 from xenpvd.backends.blkif import backend as backend_module
 from xenpvd.errors import Unsupported
 
@@ -69,3 +72,24 @@ def reference(path: Path) -> Iterator[Disk]:
     disk = Disk(path)
     yield disk
     disk.close()
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+@pytest.fixture
+def slow(path: Path, tmp_path: Path, guest: Guest) -> Iterator[Callable[[bool], SlowDisk]]:
+    with ExitStack() as stack:
+
+        def make(native: bool) -> SlowDisk:
+            copy = tmp_path / f"{len(list(tmp_path.iterdir()))}.img"
+            copy.write_bytes(path.read_bytes())
+            disk = SlowDisk(copy, guest, native)
+            stack.callback(disk.close)
+            disk.start()
+            return disk
+
+        yield make
+    assert guest.grants.active == 0 and not guest.mapped

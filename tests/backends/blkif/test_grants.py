@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from tests.fakes.blkfront import pack_indirect, pack_request
 from tests.fakes.disk import Disk
 from tests.fakes.guest import Guest
+from tests.fakes.slow_disk import SlowDisk
 from xenpvd.abi.grant_table import GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing
 from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE, SEGMENT
 
@@ -22,75 +21,6 @@ BUSY = READ_ONLY | GTF_writing
 
 planes = pytest.mark.parametrize("one", [False, True], ids=["python", "native"])
 and_planes = pytest.mark.parametrize("other", [False, True], ids=["and python", "and native"])
-
-
-class SlowDisk(Disk):
-    """A read ends when :meth:`finish` says so. The native plane reads from a pipe, the other one asks us."""
-
-    def __init__(self, path: Path, guest: Guest, native: bool) -> None:
-        super().__init__(path, native=native, gnttab=guest)
-        self.native = native
-        self._begun, self._go_on = threading.Event(), threading.Semaphore(0)
-        if native:
-            fd, self._pipe = os.pipe()
-            plane = self.plane._plane  # type: ignore[union-attr]
-            os.dup2(fd, plane.image_fd)
-            plane.is_block = 1  # it has no size that could be too small
-            os.close(fd)
-        else:
-            self.image.fail = self._wait  # type: ignore[method-assign]
-
-    def _wait(self, call: str) -> None:
-        self._begun.set()
-        assert self._go_on.acquire(timeout=5)
-
-    def begin(self, *grefs: int) -> None:
-        """Reads into these pages, one request each; they are under way when this returns."""
-        slots = [pack_request(READ, id=n, segments=[(gref, 0, 7)]) for n, gref in enumerate(grefs)]
-        if self.native:
-            self.ring.submit(*slots, pack_request(77, id=99))
-            assert self.ring.wait(1)[0][0] == 99  # which was taken after the others
-        else:
-            self._begun.clear()
-            self.ring.submit(*slots)
-            assert self._begun.wait(5)
-
-    def finish(self) -> None:
-        """The first of them, or of what is left."""
-        if self.native:
-            os.write(self._pipe, bytes(4096))
-        else:
-            self._go_on.release()
-        ((_, _, status),) = self.ring.wait(1)
-        assert status == 0
-
-    def close(self) -> None:
-        if self.native:
-            os.close(self._pipe)  # what still reads from it fails
-        else:
-            self._go_on.release(32)
-        super().close()
-
-
-@pytest.fixture
-def guest() -> Guest:
-    return Guest()
-
-
-@pytest.fixture
-def slow(path: Path, tmp_path: Path, guest: Guest) -> Iterator[Callable[[bool], SlowDisk]]:
-    with ExitStack() as stack:
-
-        def make(native: bool) -> SlowDisk:
-            copy = tmp_path / f"{len(list(tmp_path.iterdir()))}.img"
-            copy.write_bytes(path.read_bytes())
-            disk = SlowDisk(copy, guest, native)
-            stack.callback(disk.close)
-            disk.start()
-            return disk
-
-        yield make
-    assert guest.grants.active == 0 and not guest.mapped
 
 
 def test_two_requests_of_one_ring(slow: Callable[[bool], SlowDisk], guest: Guest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.fakes.blkfront import pack_discard, pack_indirect, pack_request
 from tests.fakes.disk import Disk
 from tests.fakes.guest import Guest
+from tests.fakes.slow_disk import SlowDisk
 from xenpvd.abi.grant_table import GTF_permit_access, GTF_readonly
 from xenpvd.abi.io_blkif import (
     BLKIF_OP_FLUSH_DISKCACHE,
@@ -22,16 +23,11 @@ from xenpvd.abi.io_blkif import (
     X86_64,
     Abi,
 )
-from xenpvd.abi.io_ring import REQ_PROD, RSP_PROD
+from xenpvd.abi.io_ring import REQ_PROD, RSP_EVENT, RSP_PROD
 from xenpvd.errors import GuestFault
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
 SECTORS = 2048
-
-
-@pytest.fixture
-def guest() -> Guest:
-    return Guest()
 
 
 @pytest.fixture
@@ -91,6 +87,34 @@ def test_a_guest_that_takes_no_responses(path: Path, native: bool, order: int) -
         assert isinstance(disk.ended(), GuestFault), "one more than there is room for"
     finally:
         disk.close()
+
+
+def test_one_request_too_many_while_others_are_under_way(
+    slow: Callable[[bool], SlowDisk], guest: Guest
+) -> None:  # A1
+    """What is under way has its slot until it is answered. The other plane looks when it has answered all."""
+    disk = slow(True)
+    grefs = [guest.grant(guest.page()) for _ in range(31)]
+    disk.begin(*grefs)
+    for _ in range(2):
+        disk.ring.put(pack_request(READ, id=77, segments=[(grefs[0], 0, 7)]))
+    disk.ring.push()
+    disk.ring.kick()
+    disk.finish_all(31)
+    assert isinstance(disk.ended(), GuestFault)
+    assert 77 not in [id_ for id_, _, _ in disk.ring.take()]
+
+
+def test_a_guest_that_has_asked_for_no_more_is_not_notified(disk: Disk) -> None:  # A6
+    ring = disk.start()
+    assert ring.flush() == 0
+    ring.page.store32(RSP_EVENT, 1)  # the response that it has taken
+    ring.submit(pack_request(FLUSH, id=1))
+    while ring.page.load32(RSP_PROD) != 2:
+        assert disk.ends.empty()
+    assert disk.end() is None
+    assert not disk.port.guest_pending()
+    assert disk.plane.stats()["notifications_suppressed"] == 1
 
 
 def test_a_ring_that_is_taken_away(disk: Disk, guest: Guest) -> None:  # A10
@@ -171,6 +195,17 @@ def test_numbers_at_their_edges(disk: Disk) -> None:  # B5, B6, C1
     answers = {id_: status for id_, _, status in ring.do(*good, *bad)}
     assert answers == {**dict.fromkeys(range(1, 6), 0), **dict.fromkeys(range(11, 20), -1)}
     assert disk.contents()[: (SECTORS - 8) * 512] == before[: (SECTORS - 8) * 512]
+
+
+@pytest.mark.parametrize("size", [8192 - 512, 4096, 512])
+def test_a_write_does_not_make_a_truncated_image_grow(disk: Disk, size: int) -> None:  # O4
+    ring = disk.start()
+    _, gref = ring.data_page(readonly=True)
+    write = pack_request(WRITE, sector=8, segments=[(gref, 0, 7)])
+    os.truncate(disk.path, size)
+    assert ring.do(write) == [(0, WRITE, -1)] and disk.path.stat().st_size == size
+    os.truncate(disk.path, 8192)
+    assert ring.do(write) == [(0, WRITE, 0)] and disk.path.stat().st_size == 8192
 
 
 # ---- grants
