@@ -44,6 +44,8 @@ class FakeMemory:
     def is_ram(self, gfn: int) -> bool:
         return 0 <= gfn < len(self.bytes) >> PAGE_SHIFT
 
+    is_there = is_ram
+
     def word(self, gpa: int, length: int = 4) -> int:
         return int.from_bytes(self.read(gpa, length), "little")
 

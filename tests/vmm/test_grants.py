@@ -59,6 +59,15 @@ def test_a_refused_grant_leaves_nothing(grants: Grants) -> None:
     assert grants.active == 0 and grants.nr_frames == 1
 
 
+def test_a_page_that_was_given_back_cannot_be_mapped(grants: Grants, memory: GuestMemory) -> None:
+    memory.discard(FRAME)
+    with pytest.raises(GrantError):
+        grants.map(GREF)
+    assert memory.is_ram(FRAME) and not memory.is_there(FRAME)
+    memory.populate(FRAME)
+    grants.map(GREF).unmap()
+
+
 def test_a_claim_is_not_lost_in_a_frame_that_a_vcpu_moves(
     grants: Grants, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_what_is_written_is_read(memory: GuestMemory, gpa: int, data: bytes) -> 
 def test_regions(memory: GuestMemory, gfn: int, name: str | None, ram: bool) -> None:
     assert memory.region_of(gfn) == name
     assert memory.is_ram(gfn) is ram
+    assert memory.is_there(gfn) is ram
 
 
 def test_big_regions_are_aligned_for_huge_pages(memory: GuestMemory) -> None:

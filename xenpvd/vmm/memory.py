@@ -190,6 +190,15 @@ class GuestMemory:
         except XenError:
             return False
 
+    def is_there(self, gfn: int) -> bool:
+        """Whether it is RAM that the guest has not given back."""
+        try:
+            region, offset = self._find(gfn << PAGE_SHIFT, PAGE_SIZE)
+        except XenError:
+            return False
+        page, bits = offset >> PAGE_SHIFT, self._gone.get(region.gpa)
+        return region.ram and not (bits and bits[page >> 3] >> (page & 7) & 1)
+
     def discard(self, gfn: int) -> None:
         """The guest gives a page of RAM back: it goes to the host and reads as zeros from now on."""
         region, offset = self._find(gfn << PAGE_SHIFT, PAGE_SIZE)

@@ -45,7 +45,8 @@ class GrantMemory(Protocol):
     def cas16(self, gpa: int, expected: int, desired: int) -> bool:
         """Atomic compare-and-swap of a u16."""
 
-    def is_ram(self, gfn: int) -> bool: ...
+    def is_there(self, gfn: int) -> bool:
+        """Whether it is RAM that the guest has not given back."""
 
 
 class Uses(Protocol):
@@ -125,7 +126,7 @@ class GrantTable:
                 raise GrantError(GNTST_bad_domain, f"gref {gref} is granted to domain {grantee}, not {domid}")
             if flags & GTF_readonly and not readonly:
                 raise GrantError(GNTST_permission_denied, f"gref {gref} is read-only")
-            if not self._memory.is_ram(frame):
+            if not self._memory.is_there(frame):
                 raise GrantError(GNTST_bad_page, f"gref {gref} names frame {frame:#x}, not RAM")
             if flags & wanted == wanted or self._memory.cas16(at, flags, flags | wanted):
                 return int(frame)
