@@ -38,6 +38,18 @@ static struct io_sqring_offsets sq_at;
 static struct io_cqring_offsets cq_at;
 static uint32_t cq_seen;
 
+static struct iovec shorter[1024];
+
+/* The first of ``iov``, as much of it as there may be; kept by ``n``, as io_uring may look at it later. */
+static const struct iovec *shorten(const struct iovec *iov, uint64_t n)
+{
+    struct iovec *first = &shorter[n % 1024];
+    *first = *iov;
+    if (first->iov_len > faults.most)
+        first->iov_len = faults.most;
+    return first;
+}
+
 static bool fails(const char *name)
 {
     if (strcmp(name, faults.call) || ++faults.calls != faults.fail_at)
@@ -52,6 +64,10 @@ static void look_at_submitted(uint32_t count)
     for (uint32_t index = tail - count; index != tail; index++) {
         struct io_uring_sqe *e = sqes + (index & mask);
         faults.synced += e->opcode == IORING_OP_WRITEV && e->rw_flags & RWF_DSYNC;
+        if (faults.most && (e->opcode == IORING_OP_READV || e->opcode == IORING_OP_WRITEV)) {
+            e->addr = (uint64_t)shorten((const struct iovec *)e->addr, e->user_data);
+            e->len = 1;
+        }
     }
 }
 
@@ -63,8 +79,6 @@ static void look_at_completed(void)
         struct io_uring_cqe *c = (struct io_uring_cqe *)(cq + cq_at.cqes) + (cq_seen & mask);
         if (c->user_data > 1u << 20) /* a kick, a stop */
             continue;
-        if (faults.most && c->res > (int32_t)faults.most)
-            c->res = (int32_t)faults.most;
         if (fails("completion"))
             c->res = -faults.number;
     }
@@ -111,20 +125,19 @@ static void *faulty_mmap(void *at, size_t size, int rights, int flags, int fd, o
     return area;
 }
 
-static ssize_t cut(ssize_t result)
-{
-    return faults.most && result > (ssize_t)faults.most ? (ssize_t)faults.most : result;
-}
-
 static ssize_t faulty_preadv(int fd, const struct iovec *iov, int count, off_t at)
 {
-    return fails("preadv") ? -1 : cut(preadv(fd, iov, count, at));
+    if (fails("preadv"))
+        return -1;
+    return faults.most ? preadv(fd, shorten(iov, 0), 1, at) : preadv(fd, iov, count, at);
 }
 
 static ssize_t faulty_pwritev2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
     faults.synced += flags == RWF_DSYNC;
-    return fails("pwritev2") ? -1 : cut(pwritev2(fd, iov, count, at, flags));
+    if (fails("pwritev2"))
+        return -1;
+    return faults.most ? pwritev2(fd, shorten(iov, 0), 1, at, flags) : pwritev2(fd, iov, count, at, flags);
 }
 
 static int faulty_fdatasync(int fd)
