@@ -232,6 +232,6 @@ async def test_over_the_socket(
     assert (await peer.fault("drive.add", **drive))["data"] == {"reason": "IMAGE", "path": "fd:data"}
     sock.close()
     await peer.close()
-    hall.daemon.quit()
+    hall.daemon.quit("destroy")
     hall.daemon._at_once.set()
     await hall.ended

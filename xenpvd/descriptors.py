@@ -102,9 +102,7 @@ class Descriptors:
         for name in tuple(self._held):
             self.remove(name)
 
-    def image(
-        self, target: str, *, readonly: bool, cache: Cache = "writeback", lock: bool = True
-    ) -> Image:
+    def image(self, target: str, *, readonly: bool, cache: Cache = "writeback", lock: bool = True) -> Image:
         """What fd:NAME is, as :meth:`Image.shared`. Blocking; in any thread. Raises :class:`ImageError`."""
         name = target.removeprefix(BY_DESCRIPTOR)
         with self._lock:

@@ -111,8 +111,11 @@ def test_no_start_again_after_a_fault_that_stays() -> None:
 
 
 def test_reloads() -> None:
-    for service in (*SERVICES, "xenpvd-gateway.service"):
-        assert setting(service, "ExecReload") == ['/bin/sh -c "kill -HUP $MAINPID"'], service
+    """A guest's says whether its file could be used."""
+    for service in SERVICES:
+        (command,) = setting(service, "ExecReload")
+        assert re.fullmatch(r"/usr/bin/xenpvctl --run-dir \S+/xenpvd reload %i", command), service
+    assert setting("xenpvd-gateway.service", "ExecReload") == ['/bin/sh -c "kill -HUP $MAINPID"']
 
 
 def test_its_groups_are_made() -> None:

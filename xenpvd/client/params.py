@@ -76,6 +76,7 @@ class DriveAddParams(TypedDict):
     access: NotRequired[Literal["rw", "ro"]]
     format: NotRequired[Literal["raw"]]
     sector_size: NotRequired[Literal[512, 4096]]
+    cache: NotRequired[Literal["writeback", "writethrough", "none"]]
     discard: NotRequired[bool]
     persistent: NotRequired[bool]
     limits: NotRequired[LimitsConfig]

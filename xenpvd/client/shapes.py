@@ -120,6 +120,7 @@ class DiskConfig(TypedDict):
     access: NotRequired[Literal["rw", "ro"]]
     format: NotRequired[Literal["raw"]]
     sector_size: NotRequired[Literal[512, 4096]]
+    cache: NotRequired[Literal["writeback", "writethrough", "none"]]
     discard: NotRequired[bool]
     persistent: NotRequired[bool]
     limits: NotRequired[LimitsConfig]
@@ -145,6 +146,7 @@ class DriveInfo(TypedDict):
     protocol: str | None
     rings: int
     ring_pages: int
+    cache: str
     limits: DriveLimits
     plane: str | None
     stats: dict[str, int]

@@ -15,6 +15,7 @@ VERBS = {
     "console.viewers": "viewers {name}",
     "drive.list": "drive list {name}",
     "drive.swap": "drive swap {name} VDEV TARGET",
+    "fd.remove": "fd remove {name} DESCRIPTOR",
     "guest.start": "start FILE",
     "log.tail": "daemon-log {name}",
 }

@@ -109,9 +109,63 @@ class Image:
         except ImageError:
             os.close(fd)
             raise
-            image = cls(fd, path, 0, readonly=readonly)
+
+    @classmethod
+    def shared(
+        cls,
+        fd: int,
+        file: OpenFile,
+        name: str,
+        *,
+        readonly: bool,
+        cache: Cache = "writeback",
+        lock: bool = True,
+    ) -> Image:
+        """What somebody else has opened and may still have: ``fd``, which is the image's from now on, and is
+        closed if this raises :class:`ImageError`, is a descriptor of ``file``.
+
+        As :meth:`open`, but that the host has not mounted a block device is for who opens it to see to
+        (O_EXCL). Without ``lock`` it is only looked at whether the lock could be had. There is no ``cache``
+        "none": O_DIRECT would be the sender's as well.
+        """
+        image = None
+        try:
+            check_descriptor(fd, name)
+            if cache == "none":
+                why = 'cache "none" (O_DIRECT) would count for its sender, too'
+                raise _refuse(name, why, 'Use cache "writeback", or a path.')
+            if not readonly:
+                _check_writable(fd, name)
+            if lock and not file.enter(readonly):
+                raise _refuse(name, "another disk uses it", "Remove that, or let all have access ro.")
+            image = cls(fd, name, 0, readonly=readonly)
+            image._file = file if lock else None
+            _lock(fd, name, readonly, look=not lock)
             image._measure(cache)
             return image
+        except (OSError, ImageError) as fault:
+            if image is not None:
+                image.close()
+            else:
+                os.close(fd)
+            if isinstance(fault, ImageError):
+                raise
+            raise _refuse(name, *_why(fault, readonly)) from None
+
+    def _measure(self, cache: Cache) -> None:
+        """All that is left to do once it is open and locked."""
+        if cache == "none":
+            self.alignment = _bypass_cache(self.fd, self.path)
+        self.sync = cache == "writethrough"
+        os.set_blocking(self.fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
+        self.size = os.lseek(self.fd, 0, os.SEEK_END)
+        if self.size == 0:
+            what = "FILE" if self._file else self.path
+            raise _refuse(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
+        if self.size % SECTOR_SIZE:
+            why = f"its size, {self.size} bytes, is no multiple of {SECTOR_SIZE}"
+            raise _refuse(self.path, why, "A raw image has whole sectors; is it of another format?")
+        self.can_discard = self._probe_discard()
 
     def dup(self) -> Self:
         """The same open image, with a file descriptor of its own that its user closes: who has a request on

@@ -171,17 +171,26 @@ class Console:
         if mode != "ro":
             self.give_keyboard(viewer, stolen=mode == "steal")
         self._viewers.append(viewer)
-        self._tell("attached", viewer, mode=viewer.mode, offset=viewer.offset)
+        self._publish(
+            "console.attached",
+            console=self.name,
+            viewer=viewer.number,
+            who=who,
+            mode=viewer.mode,
+            offset=viewer.offset,
+        )
         return viewer
 
     def mode_changed(self, viewer: Viewer) -> None:
         """For the viewer: it has got or lost the keyboard."""
         if viewer in self._viewers:  # or it is told as it attaches
-            self._tell("keyboard", viewer, mode=viewer.mode)
-
-    def _tell(self, what: str, viewer: Viewer, **members: object) -> None:
-        who = {"console": self.name, "viewer": viewer.number, "who": viewer.who}
-        self._publish(f"console.{what}", **who, **members)
+            self._publish(
+                "console.keyboard",
+                console=self.name,
+                viewer=viewer.number,
+                who=viewer.who,
+                mode=viewer.mode,
+            )
 
     def give_keyboard(self, viewer: Viewer, stolen: bool) -> None:
         """To ``viewer``, and to it alone unless it is shared. If it is ``stolen`` nothing comes any more of
@@ -216,7 +225,14 @@ class Console:
         if viewer.ended is None:
             viewer.end(why)
             self._viewers.remove(viewer)
-            self._tell("detached", viewer, why=why, kicked=viewer.kicked)
+            self._publish(
+                "console.detached",
+                console=self.name,
+                viewer=viewer.number,
+                who=viewer.who,
+                why=why,
+                kicked=viewer.kicked,
+            )
             self.history.wake()  # a read of its own that waits
             self._taken.set()  # and its typing
 
