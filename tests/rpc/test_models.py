@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from xenpvd.rpc import models
+from xenpvd.rpc.methods import METHODS
 from xenpvd.views import Phase, Runstate
 
 REFUSED: list[tuple[type[models.Params] | type[models.DriveAddParams], dict[str, Any]]] = [
@@ -87,3 +89,17 @@ def test_drive_add_carries_every_key_of_a_disk() -> None:
 def test_console_write_data() -> None:
     assert models.ConsoleWriteParams(text="é\r").data() == "é\r".encode()
     assert models.ConsoleWriteParams(base64="/wA=").data() == b"\xff\0"
+
+
+def test_what_is_not_called_is_not_built() -> None:
+    """A daemon's start would take a tenth longer."""
+
+    class Some(models.Params):
+        number: int
+
+    assert not Some.__pydantic_complete__
+    assert Some.model_validate({"number": 1}).number == 1
+    assert Some.__pydantic_complete__
+    method = replace(METHODS["daemon.ping"])
+    assert "result" not in vars(method)
+    assert method.result is method.result

@@ -70,7 +70,8 @@ XenstorePath = Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=3072)]
 class Params(BaseModel):
     """By name only; an unknown name or another type is refused before anything happens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # built when first called: a daemon starts sooner, and most methods are never called
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class NoParams(Params):

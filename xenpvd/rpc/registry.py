@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter
@@ -87,7 +88,7 @@ def check_role(role: Role, need: Role, what: str) -> None:
         raise PermissionRefused(why, need=need, role=role)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Method:
     """``wait``: it may wait for the guest and can be given up meanwhile, so it is cancelled when its client
     leaves; any other runs to its end."""
@@ -97,9 +98,14 @@ class Method:
     wait: bool
     run: Callable[[Call, Any], Awaitable[Any]]
     params: type[BaseModel]
-    result: TypeAdapter[Any]
+    returns: Any
     summary: str
     description: str
+
+    @cached_property
+    def result(self) -> TypeAdapter[Any]:
+        """Built when first asked for: a daemon starts sooner, and most methods are never called."""
+        return TypeAdapter(self.returns)
 
 
 METHODS: dict[str, Method] = {}
@@ -115,7 +121,7 @@ def method(name: str, role: Role, wait: bool = False) -> Callable[[_Run], _Run]:
         hints = get_type_hints(run)
         summary, _, description = (inspect.getdoc(run) or "").partition("\n")
         METHODS[name] = Method(
-            name, role, wait, run, hints["params"], TypeAdapter(hints["return"]), summary, description.strip()
+            name, role, wait, run, hints["params"], hints["return"], summary, description.strip()
         )
         return run
 

@@ -6,7 +6,7 @@ import base64
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_jsonable_python
 
 from xenpvd.events import Event
@@ -15,6 +15,8 @@ from xenpvd.views import PortInfo
 
 class Result(BaseModel):
     """Clients must bear members that they do not know."""
+
+    model_config = ConfigDict(defer_build=True)  # as Params
 
 
 class Pong(Result):
