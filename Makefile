@@ -7,7 +7,7 @@ LAB_HOST := $(if $(HOST),--host $(HOST))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lab-up lab-down clean distclean
+.PHONY: help setup demo test bench check format lab-up lab-down clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,10 +30,16 @@ test: setup ## all tests, those that boot real guests too (in the lab, where thi
 	@$(BIN)/python -m lab.fio
 	@$(BIN)/python -m lab.suite
 
+bench: setup ## xenpvd beside its peers, with a chart of it all, in 20 minutes; bench-NAME: one part (bench-rpc)
+	@$(BIN)/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-%: setup
+	@$(BIN)/python -m bench $* $(if $(ROUNDS),--rounds $(ROUNDS))
+
 check: setup ## format, lint, types and unit tests, in under a minute
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy xenpvd lab
+	$(BIN)/mypy xenpvd lab bench
 	$(BIN)/pytest -q -m "not lab"
 
 format: ## put the code into its format

@@ -1,8 +1,9 @@
 """xen-block's data planes beside the limit: the same transfers by io_uring in C, with no ring in between.
 
-``python -m bench.block``: a frontend in C drives each plane on one image in the page cache, by turns, and
-prints the medians of the rounds with their ratios to the limit. The image is what the planes get; the guest's
-memory is this process's. It needs a C compiler, and nothing else.
+    python -m bench.block [--rounds N] [--size MIB] [--bytes MIB]
+
+A frontend in C drives each plane on one image in the page cache, by turns. The image is what the planes get;
+the guest's memory is this process's. It needs a C compiler, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,26 +11,25 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
-import platform
 import resource
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xenpvd import __version__
+from bench import results
+from bench.results import Kind, Level
 from xenpvd.abi.grant_table import GTF_permit_access, grant_entry_v1
 from xenpvd.abi.io_blkif import SECTOR_SIZE, X86_64
-from xenpvd.abi.page import PAGE_SIZE
+from xenpvd.abi.page import PAGE_SHIFT, PAGE_SIZE
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.throttle import Throttle
 from xenpvd.vmm.grants import Grants
-from xenpvd.vmm.layout import PAGE_SHIFT
 from xenpvd.vmm.memory import GuestMemory
 from xenpvd.vmm.port import BackendPort, eventfd
 
@@ -55,6 +55,11 @@ ROWS = (
     Row("1M read, depth 4", 256, 4, sequential=True),
     Row("128K write, depth 8", 32, 8, write=True, sequential=True),
 )
+
+
+#: as a row names it
+PLANES = {"native": "", "python": ", plain Python"}
+CHARTED = (ROWS[0], ROWS[1], ROWS[2], ROWS[4], ROWS[6])
 
 
 class Job(ctypes.Structure):
@@ -127,9 +132,9 @@ def run(
     plane: Plane | NativePlane
     common: dict[str, Any] = {"abi": X86_64, "offer": offer, "on_trouble": print, "on_end": ends.append}
     if which == "native":
-        plane = NativePlane([ring], port, guest.grants.memory(), image, **common)
+        plane = NativePlane([ring], port, guest.grants.memory(), image.dup(), **common)
     else:
-        plane = Plane([ring], port, guest.grants, image, throttle=Throttle(), **common)
+        plane = Plane([ring], port, guest.grants, image.dup(), throttle=Throttle(), **common)
     plane.start()
     before = resource.getrusage(resource.RUSAGE_SELF)
     code = lib.front(ctypes.byref(job))
@@ -143,11 +148,16 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.block", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.block", description=(__doc__ or "").partition("\n")[0]
+    )
+    results.rounds(parser, 5)
     parser.add_argument("--size", type=int, default=256, help="MiB of the image")
     parser.add_argument("--bytes", type=int, default=512, help="MiB that a round transfers at most")
     args = parser.parse_args()
+    if shutil.which("cc") is None:
+        sys.exit("bench: no C compiler here. Install gcc and libc6-dev.")
+    report, _ = results.begin("xen-block's data planes, beside the same I/O with no ring")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder, "blkfront.so")
         source = Path(__file__).with_name("blkfront.c")
@@ -159,28 +169,25 @@ def main() -> None:
                 file.write(os.urandom(1 << 20))
         image = Image.open(path, readonly=False)
         guest = Guest()
-        info = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(": ")[2] for line in info if "model name" in line), "?")
-        print(f"xenpvd {__version__}, Python {platform.python_version()}, Linux {platform.release()}")
-        print(f"{cpu}, {os.cpu_count()} CPUs; {args.rounds} rounds; requests/s (µs of CPU each)")
-        print(f"{'':28}{'limit':>18}{'native':>18}{'ratio':>7}{'python':>18}{'ratio':>7}")
         for row in ROWS:
             most = 100_000 if row.depth > 1 else 20_000
-            operations = max(2000, min(most, (args.bytes << 20) // (row.pages * PAGE_SIZE)))
-            figures: dict[str, list[tuple[float, float]]] = {"limit": [], "native": [], "python": []}
+            operations = max(
+                min(2000, 4 * args.bytes), min(most, (args.bytes << 20) // (row.pages * PAGE_SIZE))
+            )
             for _ in range(args.rounds):
-                for which, found in figures.items():
-                    found.append(run(which, row, guest, image, operations, lib))
-            line = f"{row.name:28}"
-            limit = statistics.median(rate for rate, _ in figures["limit"])
-            for which, found in figures.items():
-                rate = statistics.median(rate for rate, _ in found)
-                line += f"{rate:11,.0f} ({statistics.median(c for _, c in found):4.1f})"
-                if which != "limit":
-                    line += f"{rate / limit:7.2f}"
-            print(line, flush=True)
+                limit = run("limit", row, guest, image, operations, lib)
+                for which, text in PLANES.items():
+                    mine = run(which, row, guest, image, operations, lib)
+                    name = f"{row.name}{text}"
+                    level: Level = "chart" if which == "native" and row in CHARTED else "docs"
+                    rate = Kind(f"{name}: requests", "1/s", "more", level)
+                    cpu = Kind(f"{name}: CPU of a request", "µs", level="terminal")
+                    for peer, (requests, used) in (("xenpvd", mine), ("limit", limit)):
+                        report.note(rate, peer, requests)
+                        report.note(cpu, peer, used)
         image.close()
+    report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,16 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import fio, jobs, kvm, packages
+from bench import qemu
 from lab.guest import PROMPT, READY
-from lab.paths import asset
 from lab.progress import LabError
-from xenpvd import __version__
 from xenpvd.ctl.client import Client
 
 LIMIT = 300
-#: QEMU plays Xen since 8.0, its disks since 8.2
-QEMU_MIN = (8, 2)
+START_LIMIT = 60
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -63,6 +58,18 @@ class Guest:
         user, system, guest = (int(stat[index]) / TICK for index in (11, 12, 40))
         return user + system, user + system - guest
 
+    def ping(self) -> None:
+        """Ask the VMM for something that it knows, and wait for the answer."""
+        raise NotImplementedError
+
+    def plug(self, path: Path) -> None:
+        """Add ``path`` as xvdz; returns when the VMM says so."""
+        raise NotImplementedError
+
+    def unplug(self) -> None:
+        """Take xvdz away; returns when the guest has let go of it."""
+        raise NotImplementedError
+
     def end(self) -> None:
         """Wait until it has ended: to be asked for on the console before."""
         assert self.process is not None
@@ -89,9 +96,18 @@ def at_the_shell(one: Guest) -> Iterator[Guest]:
         one.kill()
 
 
-class Xenpvd(Guest):
-    version = f"xenpvd {__version__}"
+def until(fd: int, text: bytes, said: bytes = b"") -> tuple[bytes, int]:
+    """Read the console until ``text`` has come, after ``said``; what came behind it, and how many bytes."""
+    count = 0
+    while text not in said:
+        if not (data := os.read(fd, 1 << 16)):
+            raise LabError("the console ended")
+        count += len(data)
+        said = said[-len(text) :] + data
+    return said.partition(text)[2], count
 
+
+class Xenpvd(Guest):
     def start(self) -> None:
         from lab import guest
 
@@ -141,6 +157,15 @@ class Xenpvd(Guest):
         while self.client.call("console.viewers", {}):
             time.sleep(0.01)
 
+    def ping(self) -> None:
+        self.client.call("daemon.ping", {})
+
+    def plug(self, path: Path) -> None:
+        self.client.call("drive.add", {"vdev": "xvdz", "target": str(path), "timeout": LIMIT})
+
+    def unplug(self) -> None:
+        self.client.call("drive.remove", {"vdev": "xvdz", "timeout": LIMIT})
+
     def end(self) -> None:
         self.client.close()
         super().end()
@@ -164,6 +189,7 @@ class Qemu(Guest):
             *("-smp", str(asked["vcpus"])),
             *("-nodefaults", "-nic", "none", "-display", "none", "-no-reboot"),
             *("-chardev", "stdio,id=c0", "-device", "xen-console,chardev=c0", *self.options),
+            *("-qmp", "unix:qmp.sock,server=on,wait=off"),
             *("-kernel", asked["shim"]["path"], "-append", "shim pv-shim console=xen"),
             *("-initrd", f"{asked['kernel']} {asked['cmdline']},{asked['ramdisk']}"),
         ]
@@ -174,6 +200,10 @@ class Qemu(Guest):
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder
         )
         self.said = ""
+        try:
+            self.monitor = qemu.Monitor(self.folder / "qmp.sock", START_LIMIT)
+        except OSError as fault:
+            raise LabError(f"QEMU has no monitor after {START_LIMIT} s: {fault}") from None
 
     def expect(self, text: str) -> str:
         assert self.process is not None and self.process.stdout is not None
@@ -181,9 +211,9 @@ class Qemu(Guest):
         while text not in self.said:
             left = max(0.0, limit - time.monotonic())
             if not select.select([self.process.stdout], [], [], left)[0]:
-                sys.exit(f"QEMU's guest did not say {text!r} in {LIMIT} s, but:\n{self.said}")
+                raise LabError(f"QEMU's guest did not say {text!r} in {LIMIT} s, but:\n{self.said}")
             if not (data := os.read(self.process.stdout.fileno(), 65536)):
-                sys.exit(f"QEMU ended early:\n{self.said}")
+                raise LabError(f"QEMU ended early:\n{self.said}")
             self.said += data.decode("latin-1")
         said, _, self.said = self.said.partition(text)
         return said
@@ -197,9 +227,23 @@ class Qemu(Guest):
         self.process.stdin.write(text.encode())
         self.process.stdin.flush()
 
+    def ping(self) -> None:
+        self.monitor.call(qemu.PING)
+
+    def plug(self, path: Path) -> None:
+        file = {"driver": "file", "filename": str(path)}
+        self.monitor.call("blockdev-add", **{"node-name": "z", "driver": "raw", "file": file})
+        self.monitor.call("device_add", driver="xen-disk", vdev="xvdz", id="z", drive="z")
+
+    def unplug(self) -> None:
+        self.monitor.call("device_del", id="z")
+        self.monitor.expect("DEVICE_DELETED", device="z")
+        self.monitor.call("blockdev-del", **{"node-name": "z"})
+
     def end(self) -> None:
         assert self.process is not None
         self.process.communicate(timeout=LIMIT)
+        self.monitor.close()
 
 
 class QemuUring(Qemu):
@@ -210,39 +254,5 @@ class QemuUring(Qemu):
     options = ("-object", "iothread,id=io0")
 
 
-def qemu_version(command: Sequence[str]) -> str:
-    """As "10.0.2"; nothing if it cannot be run."""
-    if not command or shutil.which(command[0]) is None:
-        return ""
-    said = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"version (\d+\.[\d.]+)", said)
-    return found[1] if found else ""
-
-
-def find_qemu() -> tuple[str, ...]:
-    """The command of a QEMU that can play Xen: this machine's own, or Debian's backport in the cache."""
-    unpacked = asset("qemu", "usr")
-    firmware = ("-L", f"{unpacked}/share/qemu", "-L", f"{unpacked}/share/seabios")
-    for command in (("qemu-system-x86_64",), (f"{unpacked}/bin/qemu-system-x86_64", *firmware)):
-        version = qemu_version(command)
-        if version and tuple(int(part) for part in version.split(".")[:2]) >= QEMU_MIN:
-            return command
-    return ()
-
-
-def at_home() -> None:
-    """Return where guests can run: here, or in a lab host, in which this very command is then run."""
-    if "XENPVD_IN_LAB" not in os.environ:
-        try:
-            fio.build()
-            if not find_qemu():
-                packages.install(packages.LAB_PACKAGES)  # for its libraries
-                packages.fetch((packages.QEMU,))
-            if why := kvm.unfit():
-                print(f"The guests run in the lab: {why}.", flush=True)
-                module = sys.modules["__main__"].__spec__
-                assert module is not None
-                sys.exit(jobs.run([sys.executable, "-m", module.name, *sys.argv[1:]]))
-        except LabError as fault:
-            sys.exit(f"bench: {fault}")
-    Qemu.program = find_qemu()
+#: by their names in the results
+PEERS: dict[str, type[Guest]] = {"xenpvd": Xenpvd, "qemu": Qemu, "qemu-uring": QemuUring}
