@@ -76,8 +76,8 @@ def echo(one: Guest, count: int) -> float:
             one.type("x")
             until(fd, b"x")
             times.append(time.perf_counter() - since)
-        one.type("\x03echo burst-$((7 * 7))\n")
-        until(fd, END)
+        one.type("\n\x04")  # a line and the end, to which the shell answers by its prompt
+        until(fd, guest.PROMPT.encode())
     finally:
         one.detach()
     return statistics.median(times) * 1e6
