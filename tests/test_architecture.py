@@ -66,7 +66,7 @@ SANS_IO = (
         "start_info",
     )),
     "backends.ops", "backends.ring", "backends.xenbus",
-    "backends.blkif.request", "backends.blkif.terms", "backends.blkif.vdev",
+    "backends.blkif.formats", "backends.blkif.request", "backends.blkif.terms", "backends.blkif.vdev",
     "backends.console.ring", "backends.console.safe", "backends.console.timeline",
     *(f"backends.xenstore.{name}" for name in (
         "call", "connection", "control", "domain", "domain_ops", "history", "node_ops", "outbox", "path",

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.images import PV_ENTRY, Elf, bzimage
 from xenpvd import check
+from xenpvd.backends.blkif import engine_process
 from xenpvd.config import GuestConfig
 from xenpvd.errors import BadConfig, ImageError, Unsupported
 from xenpvd.vmm import boot
@@ -198,3 +199,17 @@ def test_pvgrub_takes_no_ramdisk(pv: GuestConfig, grub: dict[str, Path]) -> None
     assert "Remove ramdisk" in found(definition)["ramdisk"]
     with pytest.raises(BadConfig, match="Remove ramdisk"):
         check.load_image(definition)
+
+
+def test_images_of_other_formats(pv: GuestConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "find", lambda: "/usr/bin/qemu-storage-daemon")
+    image = tmp_path / "disk.qcow2"
+    image.write_bytes(b"QFI\xfb" + bytes([0, 0, 0, 3]) + bytes(96))
+    disk = {"vdev": "xvda", "target": f"{image}", "format": "qcow2"}
+    assert found(pv, disk=[disk]) == {}
+    assert "it is no vdi image" in found(pv, disk=[disk | {"format": "vdi"}])["disk.0.target"]
+    assert found(pv, disk=[{"vdev": "xvda", "target": "nbd://host/a"}]) == {}
+    assert "names no host" in found(pv, disk=[{"vdev": "xvda", "target": "nbd:///a"}])["disk.0.target"]
+    monkeypatch.undo()
+    monkeypatch.setattr(engine_process, "_PATH", "/nowhere")
+    assert "qemu-storage-daemon. Install it" in found(pv, disk=[disk])["disk.0.target"]

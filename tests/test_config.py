@@ -76,7 +76,9 @@ def test_a_whole_definition() -> None:
         ({"disk": [{"vdev": "xvda", "target": "a\0b"}]}, "disk.0.target"),
         ({"disk": [{"vdev": "floppy", "target": "/a"}]}, "disk.0.vdev"),
         ({"disk": [{"vdev": "xvda", "target": "/a", "access": "rx"}]}, "disk.0.access"),
-        ({"disk": [{"vdev": "xvda", "target": "/a", "format": "qcow2"}]}, "disk.0.format"),
+        ({"disk": [{"vdev": "xvda", "target": "/a", "format": "qed"}]}, "disk.0.format"),
+        ({"disk": [{"vdev": "xvda", "target": "nbd://h/a", "format": "qcow2"}]}, "disk.0.format"),
+        ({"disk": [{"vdev": "xvda", "target": "http://h/a"}]}, "disk.0.target"),
         ({"disk": [{"vdev": "xvda", "target": "/a"}, {"vdev": "xvda", "target": "/b"}]}, "disk"),
         ({"disk": [{"vdev": f"d{n}", "target": "/a"} for n in range(65)]}, "disk"),
         ({"memmory": 512}, "memmory"),
@@ -222,5 +224,18 @@ def test_a_disk_by_descriptor(target: str) -> None:
 )
 def test_no_descriptor_and_no_path(target: str) -> None:
     disk = {"vdev": "xvda", "target": target}
-    with pytest.raises(BadConfig, match=r"disk\.0\.target: it must be an absolute path, or fd:NAME"):
+    with pytest.raises(BadConfig, match=r"disk\.0\.target: it must be an absolute path, fd:NAME, nbd://HOST/EXPORT or "):
         parse({"kernel": "/k", "disk": [disk]}, "it")
+
+
+@pytest.mark.parametrize(
+    ("disk", "needs"),
+    [
+        ({"target": "/a"}, False),
+        ({"target": "/a", "format": "qcow2"}, True),
+        ({"target": "nbd+unix:///a?socket=/s"}, True),
+        ({"device": "cdrom", "format": "qcow2"}, False),
+    ],
+)
+def test_which_images_need_an_engine(disk: dict[str, Any], needs: bool) -> None:
+    assert DiskConfig.model_validate({"vdev": "xvda", **disk}).needs_engine is needs

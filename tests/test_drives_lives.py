@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.blkfront import BlkRing, pack_request
+from tests.fakes.engine import contents, make_image, needs_engine
 from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from xenpvd.abi.io_blkif import BLKIF_OP_WRITE
@@ -437,3 +438,29 @@ async def test_an_image_whose_opening_was_given_up_is_not_in_the_next_ones_way(
     go.set()
     await second
     assert house.guest.state is Runstate.RUNNING and not house.guest.drives._given_up
+
+
+@needs_engine
+async def test_an_image_of_an_engine_over_the_lives(
+    running: House, machines: list[FakeMachine], tmp_path: Path
+) -> None:
+    """Added, removed and added again at once, kept over a reset, put elsewhere: one engine each, none left."""
+    one, two = (make_image(tmp_path / name, "qcow2") for name in ("one.qcow2", "two.qcow2"))
+    disk = DiskConfig(vdev="xvdb", target=f"{one}", format="qcow2")
+    drives = running.guest.drives
+    for _ in range(2):
+        added = await drives.add(running.guest.running("add"), disk, False, 5)
+        assert added.changed and added.drive.engine is not None
+        await removing(running, "xvdb", force=True)
+    await drives.add(running.guest.running("add"), disk, False, 5)
+    await next_life(running, machines, "reset")
+    ring = await connect(running, machines, "xvdb")
+    await in_thread(lambda: ring.write(0, b"x" * 512))
+    before = running.guest.running("look").drives["xvdb"].info().engine
+    info = await drives.swap(running.guest.domain, "xvdb", f"{two}")
+    assert info.target == f"{two}" and info.engine is not None and before is not None
+    assert info.engine.pid != before.pid and not Path(f"/proc/{before.pid}").exists()
+    assert contents(one, "qcow2")[:512] == b"x" * 512
+    assert await in_thread(lambda: ring.read(0, 1)) == bytes(512)
+    await running.guest.destroy()
+    assert not Path(f"/proc/{info.engine.pid}").exists()

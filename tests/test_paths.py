@@ -31,7 +31,13 @@ def test_what_names_no_file_is_not_anchored() -> None:
         "kernel": "pvgrub",
         "ramdisk": "initrd",
         "shim": {"path": "auto"},
-        "disk": [{"target": "a"}, {"target": "fd:root"}, {"target": "./fd:root"}],
+        "disk": [
+            {"target": "a"},
+            {"target": "fd:root"},
+            {"target": "./fd:root"},
+            {"target": "nbd://host/a"},
+            {"target": "nbd+unix:///?socket=/s"},
+        ],
         "console": {"log": "c.log", "xen_log": "/x.log"},
         "channel": [{"name": "agent", "log": "a.log"}, {"name": "b"}],
     }
@@ -40,7 +46,13 @@ def test_what_names_no_file_is_not_anchored() -> None:
         "kernel": "pvgrub",
         "ramdisk": "/etc/xenpvd/initrd",
         "shim": {"path": "auto"},
-        "disk": [{"target": "/etc/xenpvd/a"}, {"target": "fd:root"}, {"target": "/etc/xenpvd/fd:root"}],
+        "disk": [
+            {"target": "/etc/xenpvd/a"},
+            {"target": "fd:root"},
+            {"target": "/etc/xenpvd/fd:root"},
+            {"target": "nbd://host/a"},
+            {"target": "nbd+unix:///?socket=/s"},
+        ],
         "console": {"log": "/etc/xenpvd/c.log", "xen_log": "/x.log"},
         "channel": [{"name": "agent", "log": "/etc/xenpvd/a.log"}, {"name": "b"}],
     }

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from xenpvd.access import Access
+from xenpvd.backends.blkif.engine_image import close, examine
 from xenpvd.backends.blkif.fit import check_fits
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
@@ -88,6 +89,8 @@ def problems(config: GuestConfig, descriptors: Descriptors | None = None) -> lis
 
 def _look_at(disk: DiskConfig, descriptors: Descriptors | None) -> None:
     """Raises :class:`ImageError`, and :class:`BadConfig` for an image that is none for this disk."""
+    if disk.needs_engine:
+        return close(examine(disk))
     if disk.target.startswith("/"):
         image = Image.open(disk.target, readonly=disk.readonly, cache=disk.cache)
     elif descriptors is not None and disk.target:  # it would stay locked

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from xenpvd import patterns
 from xenpvd.errors import BadConfig, ImageError
-from xenpvd.paths import BY_DESCRIPTOR, DESCRIPTOR, NAME, anchor
+from xenpvd.paths import BY_DESCRIPTOR, DESCRIPTOR, NAME, REMOTE, anchor
 from xenpvd.views import NO_LIMITS, DriveLimits
 
 MEMORY_MIN_MIB = 64
@@ -41,7 +41,7 @@ LABELS = (
 _NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
 _CHANNEL = _DESCRIPTOR = rf"^{DESCRIPTOR.pattern}$"
 _LABEL = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
-_MEDIUM = rf"^(/[^\x00]*|{BY_DESCRIPTOR}{DESCRIPTOR.pattern})?$"
+_MEDIUM = rf"^((/|nbd://|nbd\+unix://)[^\x00]*|{BY_DESCRIPTOR}{DESCRIPTOR.pattern})?$"
 _KERNEL = r"^(pvgrub|/[^\x00]*)$"
 _SHIM = r"^(auto|/[^\x00]*)$"
 _WHO = r"^(user|group):[A-Za-z0-9_][A-Za-z0-9._-]*$"
@@ -126,7 +126,7 @@ _WORDS = {
     _READY: "it must be created, shim, kernel, xenbus, devices, console:TEXT or xenstore:PATH",
     _WHO: "it must be user:NAME or group:NAME",
     _PATH: "it must be an absolute path",
-    _MEDIUM: "it must be an absolute path, or fd:NAME",
+    _MEDIUM: "it must be an absolute path, fd:NAME, nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH",
     _KERNEL: 'it must be an absolute path, or "pvgrub"',
     _SHIM: 'it must be an absolute path, or "auto"',
     _CHANNEL: "it takes letters, digits, '.', '_' and '-', and 64 at most",
@@ -178,10 +178,13 @@ class DiskConfig(Strict):
     target: Medium = Field(
         "",
         validate_default=True,
-        description="a raw image file or a block device; fd:NAME is a descriptor that the daemon was given",
+        description="an image file, a block device, or what an NBD server has; fd:NAME is a descriptor that the "
+        "daemon was given",
     )
     access: Literal["rw", "ro"] = Field("rw", description="ro: the guest may only read")
-    format: Literal["raw"] = Field("raw", description="of the image")
+    format: Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"] = Field(
+        "raw", description="of the image; others than raw need qemu-storage-daemon"
+    )
     sector_size: Literal[512, 4096] = Field(
         512, description="bytes of a logical sector; 4096 only for a disk that has been partitioned so"
     )
@@ -201,6 +204,29 @@ class DiskConfig(Strict):
         if not target and info.data.get("device") == "disk":
             raise ValueError("a disk has one; only a cdrom can be empty")
         return target
+
+    @field_validator("format")
+    @classmethod
+    def _is_raw_elsewhere(cls, form: str, info: ValidationInfo) -> str:
+        target = info.data.get("target", "")
+        if form != "raw" and target.startswith(REMOTE):
+            raise ValueError("what an NBD server has is raw; the server knows about formats")
+        if form != "raw" and target.startswith(BY_DESCRIPTOR):
+            raise ValueError("a descriptor is of a raw image; give the path of one of another format")
+        return form
+
+    @field_validator("cache")
+    @classmethod
+    def _is_ours(cls, cache: Cache, info: ValidationInfo) -> Cache:
+        needs_engine = info.data.get("format") != "raw" or info.data.get("target", "").startswith(REMOTE)
+        if cache != "writeback" and needs_engine:
+            raise ValueError("it is writeback for images of other formats, and for NBD")
+        return cache
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether another process serves its image."""
+        return bool(self.target) and (self.format != "raw" or self.target.startswith(REMOTE))
 
     @property
     def readonly(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from functools import partial
 
 from xenpvd.backends.blkif.backend import BlockBackend
+from xenpvd.backends.blkif.engine_image import EngineImage
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig
@@ -19,6 +21,9 @@ from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import DriveAdded, DriveInfo
 
 log = logging.getLogger(__name__)
+
+#: Seconds that is waited for who holds a closed image
+END_TIMEOUT = 10.0
 
 
 class Drives:
@@ -42,10 +47,12 @@ class Drives:
             self._check_free(disk.vdev)
             self.images[disk.vdev] = (disk, await self._open(disk))
 
-    def close_all(self) -> None:
-        for _, image in self.images.values():
+    async def close_all(self) -> None:
+        images = [image for _, image in self.images.values()]
+        for image in images:
             image.close()
         self.images.clear()
+        await _ended(*images)
 
     def on(self, target: str) -> tuple[str, ...]:
         """The disks whose image that is."""
@@ -109,6 +116,7 @@ class Drives:
                 del domain.drives[vdev]
                 del self.images[vdev]
                 drive.image.close()
+                await _ended(drive.image)
         return True
 
     async def resize(self, domain: Domain | None, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
@@ -176,6 +184,7 @@ class Drives:
                 await drive.swap(image)
             finally:
                 old.close()
+                await _ended(old)
         return drive.info()
 
     def _there(self, domain: Domain | None, vdev: str, verb: str) -> BlockBackend:
@@ -234,6 +243,8 @@ class Drives:
         goes on in its thread, and who opens that image next waits for it, or would find it locked."""
         if not disk.target:
             return Image.none()
+        if disk.needs_engine:
+            return await EngineImage.start(disk)
         while (before := self._given_up.get(disk.target)) is not None:
             await asyncio.wait({before})
         open_ = self._descriptors.image if disk.target.startswith(BY_DESCRIPTOR) else Image.open
@@ -255,3 +266,11 @@ class Drives:
         del self._given_up[target]
         if not opening.cancelled() and opening.exception() is None:
             opening.result().close()
+
+
+async def _ended(*images: Image) -> None:
+    """So that they can be opened again at once; storage that hangs holds up nobody for long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_TIMEOUT):
+            for image in images:
+                await image.ended()

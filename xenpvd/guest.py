@@ -141,12 +141,12 @@ class Guest:
                     await self.channels.configure(config.channel)
                     self.requests.forget()
                     self.balloon.forget()
-                    self.drives.close_all()
+                    await self.drives.close_all()
                     async with self._given_up_by_an_end():
                         await self.drives.open_all(config.disk)
                 await self._boot(config, paused)
             except BaseException:
-                self.drives.close_all()
+                await self.drives.close_all()
                 self.progress.switch(before, "start failed")
                 raise
 
@@ -227,7 +227,7 @@ class Guest:
                 waited = True
             if waited or self.state is Runstate.CRASHED:
                 self.progress.switch(Runstate.STOPPED, "destroyed")
-            self.drives.close_all()
+            await self.drives.close_all()
         self._on_end()
 
     def no_more_lives(self) -> None:
@@ -245,7 +245,7 @@ class Guest:
                 waited = True
             if waited:
                 self.progress.switch(Runstate.STOPPED, "daemon ends")
-            self.drives.close_all()
+            await self.drives.close_all()
         self.descriptors.close()
         await self._tasks.cancel()
         await self.consoles.close()
@@ -351,7 +351,7 @@ class Guest:
                 await self._restart(domain, reason)
                 return
             self.progress.switch(Runstate.CRASHED if crashed else Runstate.STOPPED, reason)
-            self.drives.close_all()
+            await self.drives.close_all()
         if policy == "destroy":
             self._on_end()
 
@@ -405,7 +405,7 @@ class Guest:
             await self._boot(before.config)
         except Exception as fault:
             why = f"not restarted: disk {before.hung[0]} hangs" if before.hung else f"restart failed: {fault}"
-            self.drives.close_all()
+            await self.drives.close_all()
             self.progress.switch(Runstate.CRASHED, why)
             raise
 

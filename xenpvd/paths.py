@@ -59,6 +59,8 @@ BY_DESCRIPTOR = "fd:"
 
 #: Values of a definition that name no file, as fd:NAME does; a file that is called so is ./auto
 WORDS = ("", "auto", "pvgrub")
+#: How those begin that name something of another server
+REMOTE = ("nbd://", "nbd+unix://")
 
 
 def anchor(definition: dict[str, Any], folder: Path) -> None:
@@ -75,5 +77,5 @@ def anchor(definition: dict[str, Any], folder: Path) -> None:
     for table, key in places:
         if not isinstance(table, dict) or not isinstance(path := table.get(key), str):
             continue
-        if path not in WORDS and not path.startswith(BY_DESCRIPTOR):
+        if path not in WORDS and not path.startswith((BY_DESCRIPTOR, *REMOTE)):
             table[key] = str(folder / path)

@@ -268,6 +268,17 @@ NO_LIMITS = DriveLimits()
 
 
 @dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The process that serves a disk's image: ``pid`` is None while there is none, and ``restarts`` is how
+    often it ended and was started anew."""
+
+    program: str
+    version: str
+    pid: int | None
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class DriveInfo:
     """One disk as both ends see it; states are XenbusState names ("Connected"). ``protocol``, ``rings`` and
     ``ring_pages`` (of each) are what they have agreed on, once they are connected; ``plane`` is what serves
@@ -290,6 +301,7 @@ class DriveInfo:
     limits: DriveLimits = NO_LIMITS
     plane: str | None = None
     stats: dict[str, int] = field(default_factory=dict)
+    engine: EngineInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

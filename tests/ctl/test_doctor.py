@@ -170,3 +170,10 @@ def test_everything_is_said_once(tmp_path: Path) -> None:
     found = doctor.examine(tmp_path)
     assert len(found) >= 7
     assert all(finding.verdict in ("ok", "note", "warn", "FAIL") for finding in found)
+
+
+def test_an_engine_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert doctor._engine().verdict == "ok"
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor._engine().verdict == "note" and "apt install qemu-utils" in doctor._engine().text

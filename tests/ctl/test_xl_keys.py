@@ -158,9 +158,19 @@ def test_what_has_a_counterpart(text: str, own: dict[str, Any]) -> None:
             {"channel": "not at /run/x, but at: xenpvctl console web1 -c org.qemu.guest_agent.0"},
         ),
         (
-            "disk = ['/srv/my web.qcow2,qcow2,xvda,w']",
+            "disk = ['/srv/my web.qed,qed,xvda,w']",
             {"disk": [{"vdev": "xvda", "target": "/srv/my web.raw"}]},
-            {"disk xvda": "qemu-img convert -O raw '/srv/my web.qcow2' '/srv/my web.raw'"},
+            {"disk xvda": "qemu-img convert -O raw '/srv/my web.qed' '/srv/my web.raw'"},
+        ),
+        (
+            "disk = ['/srv/web.qcow2,qcow2,xvda,w', '/srv/web.vhd,vhd,xvdb,w']",
+            {
+                "disk": [
+                    {"vdev": "xvda", "target": "/srv/web.qcow2", "format": "qcow2"},
+                    {"vdev": "xvdb", "target": "/srv/web.vhd", "format": "vpc"},
+                ]
+            },
+            {},
         ),
         (
             "disk = ['nbd:host:10809,xvda,w']",
@@ -227,7 +237,7 @@ def test_what_is_impossible(text: str, message: str) -> None:
 
 
 def test_notes_come_in_the_order_of_the_file() -> None:
-    definition = "vif = ['']\nname = 'A'\nkernel = '/k'\ncpus = '0'\ndisk = ['/a.vhd,vhd,xvda']\nuuid = '1'"
+    definition = "vif = ['']\nname = 'A'\nkernel = '/k'\ncpus = '0'\ndisk = ['/a.qed,qed,xvda']\nuuid = '1'"
     assert list(convert(definition)[1]) == ["vif", "name", "cpus", "disk xvda", "uuid"]
 
 

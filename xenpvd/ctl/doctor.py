@@ -7,6 +7,7 @@ import fcntl
 import getpass
 import importlib.util
 import os
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +50,17 @@ class Finding(NamedTuple):
 
 def examine(run_dir: Path) -> list[Finding]:
     """Everything that there is to say."""
-    return [*_kvm(), _shim(), _grub(), _huge_pages(), _python(), _uvloop(), _libatomic(), _run_dir(run_dir)]
+    return [
+        *_kvm(),
+        _shim(),
+        _grub(),
+        _huge_pages(),
+        _python(),
+        _uvloop(),
+        _libatomic(),
+        _engine(),
+        _run_dir(run_dir),
+    ]
 
 
 def _kvm() -> list[Finding]:
@@ -159,6 +170,14 @@ def _libatomic() -> Finding:
             "FAIL", "libatomic.so.1 cannot be loaded: install it with: sudo apt install libatomic1"
         )
     return Finding("ok", "libatomic.so.1")
+
+
+def _engine() -> Finding:
+    use = "images of other formats than raw, and NBD"
+    if (program := shutil.which("qemu-storage-daemon")) is None:
+        cure = "sudo apt install qemu-utils (in bookworm qemu-system-common)"
+        return Finding("note", f"no qemu-storage-daemon, for {use}; it comes with: {cure}")
+    return Finding("ok", f"{program}, for {use}")
 
 
 def _run_dir(path: Path) -> Finding:

@@ -14,7 +14,7 @@ from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, size, table
 from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import timeout_option
-from xenpvd.paths import BY_DESCRIPTOR
+from xenpvd.paths import BY_DESCRIPTOR, REMOTE
 
 CACHES = ["writeback", "writethrough", "none"]
 
@@ -75,6 +75,14 @@ def list_(place: RunDir, name: str) -> None:
 @click.argument("target", type=click.Path(), required=False)
 @click.option("--ro", is_flag=True, help="Read-only.")
 @click.option("--cdrom", is_flag=True, help="A CD-ROM: read-only, and without TARGET empty.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]),
+    default="raw",
+    show_default=True,
+    help="Of the image.",
+)
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), default="512", help="Of a logical sector.")
 @click.option("--cache", type=click.Choice(CACHES), default=CACHES[0], help="The host's; none is O_DIRECT.")
 @click.option("--no-discard", is_flag=True, help="Do not offer to give storage back.")
@@ -92,6 +100,7 @@ def add(
     target: str | None,
     ro: bool,
     cdrom: bool,
+    form: str,
     sector_size: str,
     cache: str,
     no_discard: bool,
@@ -102,12 +111,14 @@ def add(
     no_wait: bool,
     timeout: float,
 ) -> None:
-    """Attach TARGET, a raw image file, a block device or fd:NAME (see fd add), as VDEV (xvdb)."""
+    """Attach TARGET, an image file, a block device, fd:NAME (see fd add) or nbd://HOST/EXPORT, as VDEV
+    (xvdb)."""
     params = {
         "vdev": vdev,
         "target": _absolute(target),
         "device": "cdrom" if cdrom else "disk",
         "access": "ro" if ro else "rw",
+        "format": form,
         "sector_size": int(sector_size),
         "cache": cache,
         "discard": not no_discard,
@@ -225,7 +236,7 @@ def _limits(limits: dict[str, Any]) -> str:
 
 
 def _absolute(target: str | None) -> str:
-    if not target or target.startswith(BY_DESCRIPTOR):
+    if not target or target.startswith((BY_DESCRIPTOR, *REMOTE)):
         return target or ""
     return str(Path(target).absolute())
 

@@ -25,6 +25,8 @@ _POLICIES = {
     "coredump-destroy": "destroy",
     "coredump-restart": "restart",
 }
+#: xl's names of formats, and ours
+_FORMATS = {"": "raw", "raw": "raw", "qcow2": "qcow2", "vhd": "vpc"}
 #: xl's defaults; where ours is another one, it is written down
 _POLICY_DEFAULTS = {
     "on_poweroff": "destroy",
@@ -223,11 +225,12 @@ class _Conversion:
 
     def _disk(self, key: str, disk: xl_disk.XlDisk) -> dict[str, Any]:
         target = disk.target if disk.target.startswith("/") or not disk.target else f"/dev/{disk.target}"
-        if disk.format not in ("", "raw"):
+        form = _FORMATS.get(disk.format)
+        if form is None:
             raw = str(PurePosixPath(target).with_suffix(".raw"))
             command = shlex.join(["qemu-img", "convert", "-O", "raw", target, raw])
             self._notes.append(
-                Note(key, f"images are raw here, not {disk.format}. Convert it first: {command}")
+                Note(key, f"there are no images of format {disk.format} here. Convert it first: {command}")
             )
             target = raw
         if disk.shared:
@@ -239,6 +242,8 @@ class _Conversion:
             found["target"] = target
         if disk.readonly and not disk.cdrom:
             found["access"] = "ro"
+        if form not in (None, "raw"):
+            found["format"] = form
         if not disk.discard:
             found["discard"] = False
         return found

@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 _PHYSICAL_SECTOR_SIZE = 4096
 
+#: Seconds that what is under way has to end by itself when a disk is removed by force; less than
+#: device.CUT_OFF_TIMEOUT
+FORCE_PATIENCE = 5.0
+
 #: 1 MiB in a request, and one page of descriptors; Linux takes 32 of them unless it is told otherwise
 MAX_INDIRECT_SEGMENTS = 256
 
@@ -115,6 +119,7 @@ class BlockBackend:
         self._removed = False
         self._shown: tuple[str, str] | None = None
         self._error: str | None = None
+        image.watch(self._trouble, on_fault)
         self._device = XenbusDevice(
             "vbd",
             self.devid,
@@ -172,7 +177,14 @@ class BlockBackend:
         Raises :class:`TimedOut` if the guest does not let go in ``timeout`` seconds; the disk stays then.
         ``force`` cuts it off without asking.
         """
-        await self._device.remove(force=force, timeout=timeout)
+        patience = (
+            asyncio.get_running_loop().call_later(FORCE_PATIENCE, self.image.give_up) if force else None
+        )
+        try:
+            await self._device.remove(force=force, timeout=timeout)
+        finally:
+            if patience is not None:
+                patience.cancel()
         if not self._removed:  # else another call has told it
             self._removed = True
             self._publish("drive.removed", vdev=self.disk.vdev, forced=force)
@@ -217,6 +229,7 @@ class BlockBackend:
         """Serve another image from now on; what is under way goes to the one before, which is flushed. If the
         disk is cut off meanwhile, its next life finds the new one."""
         self.image = image
+        image.watch(self._trouble, self._on_fault)
         self._offer = _offer(self.disk, image)
         await self._renew()
         self._publish("drive.changed", vdev=self.disk.vdev, target=image.path, size=image.size)
@@ -283,6 +296,7 @@ class BlockBackend:
             plane=self._rings.engine if self._rings else None,
             ring_pages=len(terms.queues[0].ring_refs) if terms else 0,
             stats=dict(stats),
+            engine=self.image.describe(),
         )
 
     # ---- the driver's half (device.Driver)

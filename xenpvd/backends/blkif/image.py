@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 from typing import Self
@@ -22,6 +23,7 @@ from xenpvd.backends.blkif.direct import bypass_page_cache
 from xenpvd.backends.blkif.sharing import FLOCK, OpenFile
 from xenpvd.config import Cache
 from xenpvd.errors import ImageError
+from xenpvd.views import EngineInfo
 
 SECTOR_SIZE = 512
 
@@ -280,6 +282,28 @@ class Image:
             if self._file is not None:
                 self._file.leave(fd)
             os.close(fd)
+
+    # What other images than files have to say; engine_image.py.
+
+    def serve_queue(self) -> int | None:
+        """The address of the struct vhost by which a native plane does its I/O, and looks after it from now
+        on; None: by system calls."""
+        return None
+
+    def watch(
+        self, on_trouble: Callable[[str], None], on_fault: Callable[[str, BaseException], None]
+    ) -> None:
+        """A life of a guest begins with it: these get, in the loop, what happens while nobody asks."""
+
+    def give_up(self) -> None:
+        """Answer all that is under way with an error, if it can be made sure that none is done later."""
+
+    async def ended(self) -> None:
+        """Wait until somebody else can open it, after :meth:`close`."""
+
+    def describe(self) -> EngineInfo | None:
+        """What serves it, if that is another process."""
+        return None
 
     # The system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
 

@@ -15,6 +15,7 @@ from xenpvd.backends.blkif import build
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.plane import TROUBLE_PAUSE, VERBS
 from xenpvd.backends.blkif.request import Offer
+from xenpvd.backends.blkif.vqueue import Link
 from xenpvd.backends.ops import EvtchnPort
 from xenpvd.backends.ring import BackRing
 from xenpvd.counts import BUCKETS, flat
@@ -77,6 +78,7 @@ class _Plane(ctypes.Structure):
         *((name, _u32) for name in ("stopping", "uses_uring", "want_uring", "req_cons")),
         ("told_at", _u64),
         ("broken_at", _u64),
+        ("vhost", _ptr),
         ("stats", _Stats),
     )
 
@@ -93,10 +95,10 @@ def library() -> ctypes.CDLL:
             "python -m xenpvd.backends.blkif.build",
             feature="native plane",
         ) from None
-    lib.plane_size.restype = ctypes.c_size_t
+    lib.plane_size.restype = lib.vhost_size.restype = ctypes.c_size_t
     lib.plane_run.argtypes = (ctypes.POINTER(_Plane), _u32)
     lib.plane_run.restype = ctypes.c_int
-    if lib.plane_size() != ctypes.sizeof(_Plane):
+    if (lib.plane_size(), lib.vhost_size()) != (ctypes.sizeof(_Plane), ctypes.sizeof(Link)):
         raise AssertionError("native.c and native.py do not fit")
     return lib
 
@@ -147,6 +149,7 @@ class NativePlane:
         plane.trouble_pause = int(TROUBLE_PAUSE * 1e9)
         plane.spin_max = int(SPIN * 1e9) if (os.cpu_count() or 1) >= SPIN_CPUS else 0
         plane.want_uring = plane.uses_uring = uring
+        plane.vhost = image.serve_queue()
         self.offer = offer
         plane.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -165,6 +168,8 @@ class NativePlane:
     @property
     def engine(self) -> str:
         """What it does its I/O with; io_uring may be forbidden here (sysctl kernel.io_uring_disabled)."""
+        if self._plane.vhost:
+            return "native, vhost-user"
         return "native, io_uring" if self._plane.uses_uring else "native, preadv: no io_uring here"
 
     def start(self) -> None:

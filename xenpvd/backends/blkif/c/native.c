@@ -1,4 +1,5 @@
-/* The data plane of one ring without the GIL: ring <-> io_uring, straight into and out of the granted pages.
+/* The data plane of one ring without the GIL: ring <-> io_uring, straight into and out of the granted pages
+ * (or ring <-> virtqueue, see vhost.h).
  *
  * native.py makes a struct plane, and a thread of Python's that calls plane_run() once. Everything in guest
  * memory is hostile: a slot and a table of segments are copied once and checked in the copy, as request.py
@@ -13,6 +14,8 @@ static bool reap(struct run *r)
 {
     struct uring *u = &r->ring;
     bool any = false;
+    if (r->p->vhost)
+        return vq_reap(r);
     if (!r->p->uses_uring)
         return false;
     uint32_t head = *u->cq_head;
@@ -48,11 +51,23 @@ static void arm(struct run *r, int fd, uint32_t which, bool *armed)
     }
 }
 
+/* Until a kick, an answer, or news of the engine. */
+static void sleep_until_called(struct run *r)
+{
+    struct plane *p = r->p;
+    struct pollfd fds[3] = {{p->vhost->call_fd, POLLIN, 0}, {p->kick_fd, POLLIN, 0}, {p->stop_fd, POLLIN, 0}};
+    if (vq_arm(r))
+        poll(fds, load(&p->stopping) ? 2 : 3, -1);
+    drain(p->vhost->call_fd);
+}
+
 static void sleep_until_kicked(struct run *r)
 {
     struct plane *p = r->p;
     bump(&p->stats.wakeups, 1);
-    if (r->in_flight) { /* whichever comes first, a kick or a completion; without io_uring nothing is in flight */
+    if (p->vhost) {
+        sleep_until_called(r);
+    } else if (r->in_flight) { /* whichever comes first, a kick or a completion; without io_uring nothing is in flight */
         arm(r, p->kick_fd, KICK, &r->kick_armed);
         if (!load(&p->stopping))
             arm(r, p->stop_fd, STOP, &r->stop_armed);
@@ -108,6 +123,8 @@ static int serve(struct run *r)
         }
         if (r->ring.to_submit)
             enter(&r->ring, 0);
+        if (p->vhost)
+            vq_kick(r);
         busy |= reap(r);
         push(r);
         if (r->ring.fault) {
@@ -132,15 +149,35 @@ static int serve(struct run *r)
     }
 }
 
-static void finish(struct run *r)
+/* Wait for all that is under way. */
+static void settle(struct run *r)
 {
     while (r->in_flight && !r->ring.fault) {
         if (r->p->uses_uring)
             enter(&r->ring, 1);
+        if (r->p->vhost) {
+            vq_kick(r);
+            if (reap(r))
+                continue;
+            struct pollfd call = {r->p->vhost->call_fd, POLLIN, 0};
+            if (vq_arm(r))
+                poll(&call, 1, -1);
+            drain(call.fd);
+        }
         reap(r);
     }
+}
+
+static void finish(struct run *r)
+{
+    settle(r);
     push(r);
-    if (r->wrote && r->p->image_fd >= 0) {
+    if (r->wrote && r->p->vhost) {
+        struct request *q = begin(r, 0, BLKIF_OP_FLUSH_DISKCACHE, 0, 0);
+        q->ours = true;
+        start(r, q);
+        settle(r);
+    } else if (r->wrote && r->p->image_fd >= 0) {
         struct request q = {.operation = BLKIF_OP_FLUSH_DISKCACHE};
         int64_t result = load(r->p->flush_fault) ? -load(r->p->flush_fault) : carry_out(r, &q);
         if (result < 0) {
@@ -153,6 +190,11 @@ static void finish(struct run *r)
 size_t plane_size(void)
 {
     return sizeof(struct plane);
+}
+
+size_t vhost_size(void)
+{
+    return sizeof(struct vhost);
 }
 
 /* The whole life of a plane's thread. ``rsp_prod`` is where the ring begins. */
@@ -169,10 +211,17 @@ int plane_run(struct plane *p, uint32_t rsp_prod)
         return OUT_OF_MEMORY;
     for (uint32_t n = 0; n < r.size; n++)
         r.requests[n].next = n + 1;
-    p->uses_uring = p->want_uring && uring_open(&r.ring, r.size + 8);
+    if (p->vhost && !(r.vq = calloc(1, sizeof *r.vq))) {
+        free(r.requests);
+        return OUT_OF_MEMORY;
+    }
+    p->uses_uring = p->want_uring && !p->vhost && uring_open(&r.ring, r.size + 8);
     int end = serve(&r);
     finish(&r);
     uring_close(&r.ring);
+    if (p->vhost)
+        p->vhost->used = r.vq->used;
+    free(r.vq);
     free(r.requests);
     return end;
 }

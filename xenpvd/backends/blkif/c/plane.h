@@ -1,5 +1,5 @@
 /* What a plane is made of, and its numbers. Its parts include each other as a chain of static functions:
- * plane.h, grants.h, uring.h, ring.h, requests.h, and native.c, which runs them.
+ * plane.h, grants.h, uring.h, ring.h, vhost.h, requests.h, and native.c, which runs them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -48,6 +48,15 @@ struct stats {
         notifications_suppressed, wakeups, latency_ns, latency[24]; /* counts.py has the buckets */
 };
 
+/* Shared with vqueue.py, which fills it in: a queue to a block engine. */
+struct vhost {
+    uint8_t *memory, *taken; /* of the engine's process that is there now, NULL: none; what is worked with */
+    uint64_t base; /* where the engine sees it */
+    uint64_t *acked, *flushed; /* of all queues: writes that were answered, and that a flush has covered */
+    int32_t kick_fd, call_fd, taken_fd;
+    uint32_t given_up, max_discard, used; /* used: how far the user before has come in ``taken`` */
+};
+
 /* Shared with native.py, which fills it in and reads the counters; keep both alike. */
 struct plane {
     uint32_t n_regions, n_pages, x86_32, is_block;
@@ -65,6 +74,7 @@ struct plane {
     uint64_t trouble_pause, spin_max; /* nanoseconds */
     uint32_t stopping, uses_uring, want_uring, req_cons;
     uint64_t told_at, broken_at;
+    struct vhost *vhost; /* NULL: the image is a file or a device */
     struct stats stats;
 };
 
@@ -73,6 +83,8 @@ struct request {
     uint32_t n_grefs, n_iov, first_iov, next;
     int16_t status;
     uint8_t operation;
+    bool ours; /* no guest has asked for it */
+    struct request *after;
     uint32_t grefs[SEGMENTS_MAX];
     struct iovec iov[SEGMENTS_MAX];
 };
@@ -94,6 +106,7 @@ struct run {
     struct request *requests;
     uint32_t size, slot_size, free, rsp_prod_pvt, rsp_prod, in_flight;
     bool kick_armed, stop_armed, wrote;
+    struct vq *vq;
     uint64_t spin;
 };
 

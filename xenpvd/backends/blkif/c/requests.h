@@ -1,12 +1,12 @@
 /* A request from its slot to its answer. */
-#include "ring.h"
+#include "vhost.h"
 
 static void done(struct run *r, struct request *q)
 {
     struct plane *p = r->p;
     for (uint32_t n = 0; n < q->n_grefs; n++)
         release(p, q->grefs[n], q->operation == BLKIF_OP_WRITE);
-    if (q->status == BLKIF_RSP_OKAY) {
+    if (q->status == BLKIF_RSP_OKAY && !q->ours) {
         if (q->operation == BLKIF_OP_READ) {
             bump(&p->stats.reads, 1);
             bump(&p->stats.read_bytes, q->length);
@@ -20,7 +20,8 @@ static void done(struct run *r, struct request *q)
     uint64_t ns = now() - q->begun, us = ns / 1000, bucket = us ? 64 - (uint64_t)__builtin_clzll(us) : 0;
     bump(&p->stats.latency[bucket < 23 ? bucket : 23], 1);
     bump(&p->stats.latency_ns, ns);
-    respond(r, q->id, q->operation, q->status);
+    if (!q->ours)
+        respond(r, q->id, q->operation, q->status);
     q->next = r->free;
     r->free = (uint32_t)(q - r->requests);
     store(&p->stats.in_flight, --r->in_flight);
@@ -40,10 +41,12 @@ static bool is_no_error(int number)
     return number == EINTR || number == EAGAIN;
 }
 
-static uint64_t step(const struct request *q)
+static uint64_t step(struct run *r, const struct request *q)
 {
-    uint64_t left = q->length - q->done;
-    return left < DISCARD_STEP ? left : DISCARD_STEP;
+    uint64_t left = q->length - q->done, most = DISCARD_STEP;
+    if (r->p->vhost && load(&r->p->vhost->max_discard))
+        most = load(&r->p->vhost->max_discard);
+    return left < most ? left : most;
 }
 
 /* The kernel has transferred ``result`` bytes, or failed with its negative. True if that was not all of it. */
@@ -60,7 +63,7 @@ static bool advance(struct run *r, struct request *q, int64_t result)
         return false;
     }
     if (q->operation == BLKIF_OP_DISCARD)
-        result = (int64_t)step(q);
+        result = (int64_t)step(r, q);
     if (result == 0) { /* a file that has become too short; a device that takes no more */
         fail(r, q, EIO);
         return false;
@@ -92,7 +95,7 @@ static int64_t carry_out(struct run *r, struct request *q)
     do {
         struct iovec *iov = q->iov + q->first_iov;
         int count = (int)(q->n_iov - q->first_iov);
-        uint64_t range[2] = {(uint64_t)at, step(q)};
+        uint64_t range[2] = {(uint64_t)at, step(r, q)};
         if (q->operation == BLKIF_OP_READ)
             result = preadv(fd, iov, count, at);
         else if (q->operation == BLKIF_OP_WRITE)
@@ -111,7 +114,7 @@ static int64_t carry_out(struct run *r, struct request *q)
 static void start(struct run *r, struct request *q)
 {
     struct plane *p = r->p;
-    if (q->operation == BLKIF_OP_WRITE && !p->is_block) {
+    if (q->operation == BLKIF_OP_WRITE && !p->is_block && !p->vhost) {
         struct stat found; /* a write must not make a file grow that somebody has truncated */
         if (fstat(p->image_fd, &found) == 0 && (uint64_t)found.st_size < q->offset + q->length) {
             fail(r, q, EIO);
@@ -120,6 +123,10 @@ static void start(struct run *r, struct request *q)
     }
     if (q->operation == BLKIF_OP_FLUSH_DISKCACHE && load(p->flush_fault)) {
         fail(r, q, load(p->flush_fault));
+        return;
+    }
+    if (p->vhost) {
+        vq_start(r, q);
         return;
     }
     if (!p->uses_uring || (q->operation == BLKIF_OP_DISCARD && p->is_block) || p->image_fd < 0) {
@@ -146,7 +153,7 @@ static void start(struct run *r, struct request *q)
     default:
         e->opcode = IORING_OP_FALLOCATE;
         e->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-        e->addr = step(q);
+        e->addr = step(r, q);
     }
 }
 
@@ -179,6 +186,7 @@ static struct request *begin(struct run *r, uint64_t id, uint8_t operation, uint
     q->id = id;
     q->operation = operation;
     q->status = BLKIF_RSP_OKAY;
+    q->ours = false;
     q->offset = sector * SECTOR;
     q->length = count * SECTOR;
     q->done = q->n_grefs = q->n_iov = q->first_iov = 0;

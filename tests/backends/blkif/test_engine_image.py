@@ -1,0 +1,374 @@
+"""Disks behind qemu-storage-daemon, on both planes, with what can happen to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.blkfront import BlkRing, pack_request
+from tests.fakes.disks import Rig
+from tests.fakes.engine import SIZE, EngineDisk, contents, make_image, needs_engine
+from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE
+from xenpvd.backends.blkif import backend as backend_module
+from xenpvd.backends.blkif import engine_process
+from xenpvd.backends.blkif.engine_image import EngineImage
+from xenpvd.backends.blkif.formats import FORMATS
+from xenpvd.backends.blkif.image import Image
+from xenpvd.config import DiskConfig
+from xenpvd.errors import ImageError, Unsupported
+from xenpvd.tasks import in_thread
+
+pytestmark = needs_engine
+
+Start = Callable[..., Awaitable[EngineDisk]]
+
+
+@pytest.fixture
+async def start(native: bool) -> AsyncIterator[Start]:
+    disks: list[EngineDisk] = []
+
+    async def start(path: Path | str, form: str = "qcow2", **options: Any) -> EngineDisk:
+        disks.append(await EngineDisk.start(path, form, native=native, **options))
+        return disks[-1]
+
+    yield start
+    for disk in disks:
+        await disk.close()
+
+
+@pytest.fixture
+def qcow2(tmp_path: Path) -> Path:
+    return make_image(tmp_path / "disk.qcow2", "qcow2")
+
+
+@pytest.fixture
+def nbd(tmp_path: Path) -> Iterator[tuple[int, str, Path]]:
+    """A server of a raw file on a unix socket."""
+    raw, socket = tmp_path / "nbd.img", tmp_path / "nbd.sock"
+    raw.write_bytes(random.Random(3).randbytes(SIZE))
+    words = ["qemu-nbd", "-f", "raw", "-k", f"{socket}", "-t", "-e", "8", "-x", "it", "--fork"]
+    pid_file = tmp_path / "nbd.pid"
+    subprocess.run([*words, "--pid-file", pid_file, raw], check=True)
+    pid = int(pid_file.read_text())
+    yield pid, f"nbd+unix:///it?socket={socket}", raw
+    for number in (signal.SIGCONT, signal.SIGKILL):
+        os.kill(pid, number)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - of what is done in other threads and processes
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_what_a_guest_writes_is_in_the_image(start: Start, tmp_path: Path, form: str) -> None:
+    path = make_image(tmp_path / f"disk.{form}", form)
+    disk = await start(path, form)
+    assert disk.image.size >= SIZE
+    whole, chance = bytearray(disk.image.size), random.Random(form)
+
+    def work(ring: BlkRing) -> None:
+        for _ in range(40):
+            sector, count = chance.randrange(SIZE // 512 - 88), chance.randrange(1, 88)
+            data = chance.randbytes(count * 512)
+            ring.write(sector, data)
+            whole[sector * 512 : sector * 512 + len(data)] = data
+            assert ring.read(sector, count) == data
+        assert ring.flush() == 0
+
+    await disk.do(work)
+    await disk.close()
+    assert contents(path, form)[:SIZE] == whole[:SIZE]
+
+
+async def test_large_requests_and_discards(start: Start, qcow2: Path) -> None:
+    disk = await start(qcow2)
+    data = random.Random(0).randbytes(1 << 20)
+
+    def work(ring: BlkRing) -> None:
+        pages = [ring.data_page() for _ in range(256)]
+        for n, (page, _) in enumerate(pages):
+            page.write(0, data[n * 4096 : n * 4096 + 4096])
+        grefs = [gref for _, gref in pages]
+        assert ring.transfer_indirect(BLKIF_OP_WRITE, 8, grefs) == 0
+        for page, _ in pages:
+            page.write(0, bytes(4096))
+        assert ring.transfer_indirect(BLKIF_OP_READ, 8, grefs) == 0
+        assert b"".join(bytes(page.view) for page, _ in pages) == data
+        assert ring.discard(0, SIZE // 512) == 0
+        assert ring.read(8, 8) == bytes(4096)
+
+    await disk.do(work)
+
+
+async def test_a_full_ring_at_once(start: Start, qcow2: Path) -> None:
+    """More than the queue to the engine has room for: the others wait their turn."""
+    disk = await start(qcow2)
+
+    def work(ring: BlkRing) -> None:
+        pages = [ring.data_page() for _ in range(256)]
+        grefs = [gref for _, gref in pages]
+        for n, (page, _) in enumerate(pages):
+            page.write(0, bytes([n]) * 4096)
+        assert ring.transfer_indirect(BLKIF_OP_WRITE, 0, grefs) == 0
+        for _ in range(8):
+            slots = [
+                pack_request(0, id=n, sector=8 * ((37 * n) % 200), segments=[(grefs[n], 0, 7)])
+                for n in range(32)
+            ]
+            assert ring.do(*slots) == [(n, 0, 0) for n in range(32)]
+            assert all(bytes(pages[n][0].view) == bytes([37 * n % 200]) * 4096 for n in range(32))
+
+    await disk.do(work)
+
+
+async def test_an_engine_that_is_killed_is_followed_by_another(start: Start, qcow2: Path) -> None:
+    """In mid-flight, again and again: each request is answered once, and nothing is lost that was flushed."""
+    disk = await start(qcow2)
+    whole, chance = bytearray(SIZE), random.Random(1)
+
+    def work(ring: BlkRing) -> None:
+        for turn in range(60):
+            sector = 8 * chance.randrange(SIZE // 4096)
+            data = chance.randbytes(4096)
+            ring.write(sector, data)
+            whole[sector * 512 : sector * 512 + 4096] = data
+            if turn % 4 == 3:
+                while ring.flush():  # what was not flushed is written again, as who gets an error would
+                    disk.image.flush_errno.value = 0
+                    ring.write(0, bytes(whole[: 11 * 4096]))
+                    for at in range(0, SIZE, 11 * 4096):
+                        ring.write(at // 512, bytes(whole[at : at + 11 * 4096]))
+
+    async def kill() -> None:
+        for _ in range(6):
+            await asyncio.sleep(0.05)
+            engine = disk.image.describe()
+            if engine is not None and engine.pid is not None:
+                os.kill(engine.pid, signal.SIGKILL)
+
+    await asyncio.gather(disk.do(work), kill())
+    engine = disk.image.describe()
+    assert engine is not None and engine.restarts > 0
+    assert "was killed by SIGKILL" in disk.troubles[0] and f"{qcow2}" in disk.troubles[0]
+    disk.image.flush_errno.value = 0
+    await disk.close()
+    assert contents(qcow2, "qcow2") == bytes(whole)
+
+
+async def test_requests_under_way_are_done_again(start: Start, qcow2: Path) -> None:
+    disk = await start(qcow2)
+    assert await disk.do(lambda ring: ring.flush()) == 0
+    os.kill(disk.pid, signal.SIGSTOP)  # so that they are under way
+    answers = asyncio.gather(disk.do(lambda ring: ring.write(0, b"a" * 4096)))
+    await until(lambda: disk.plane.stats()["in_flight"] == 1)
+    os.kill(disk.pid, signal.SIGKILL)
+    await answers
+    assert await disk.do(lambda ring: (ring.read(0, 8), ring.flush())) == (b"a" * 4096, 0)
+    assert len(disk.troubles) == 1 and "lost" not in disk.troubles[0]
+
+
+async def test_a_flush_fails_if_writes_may_be_lost(start: Start, qcow2: Path) -> None:
+    """Until the guest's next life, as on any disk whose flush has failed."""
+    disk = await start(qcow2)
+    await disk.do(lambda ring: ring.write(0, b"a" * 4096))
+    os.kill(disk.pid, signal.SIGKILL)
+    await until(lambda: bool(disk.troubles))
+    assert (
+        "1 writes since the last flush may be lost: flushes fail until the guest restarts" in disk.troubles[0]
+    )
+    assert await disk.do(lambda ring: (ring.flush(), ring.flush())) == (-1, -1)
+    await disk.do(lambda ring: ring.write(0, b"b" * 4096))  # the rest goes on
+    assert await disk.shut() is None
+    disk.image.watch(disk.troubles.append, lambda name, fault: disk.faults.append(fault))
+    disk.open()
+    assert await disk.do(lambda ring: (ring.flush(), ring.read(0, 8))) == (0, b"b" * 4096)
+
+
+async def test_an_engine_that_hangs_is_waited_for(start: Start, qcow2: Path) -> None:
+    disk = await start(qcow2)
+    os.kill(disk.pid, signal.SIGSTOP)
+    reading = asyncio.gather(disk.do(lambda ring: ring.read(0, 8)))
+    done, _ = await asyncio.wait([reading], timeout=0.2)
+    assert not done
+    os.kill(disk.pid, signal.SIGCONT)
+    assert await reading == [bytes(4096)]
+    assert disk.troubles == []
+
+
+async def test_what_is_given_up_fails_and_is_not_done_later(start: Start, qcow2: Path) -> None:
+    disk = await start(qcow2)
+    pid = disk.pid
+    os.kill(pid, signal.SIGSTOP)
+    writing = asyncio.gather(
+        disk.do(lambda ring: ring.do(pack_request(1, id=5, segments=[(ring.data_page()[1], 0, 7)])))
+    )
+    await until(lambda: disk.plane.stats()["in_flight"] == 1)
+    disk.image.give_up()
+    assert await writing == [[(5, 1, -1)]]
+    assert await disk.shut() is None
+    disk.open()
+    assert await disk.do(lambda ring: ring.read(0, 8)) == bytes(4096)
+    assert disk.pid != pid
+
+
+async def test_a_readonly_disk(start: Start, qcow2: Path) -> None:
+    disk = await start(qcow2, access="ro")
+    other = await EngineImage.start(DiskConfig(vdev="xvdb", target=f"{qcow2}", format="qcow2", access="ro"))
+    assert not disk.image.can_discard
+    segments = [(disk.ring.data_page()[1], 0, 7)]
+    assert await disk.do(lambda ring: ring.do(pack_request(1, id=5, segments=segments))) == [(5, 1, -1)]
+    assert await disk.do(lambda ring: ring.read(0, 8)) == bytes(4096)
+    other.close()
+    await other.ended()
+
+
+async def test_an_image_has_one_writer(start: Start, qcow2: Path) -> None:
+    await start(qcow2)
+    with pytest.raises(ImageError, match=rf"cannot use image {qcow2}: .*lock.*Stop what uses the image"):
+        await EngineImage.start(DiskConfig(vdev="xvdb", target=f"{qcow2}", format="qcow2"))
+    with pytest.raises(ImageError, match="uses it"):
+        Image.open(qcow2, readonly=False)
+
+
+async def test_resize(start: Start, qcow2: Path) -> None:
+    disk = await start(qcow2)
+    assert await in_thread(lambda: disk.image.plan_resize(None, 4096)) == SIZE
+    assert await in_thread(lambda: disk.image.plan_resize(2 * SIZE, 4096)) == 2 * SIZE
+    await in_thread(lambda: disk.image.resize(2 * SIZE))
+    assert disk.image.size == 2 * SIZE
+    disk.plane.offer = type(disk.plane.offer)(2 * SIZE // 512)
+    await disk.do(lambda ring: ring.write(SIZE // 512, b"x" * 4096))
+    with pytest.raises(ImageError, match="no multiple"):
+        await in_thread(lambda: disk.image.plan_resize(SIZE + 512, 4096))
+
+
+async def test_what_a_server_has(nbd: tuple[int, str, Path], start: Start) -> None:
+    _, target, raw = nbd
+    disk = await start(target, "raw")
+    assert disk.image.size == SIZE
+    assert await disk.do(lambda ring: ring.read(8, 88)) == raw.read_bytes()[4096:49152]
+    await disk.do(lambda ring: (ring.write(0, b"n" * 4096), ring.flush()))
+    assert raw.read_bytes()[:4096] == b"n" * 4096
+    await disk.do(lambda ring: ring.write(0, b"m" * 4096))
+    os.kill(disk.pid, signal.SIGKILL)  # the server keeps what it has
+    assert await disk.do(lambda ring: (ring.flush(), ring.read(0, 8))) == (0, b"m" * 4096)
+
+
+async def test_a_server_that_hangs_is_waited_for(nbd: tuple[int, str, Path], start: Start) -> None:
+    pid, target, _ = nbd
+    disk = await start(target, "raw")
+    os.kill(pid, signal.SIGSTOP)
+    writing = asyncio.gather(disk.do(lambda ring: ring.write(0, b"n" * 4096)))
+    done, _ = await asyncio.wait([writing], timeout=0.2)
+    assert not done
+    os.kill(pid, signal.SIGCONT)
+    await writing
+
+
+async def test_a_disk_on_a_server_that_hangs_goes_by_force(
+    tmp_path: Path, nbd: tuple[int, str, Path], monkeypatch: pytest.MonkeyPatch, native: bool, request: Any
+) -> None:
+    if not native:
+        request.getfixturevalue("no_native_plane")
+    monkeypatch.setattr(backend_module, "FORCE_PATIENCE", 0.2)
+    rig = Rig(tmp_path)
+    pid, target, _ = nbd
+    image = await EngineImage.start(DiskConfig(vdev="xvda", target=target))
+    disk, front = rig.disk(image=image)
+    ring = await front.connect()
+    os.kill(pid, signal.SIGSTOP)
+    slot = pack_request(0, id=5, segments=[(ring.data_page()[1], 0, 7)])
+    ring.submit(slot)
+    await until(lambda: disk.info().stats["in_flight"] == 1)
+    other, its_front = rig.disk("xvdb")
+    its_ring = await its_front.connect()
+    assert len(await in_thread(lambda: its_ring.read(0, 8))) == 4096  # nothing else stops
+    await disk.remove(force=True)
+    assert ring.take() == [(5, 0, -1)]
+    assert disk.info().state == "Closed" and other.info().state == "Connected"
+    image.close()
+    await image.ended()
+    await rig.close()
+
+
+async def test_the_backend_shows_and_tells(tmp_path: Path, qcow2: Path) -> None:
+    rig = Rig(tmp_path)
+    image = await EngineImage.start(DiskConfig(vdev="xvda", target=f"{qcow2}", format="qcow2"))
+    disk, front = rig.disk(image=image, format="qcow2")
+    ring = await front.connect()
+    await in_thread(lambda: ring.write(0, b"x" * 4096))
+    info = disk.info()
+    assert info.format == "qcow2" and info.size == SIZE
+    assert info.engine is not None and info.engine.pid and info.engine.version
+    os.kill(info.engine.pid, signal.SIGKILL)
+    await until(lambda: bool(rig.named("drive.error")))
+    (error,) = rig.named("drive.error")
+    assert error["vdev"] == "xvda" and "SIGKILL" in error["error"]
+    await until(lambda: (engine := disk.info().engine) is not None and engine.pid is not None)
+    await disk.resize(2 * SIZE)
+    assert rig.named("drive.resized") == [{"vdev": "xvda", "size": 2 * SIZE}]
+    await rig.close()
+    await image.ended()
+
+
+async def test_nothing_is_left_of_a_hundred(tmp_path: Path, qcow2: Path) -> None:
+    def left() -> tuple[int, int]:
+        children = subprocess.run(["pgrep", "-c", "-P", f"{os.getpid()}"], capture_output=True, text=True)
+        return len(os.listdir("/proc/self/fd")), int(children.stdout)  # noqa: PTH208
+
+    async def once() -> None:
+        image = await EngineImage.start(DiskConfig(vdev="xvda", target=f"{qcow2}", format="qcow2"))
+        twin = image.dup()
+        twin.close()
+        image.close()
+        await image.ended()
+
+    await once()
+    before = left()
+    for _ in range(100):
+        await once()
+    assert left() == before
+
+
+async def test_an_image_of_another_format_is_refused(tmp_path: Path, qcow2: Path) -> None:
+    with pytest.raises(ImageError, match="it is no vmdk image"):
+        await EngineImage.start(DiskConfig(vdev="xvda", target=f"{qcow2}", format="vmdk"))
+
+
+async def test_an_engine_s_own_words(tmp_path: Path, qcow2: Path) -> None:
+    with qcow2.open("r+b") as file:
+        file.seek(20)
+        file.write(bytes([0, 0, 0, 99]))  # cluster bits
+    with pytest.raises(ImageError, match=rf"{qcow2}: qemu-storage-daemon says: .*[Cc]luster") as caught:
+        await EngineImage.start(DiskConfig(vdev="xvda", target=f"{qcow2}", format="qcow2"))
+    assert "/proc/self" not in str(caught.value)
+
+
+async def test_without_the_program(qcow2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "_PATH", "/nowhere")
+    with pytest.raises(Unsupported, match="Install it"):
+        await EngineImage.start(DiskConfig(vdev="xvda", target=f"{qcow2}", format="qcow2"))
+
+
+async def test_without_io_uring(qcow2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is forbidden."""
+    program = tmp_path / "engine"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        '*io_uring*) echo "qemu-storage-daemon: Unable to use io_uring: no" >&2; exit 1;; esac\n'
+        'exec qemu-storage-daemon "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(engine_process, "find", lambda: f"{program}")
+    disk = await EngineDisk.start(qcow2)
+    assert await disk.do(lambda ring: ring.read(0, 8)) == bytes(4096)
+    await disk.close()
