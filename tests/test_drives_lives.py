@@ -444,7 +444,7 @@ async def test_an_image_whose_opening_was_given_up_is_not_in_the_next_ones_way(
 async def test_an_image_of_an_engine_over_the_lives(
     running: House, machines: list[FakeMachine], tmp_path: Path
 ) -> None:
-    """Added, removed and added again at once, kept over a reset, put elsewhere: one engine each, none left."""
+    """Added, removed and added again at once, kept over a reset, swapped: one engine each, none is left."""
     one, two = (make_image(tmp_path / name, "qcow2") for name in ("one.qcow2", "two.qcow2"))
     disk = DiskConfig(vdev="xvdb", target=f"{one}", format="qcow2")
     drives = running.guest.drives

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.engine import needs_engine
 from tests.systemd.root import LIBRARIES, PREPARE, XENPVCTL, Systemd, missing
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(180)]
@@ -131,6 +132,57 @@ def test_a_guest_of_somebody_who_is_no_root(systemd: Systemd, web1: str) -> None
     systemd.run(*systemctl, "stop", web1)
     assert systemd.run(*systemctl, "show", "--value", "-p", "Result", web1) == "success"
     systemd.ctl("stop", "owner")
+
+
+#: writes to and reads from an image, through an engine that is once replaced; in the place of the daemon
+ENGINE = r"""
+import asyncio, os, signal, sys
+sys.path[:0] = ["/opt/xenpvd/site", "/opt/xenpvd/packages"]
+from xenpvd.backends.blkif.confine import restrict
+from xenpvd.backends.blkif.engine_image import EngineImage
+from xenpvd.config import DiskConfig
+from xenpvd.tasks import in_thread
+async def main():
+    disk = DiskConfig(vdev="xvda", target="/srv/guests/disk.qcow2", format="qcow2")
+    image = await EngineImage.start(disk)
+    await in_thread(lambda: (image.write([memoryview(b"x" * 512)], 0), image.flush()))
+    os.kill(image.describe().pid, signal.SIGKILL)
+    found = bytearray(512)
+    await in_thread(lambda: image.read([memoryview(found)], 0))
+    assert found == b"x" * 512 and image.describe().restarts == 1
+    image.close()
+    await image.ended()
+    assert restrict([], "/bin/true"), "the unit allows Landlock"
+    print("all is well")
+asyncio.run(main())
+"""
+IN_ITS_PLACE = """
+set -e
+install -d -g xenpvd -m 775 /srv/guests
+qemu-img create -q -f qcow2 /srv/guests/disk.qcow2 1M
+chgrp xenpvd /srv/guests/disk.qcow2
+chmod 660 /srv/guests/disk.qcow2
+cat > /srv/guests/engine.py <<'END'
+SCRIPT
+END
+mkdir -p /etc/systemd/system/xenpvd@engine.service.d
+cat > /etc/systemd/system/xenpvd@engine.service.d/instead.conf <<END
+[Service]
+Type=oneshot
+Restart=no
+WatchdogSec=0
+ExecStart=
+ExecStart=/opt/xenpvd/python/bin/python3 /srv/guests/engine.py
+END
+systemctl daemon-reload
+"""
+
+
+@needs_engine
+def test_an_engine_works_under_all_restrictions(systemd: Systemd) -> None:
+    systemd.run("sh", "-c", IN_ITS_PLACE.replace("SCRIPT", ENGINE))
+    systemd.ctl("start", "xenpvd@engine", status=None)
+    assert "all is well" in systemd.journal("xenpvd@engine")
 
 
 def test_the_sockets_of_another_daemon_of_that_name_are_left_alone(systemd: Systemd, web1: str) -> None:

@@ -123,7 +123,7 @@ class EngineProcess:
                 pass_fds=[monitor.fileno(), listener.fileno(), *job.fds],
                 start_new_session=True,
                 cwd="/",
-                env={"PATH": _PATH, "LC_ALL": "C"},
+                env={**os.environ, "LC_ALL": "C"},
             )
             self.pid = self._child.pid
             self._pidfd = os.pidfd_open(self.pid)
