@@ -2,13 +2,15 @@
 
     python -m bench.block [--rounds N] [--size MIB] [--bytes MIB]
 
-A frontend in C drives each plane on one image in the page cache, by turns. The image is what the planes get;
-the guest's memory is this process's. It needs a C compiler, and nothing else.
+A frontend in C drives each plane on one image in the page cache, by turns; and the native plane on the same
+image as qcow2, behind qemu-storage-daemon, where there is one. The image is what the planes get; the guest's
+memory is this process's. It needs a C compiler, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import os
 import resource
@@ -16,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +28,13 @@ from bench.results import Kind, Level
 from xenpvd.abi.grant_table import GTF_permit_access, grant_entry_v1
 from xenpvd.abi.io_blkif import SECTOR_SIZE, X86_64
 from xenpvd.abi.page import PAGE_SHIFT, PAGE_SIZE
+from xenpvd.backends.blkif.engine_image import EngineImage
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.native import NativePlane
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.throttle import Throttle
+from xenpvd.config import DiskConfig
 from xenpvd.vmm.grants import Grants
 from xenpvd.vmm.memory import GuestMemory
 from xenpvd.vmm.port import BackendPort, eventfd
@@ -58,7 +64,7 @@ ROWS = (
 
 
 #: as a row names it
-PLANES = {"native": "", "python": ", plain Python"}
+PLANES = {"native": "", "python": ", plain Python", "qcow2": ", as qcow2"}
 CHARTED = (ROWS[0], ROWS[1], ROWS[2], ROWS[4], ROWS[6])
 
 
@@ -128,10 +134,11 @@ def run(
         port.close()
         return operations / job.elapsed * 1e9, job.cpu / operations / 1000
     offer = Offer(image.size // SECTOR_SIZE, max_indirect=256)
+    image = image.dup()
     ends: list[BaseException | None] = []
     plane: Plane | NativePlane
     common: dict[str, Any] = {"abi": X86_64, "offer": offer, "on_trouble": print, "on_end": ends.append}
-    if which == "native":
+    if which != "python":
         plane = NativePlane([ring], port, guest.grants.memory(), image.dup(), **common)
     else:
         plane = Plane([ring], port, guest.grants, image.dup(), throttle=Throttle(), **common)
@@ -145,6 +152,29 @@ def run(
     assert code == 0 and ends == [None], (code, ends)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return operations / job.elapsed * 1e9, (cpu * 1e9 - job.cpu) / operations / 1000
+
+
+class Loop:
+    """A loop in a thread, for an engine's control."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def run(self, coro: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coro, self._loop).result()
+
+
+def engine_image(loop: Loop, raw: Path) -> Image:
+    target = raw.with_suffix(".qcow2")
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, target], check=True)
+    image: Image = loop.run(EngineImage.start(DiskConfig(vdev="xvda", target=f"{target}", format="qcow2")))
+    return image
+
+
+async def end(image: Image) -> None:
+    image.close()
+    await image.ended()
 
 
 def main() -> None:
@@ -167,7 +197,13 @@ def main() -> None:
         with path.open("wb") as file:
             for _ in range(args.size):
                 file.write(os.urandom(1 << 20))
+        loop = Loop()
+        there = all(map(shutil.which, ("qemu-img", "qemu-storage-daemon")))
+        engine = {"qcow2": engine_image(loop, path)} if there else {}
+        if not engine:
+            print("Without qcow2: there is no qemu-storage-daemon or qemu-img here. Install qemu-utils.")
         image = Image.open(path, readonly=False)
+        images = dict.fromkeys(("native", "python"), image) | engine
         guest = Guest()
         for row in ROWS:
             most = 100_000 if row.depth > 1 else 20_000
@@ -176,16 +212,18 @@ def main() -> None:
             )
             for _ in range(args.rounds):
                 limit = run("limit", row, guest, image, operations, lib)
-                for which, text in PLANES.items():
-                    mine = run(which, row, guest, image, operations, lib)
-                    name = f"{row.name}{text}"
+                for which, mine in images.items():
+                    ours = run(which, row, guest, mine, operations, lib)
+                    name = f"{row.name}{PLANES[which]}"
                     level: Level = "chart" if which == "native" and row in CHARTED else "docs"
                     rate = Kind(f"{name}: requests", "1/s", "more", level)
                     cpu = Kind(f"{name}: CPU of a request", "µs", level="terminal")
-                    for peer, (requests, used) in (("xenpvd", mine), ("limit", limit)):
+                    for peer, (requests, used) in (("xenpvd", ours), ("limit", limit)):
                         report.note(rate, peer, requests)
                         report.note(cpu, peer, used)
         image.close()
+        for other in engine.values():
+            loop.run(end(other))
     report.finish()
 
 

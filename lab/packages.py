@@ -112,7 +112,7 @@ HOST_PACKAGES = (
 )
 LAB_PACKAGES = ("qemu-system-x86",)
 #: for tests only, which say what is missing where it is not there
-TEST_PACKAGES = ("chromium", "systemd")
+TEST_PACKAGES = ("chromium", "systemd", "qemu-utils", "qemu-system-common")
 
 
 def run_quietly(argv: Sequence[str | Path], what: str, cwd: Path | None = None) -> str:
