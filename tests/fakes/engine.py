@@ -103,6 +103,12 @@ class EngineDisk:
         assert engine is not None and engine.pid is not None
         return engine.pid
 
+    @property
+    def is_there(self) -> bool:
+        """The engine has a process."""
+        engine = self.image.describe()
+        return engine is not None and engine.pid is not None
+
     async def do(self, call: Callable[[BlkRing], _T]) -> _T:
         return await in_thread(lambda: call(self.ring))
 

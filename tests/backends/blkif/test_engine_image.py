@@ -164,6 +164,42 @@ async def test_an_engine_that_is_killed_is_followed_by_another(start: Start, qco
     assert contents(qcow2, "qcow2") == bytes(whole)
 
 
+async def test_a_full_ring_while_engines_die(start: Start, qcow2: Path) -> None:
+    """Each request is answered once, and has done what it should."""
+    disk = await start(qcow2)
+    whole, chance = bytearray(SIZE), random.Random(2)
+
+    def work(ring: BlkRing) -> None:
+        pages = [ring.data_page() for _ in range(32)]
+        for _ in range(40):
+            sectors = chance.sample(range(0, SIZE // 512, 8), 32)
+            writes = [chance.random() < 0.5 for _ in sectors]
+            for sector, write, (page, _) in zip(sectors, writes, pages, strict=True):
+                page.write(0, chance.randbytes(4096) if write else b"?" * 4096)
+                if write:
+                    whole[sector * 512 : sector * 512 + 4096] = page.view
+            slots = [
+                pack_request(write, id=n, sector=sector, segments=[(pages[n][1], 0, 7)])
+                for n, (sector, write) in enumerate(zip(sectors, writes, strict=True))
+            ]
+            assert ring.do(*slots) == [(n, int(write), 0) for n, write in enumerate(writes)]
+            for sector, (page, _) in zip(sectors, pages, strict=True):
+                assert page.view == whole[sector * 512 : sector * 512 + 4096]
+
+    async def kill() -> None:
+        for _ in range(3):  # more of them would have to wait for longer than a ring waits here
+            await until(lambda: disk.plane.stats()["in_flight"] > 0 and disk.is_there)
+            os.kill(disk.pid, signal.SIGKILL)
+            await until(lambda: not disk.is_there)
+
+    await disk.do(lambda ring: [ring.write(at, bytes(8192)) for at in range(0, SIZE // 512, 16)])
+    assert await disk.do(lambda ring: ring.flush()) == 0  # no table changes after that: nothing gets lost
+    await asyncio.gather(disk.do(work), kill())
+    engine = disk.image.describe()
+    assert engine is not None and engine.restarts >= 2
+    disk.image.flush_errno.value = 0
+
+
 async def test_requests_under_way_are_done_again(start: Start, qcow2: Path) -> None:
     disk = await start(qcow2)
     assert await disk.do(lambda ring: ring.flush()) == 0
