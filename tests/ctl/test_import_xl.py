@@ -112,7 +112,7 @@ disk = [ "/guests/old/disk.img,raw,sda1,rw" , "/guests/tools.iso,,hdc,cdrom" ]
     ),
     "hostile": (
         'name = "x"; kernel = "/k\\x7f\\"\\n"; extra = "\\x1b[2J # \'\\\\"\nuuid = "a"\n'
-        'disk = [ "format=qcow2,vdev=xvda,target=/a\\nkernel = 1.qcow2" ]',
+        'disk = [ "format=qed,vdev=xvda,target=/a\\nkernel = 1.qed" ]',
         {
             "name": "x", "kernel": '/k\x7f"\n', "cmdline": "\x1b[2J # '\\",
             "disk": [{"vdev": "xvda", "target": "/a\nkernel = 1.raw"}],
