@@ -139,9 +139,9 @@ def run(
     plane: Plane | NativePlane
     common: dict[str, Any] = {"abi": X86_64, "offer": offer, "on_trouble": print, "on_end": ends.append}
     if which != "python":
-        plane = NativePlane([ring], port, guest.grants.memory(), image.dup(), **common)
+        plane = NativePlane([ring], port, guest.grants.memory(), image, **common)
     else:
-        plane = Plane([ring], port, guest.grants, image.dup(), throttle=Throttle(), **common)
+        plane = Plane([ring], port, guest.grants, image, throttle=Throttle(), **common)
     plane.start()
     before = resource.getrusage(resource.RUSAGE_SELF)
     code = lib.front(ctypes.byref(job))

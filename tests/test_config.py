@@ -224,7 +224,9 @@ def test_a_disk_by_descriptor(target: str) -> None:
 )
 def test_no_descriptor_and_no_path(target: str) -> None:
     disk = {"vdev": "xvda", "target": target}
-    with pytest.raises(BadConfig, match=r"disk\.0\.target: it must be an absolute path, fd:NAME, nbd://HOST/EXPORT or "):
+    with pytest.raises(
+        BadConfig, match=r"disk\.0\.target: it must be an absolute path, fd:NAME, nbd://HOST/EXPORT or "
+    ):
         parse({"kernel": "/k", "disk": [disk]}, "it")
 
 

@@ -178,8 +178,8 @@ class DiskConfig(Strict):
     target: Medium = Field(
         "",
         validate_default=True,
-        description="an image file, a block device, or what an NBD server has; fd:NAME is a descriptor that the "
-        "daemon was given",
+        description="an image file, a block device, or what an NBD server has; fd:NAME is a descriptor that "
+        "the daemon was given",
     )
     access: Literal["rw", "ro"] = Field("rw", description="ro: the guest may only read")
     format: Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"] = Field(

@@ -74,7 +74,7 @@ class DriveAddParams(TypedDict):
     device: NotRequired[Literal["disk", "cdrom"]]
     target: NotRequired[str]
     access: NotRequired[Literal["rw", "ro"]]
-    format: NotRequired[Literal["raw"]]
+    format: NotRequired[Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]]
     sector_size: NotRequired[Literal[512, 4096]]
     cache: NotRequired[Literal["writeback", "writethrough", "none"]]
     discard: NotRequired[bool]

@@ -118,7 +118,7 @@ class DiskConfig(TypedDict):
     device: NotRequired[Literal["disk", "cdrom"]]
     target: NotRequired[str]
     access: NotRequired[Literal["rw", "ro"]]
-    format: NotRequired[Literal["raw"]]
+    format: NotRequired[Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]]
     sector_size: NotRequired[Literal[512, 4096]]
     cache: NotRequired[Literal["writeback", "writethrough", "none"]]
     discard: NotRequired[bool]
@@ -150,6 +150,7 @@ class DriveInfo(TypedDict):
     limits: DriveLimits
     plane: str | None
     stats: dict[str, int]
+    engine: EngineInfo | None
 
 
 class DriveLimits(TypedDict):
@@ -166,6 +167,13 @@ class DriveStats(TypedDict):
     throttled: int
     in_flight: int
     latency: Histogram
+
+
+class EngineInfo(TypedDict):
+    program: str
+    version: str
+    pid: int | None
+    restarts: int
 
 
 class EventNote(TypedDict):

@@ -35,7 +35,7 @@ class EngineImage(Image):
     _queue: Vqueue
     _owner = True
     _closed = False
-    _file = -1
+    _opened = -1
 
     @classmethod
     async def start(cls, disk: DiskConfig) -> Self:
@@ -46,7 +46,7 @@ class EngineImage(Image):
     @classmethod
     async def _begin(cls, disk: DiskConfig, file: int) -> Self:
         made = cls(-1, disk.target, 0, readonly=disk.readonly)
-        made._file = file
+        made._opened = file
         try:
             engine = await made._start_engine(disk)
         except BaseException as fault:
@@ -69,8 +69,8 @@ class EngineImage(Image):
 
     async def _try_engine(self, disk: DiskConfig, aio: str) -> Engine:
         job = Job(
-            nodes=formats.nodes(_source(disk, self._file, aio), disk.format, readonly=disk.readonly),
-            fds=[self._file] if self._file >= 0 else [],
+            nodes=formats.nodes(_source(disk, self._opened, aio), disk.format, readonly=disk.readonly),
+            fds=[self._opened] if self._opened >= 0 else [],
             readonly=disk.readonly,
             sector_size=disk.sector_size,
             queues=QUEUES,
@@ -104,14 +104,14 @@ class EngineImage(Image):
         await self._give_back_file()
 
     async def _give_back_file(self) -> None:
-        file, self._file = self._file, -1
+        file, self._opened = self._opened, -1
         await in_thread(partial(close, file))
 
     def is_at(self, path: str) -> bool:
-        if self._file < 0:
+        if self._opened < 0:
             return path == self.path
         try:
-            return os.path.samestat(os.stat(path), os.fstat(self._file))  # noqa: PTH116
+            return os.path.samestat(os.stat(path), os.fstat(self._opened))  # noqa: PTH116
         except (OSError, ValueError):
             return False
 
