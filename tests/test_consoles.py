@@ -181,7 +181,7 @@ async def test_the_keyboard_is_given_by_number(bench: Bench) -> None:
     )
     bench.consoles.steal(second.number)
     assert (first.mode, second.mode) == ("ro", "rw")
-    with pytest.raises(PermissionRefused, match="may only look on"):
+    with pytest.raises(PermissionRefused, match="may only look on, or has ended its typing"):
         bench.consoles.steal(looker.number)
     second.close()
     with pytest.raises(NotFound, match="no viewer"):

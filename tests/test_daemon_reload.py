@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,34 @@ async def test_roles_by_reload(
     assert access.role(ann) == "operator" and hall.socket.stat().st_mode & 0o777 == 0o666
     await peer.result("guest.reset")
     assert (await peer.result("guest.status"))["state"] == "running"
+
+
+async def test_two_at_once(
+    tmp_path: Path,
+    definition: GuestConfig,
+    machines: list[FakeMachine],
+    halls: list[Hall],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second one goes on from the first."""
+    file = tmp_path / "web1.toml"
+    halls.append(hall := Hall(tmp_path / "run", written(file, definition), file=file))
+    first, second = await hall.peer(), await hall.peer()
+    found = [load(file).model_copy(update={"on_crash": policy}) for policy in ("destroy", "restart")]
+    read, go = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> GuestConfig:
+        config = found.pop(0)
+        read.set()
+        assert go.wait(5)
+        return config
+
+    monkeypatch.setattr("xenpvd.daemon.load", slow)
+    first.request("daemon.reload")
+    await asyncio.to_thread(read.wait, 5)
+    second.request("daemon.reload")
+    await (await hall.peer()).result("daemon.ping")  # it has come, and waits
+    go.set()
+    told = [(await peer.receive())["result"] for peer in (first, second)]
+    assert told == [{"applied": ["on_crash"], "next_start": []}] * 2
+    assert hall.daemon.guest.config is not None and hall.daemon.guest.config.on_crash == "restart"

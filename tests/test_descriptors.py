@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,7 +20,7 @@ from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.descriptors import DESCRIPTORS_MAX, Descriptors
-from xenpvd.errors import Exists, ImageError, LimitReached, NotFound
+from xenpvd.errors import Busy, Exists, ImageError, LimitReached, NotFound
 from xenpvd.views import DescriptorInfo, Runstate
 
 
@@ -102,10 +102,10 @@ def test_two_of_one_name_at_the_start(held: Descriptors, path: Path) -> None:
         held.inherit("pipe", pipe())
 
 
-async def test_removed_under_an_image(held: Descriptors, path: Path) -> None:
+async def test_closed_under_an_image(held: Descriptors, path: Path) -> None:
     await held.add("root", os.open(path, os.O_RDWR))
     image = held.image("fd:root", readonly=False)
-    held.remove("root")
+    held.close()
     image.read([memoryview(bytearray(512))], 0)
     assert not lock_is_free(path)
     image.close()
@@ -235,3 +235,31 @@ async def test_over_the_socket(
     hall.daemon.quit("destroy")
     hall.daemon._at_once.set()
     await hall.ended
+
+
+async def test_none_goes_while_an_image_is_on_it_or_comes_to_be(
+    held: Descriptors, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same file could come again by another name, and be written by two disks."""
+    await held.add("root", os.open(path, os.O_RDWR))
+    image = held.image("fd:root", readonly=False)
+    with pytest.raises(Busy, match="cannot remove descriptor root"):
+        held.remove("root")
+    image.close()
+
+    def amid(*args: object, **kwargs: object) -> NoReturn:
+        with pytest.raises(Busy):
+            held.remove("root")
+        os.close(args[0])  # type: ignore[arg-type]
+        raise ImageError("seen", "fd:root")
+
+    monkeypatch.setattr(Image, "shared", amid)
+    with pytest.raises(ImageError, match="seen"):
+        held.image("fd:root", readonly=False)
+    held.remove("root")
+
+
+async def test_a_file_that_has_grown_is_told_so(held: Descriptors, path: Path) -> None:
+    await held.add("root", os.open(path, os.O_RDWR))
+    os.truncate(path, 2 << 20)
+    assert held.listing()[0].size == 2 << 20

@@ -207,7 +207,7 @@ class Consoles:
         :class:`Unsupported`, :class:`PermissionRefused`."""
         _, viewer = self._viewer(number)
         if not viewer.may_type:
-            why = f"cannot give viewer {number} the keyboard: who may only look on has come as that one."
+            why = f"cannot give viewer {number} the keyboard: it may only look on, or has ended its typing."
             raise PermissionRefused(why, need="operator", role="viewer")
         viewer.steal()
 

@@ -287,19 +287,21 @@ class Daemon:
         :class:`ImageError`), and :class:`HostError` for a log that cannot be written; all is as before then.
         """
         self.guest.consoles.reopen_logs()
-        file, before = self._file, self.config
-        if file is None or before is None:
+        file = self._file
+        if file is None or self.config is None:
             why = "this daemon was started without a definition's file"
             cure = "Start it with --config FILE, or give the guest its definition with guest.start."
             raise Unsupported(f"cannot reload: {why}. {cure}", feature="reload")
         async with self._reloading:
+            before = self.config
             config = self.as_run(await in_thread(partial(load, file)))
             access = await in_thread(partial(Access, config.access))
             changes = await self.guest.redefine(before, config)
             self.config = config
             told = Reloaded(*self._let_in(access, changes))
         self.events.publish("daemon.reloaded", applied=told.applied, next_start=told.next_start)
-        log.info("reloaded %s: applied %s; at the next start %s", file, told.applied, told.next_start)
+        applied, waiting = (", ".join(paths) or "nothing" for paths in (told.applied, told.next_start))
+        log.info("reloaded %s: applied %s; at the next start %s", file, applied, waiting)
         return told
 
     def _let_in(self, access: Access, changes: Changes) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from xenpvd.backends.blkif.image import Image, check_descriptor, is_writable
 from xenpvd.backends.blkif.sharing import OpenFile
 from xenpvd.config import Cache
-from xenpvd.errors import Exists, ImageError, LimitReached, NotFound
+from xenpvd.errors import Busy, Exists, ImageError, LimitReached, NotFound
 from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.tasks import in_thread
 from xenpvd.views import DescriptorAdded, DescriptorInfo
@@ -38,6 +39,7 @@ class Descriptors:
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
+        self._opening = Counter[str]()  # images on them that are not there yet
         self._lock = threading.Lock()  # images are opened in threads: none may meet a number that was closed
 
     async def add(self, name: str, fd: int) -> DescriptorAdded:
@@ -87,20 +89,28 @@ class Descriptors:
         return DescriptorAdded(new.info, changed=True)
 
     def listing(self) -> list[DescriptorInfo]:
-        return [held.info for held in self._held.values()]
+        return [
+            replace(held.info, size=os.fstat(held.fd).st_size) if held.info.kind == "file" else held.info
+            for held in self._held.values()
+        ]
 
     def remove(self, name: str) -> None:
-        """Close it; who has an image of it goes on. Raises :class:`NotFound`."""
+        """Close it. Raises :class:`NotFound`, and :class:`Busy` while there is an image on it: the next one
+        of that file would not know of the other's lock, which is the same."""
         if name not in self._held:
             why = f"cannot remove descriptor {name}: there is none of that name. See fd.list."
             raise NotFound(why, "descriptor", name)
         with self._lock:
+            if self._opening[name] or self._held[name].file.in_use:
+                why = "it is being opened for a disk, or its storage hangs. Try again."
+                raise Busy(f"cannot remove descriptor {name}: {why}", by=BY_DESCRIPTOR + name)
             os.close(self._held.pop(name).fd)
 
     def close(self) -> None:
         """The daemon ends. Idempotent."""
-        for name in tuple(self._held):
-            self.remove(name)
+        with self._lock:
+            while self._held:
+                os.close(self._held.popitem()[1].fd)
 
     def image(self, target: str, *, readonly: bool, cache: Cache = "writeback", lock: bool = True) -> Image:
         """What fd:NAME is, as :meth:`Image.shared`. Blocking; in any thread. Raises :class:`ImageError`."""
@@ -115,7 +125,12 @@ class Descriptors:
             except OSError as fault:
                 why = f"cannot use image {target}: {fault.strerror}. Raise the limit (LimitNOFILE)."
                 raise ImageError(why, target) from None
-        return Image.shared(fd, held.file, target, readonly=readonly, cache=cache, lock=lock)
+            self._opening[name] += 1
+        try:
+            return Image.shared(fd, held.file, target, readonly=readonly, cache=cache, lock=lock)
+        finally:
+            with self._lock:
+                self._opening[name] -= 1
 
 
 def _look(name: str, fd: int) -> _Held:

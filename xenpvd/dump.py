@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,17 @@ _LOOKS: dict[str, Callable[[Service], Any]] = {
 }
 
 
+#: of those without a name, of which several may be made in one second
+_numbers = count(1)
+
+
 async def prepare(service: Service, machine: Machine | None, file: Path | None) -> tuple[Work, int]:
     """Look at everything; what will write it to ``file``, and how many bytes that are. With the memory of
     ``machine``. Raises :class:`HostError`."""
     own = paths.state_dir(service.daemon_info().name)
     if file is None:
         await in_thread(partial(_make, own))
-        file = own / time.strftime(f"{service.daemon_info().name}-%Y%m%d-%H%M%S.tar.gz")
+        file = own / time.strftime(f"{service.daemon_info().name}-%Y%m%d-%H%M%S-{next(_numbers)}.tar.gz")
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name, look in _LOOKS.items():
@@ -128,7 +133,7 @@ def _render(found: dict[str, object], shim: str | None) -> dict[str, bytes]:
 def _versions(shim: str | None) -> dict[str, object]:
     packages: dict[str, str] = {}
     for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
+        with contextlib.suppress(metadata.PackageNotFoundError, OSError):
             packages[name] = metadata.version(name)
     system = platform.uname()
     of_shim: dict[str, object] = {"path": shim}

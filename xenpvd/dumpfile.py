@@ -85,7 +85,7 @@ def write(file: Path, contents: Contents, own: Path) -> Work:
             if not whole:
                 told["missing"]["mappings"] = "they are too many; the core has the first ones of them"
         yield done
-        yield from _press(bundle, file.name.partition(".")[0], contents.parts, told, done)
+        yield from _press(bundle, file.name.partition(".")[0] or "dump", contents.parts, told, done)
         told["size"] = bundle.size()
     return told
 
@@ -130,7 +130,7 @@ def _memory(
             check()
     best = max(halves, key=lambda half: half.size, default=None)  # those of a process may lack the kernel
     runs = best.runs if best is not None else []
-    begin, offsets = core.head([(region.gpa, region.size) for region in regions], runs, registers)
+    begin, offsets, whole = core.head([(region.gpa, region.size) for region in regions], runs, registers)
     file.write(begin)
     for region, offset in zip(regions, offsets, strict=True):
         for at in range(0, region.size, MEMORY_PIECE):
@@ -139,7 +139,7 @@ def _memory(
             check()  # behind it: what was read is the guest's, and no zeros of a memory that was given back
             done += len(piece)
             yield done
-    return done, live, best is None or best.whole
+    return done, live, whole and (best is None or best.whole)
 
 
 def _sparse(file: _New, view: memoryview, offset: int) -> None:

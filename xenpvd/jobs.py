@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from xenpvd.errors import LimitReached, NotFound, TimedOut
+from xenpvd.errors import LimitReached, NotFound, StateError, TimedOut
 from xenpvd.events import Publish
 from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import JobError, JobInfo, JobProgress, JobState
@@ -62,9 +62,13 @@ class Jobs:
         self._jobs: dict[int, _Job] = {}
         self._numbers = count(1)
         self._tasks = Tasks()
+        self._closing = False
 
     def start(self, kind: str, work: Work, total: int, unit: str) -> JobInfo:
-        """Begin; ``kind`` is the method that asked for it. Raises :class:`LimitReached`."""
+        """Begin; ``kind`` is the method that asked for it. Raises :class:`LimitReached`, and
+        :class:`StateError` when the daemon ends."""
+        if self._closing:
+            raise StateError(f"cannot begin {kind}: the daemon ends.", "stopping", ["running"])
         running = [job for job in self._jobs.values() if job.state is JobState.RUNNING]
         if len(running) >= RUNNING_MAX:
             why = f"{RUNNING_MAX} jobs go on already. Wait for one, or cancel it (job.list)."
@@ -96,6 +100,7 @@ class Jobs:
 
     async def close(self) -> None:
         """The daemon ends: all are given up."""
+        self._closing = True
         for job in self._jobs.values():
             job.unwanted = True
         waiting = [job.over.wait() for job in self._jobs.values()]
@@ -131,8 +136,10 @@ class Jobs:
                 self._progress(job)
             await in_thread(work.close)
             self._end(job, JobState.CANCELLED)
-        except asyncio.CancelledError:
-            self._end(job, JobState.CANCELLED)
+        except asyncio.CancelledError:  # the daemon can wait no longer
+            why = f"{job.kind} was given up amid a step: its storage hangs. Look whether it has left a file."
+            job.error = JobError(*self._error_of(TimedOut(why), job.kind))
+            self._end(job, JobState.FAILED)
             raise
         except Exception as fault:
             work.close()  # if the host has given no thread for a step

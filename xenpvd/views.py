@@ -316,7 +316,7 @@ class DriveAdded:
 @dataclass(frozen=True, slots=True)
 class DescriptorInfo:
     """A file or block device (``kind``) that the daemon was given open. ``access`` is how it was opened,
-    ``size`` what it had when it came, ``drives`` which disks are on it."""
+    ``size`` a file's now, a device's when it came, ``drives`` which disks are on it."""
 
     name: str
     kind: str

@@ -79,3 +79,21 @@ async def test_the_end(ends: Ends, how: int) -> None:
     peer.shutdown(how)
     assert await waiting == b""
     assert await intake.read() == b""
+
+
+async def test_one_who_sends_without_end_is_not_alone(ends: Ends) -> None:
+    intake, peer = ends
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.ensure_future(others())  # noqa: TID251
+    for _ in range(100):
+        peer.send(b"x")
+        assert await intake.read() == b"x"
+    beside.cancel()
+    assert turns >= 100

@@ -12,7 +12,7 @@ import pytest
 from xenpvd.abi.xen import EFAULT
 from xenpvd.errors import XenError
 from xenpvd.vmm import core
-from xenpvd.vmm.core import KernelHalf, Run, head
+from xenpvd.vmm.core import LOADS_MAX, RUNS_MAX, KernelHalf, Run, head
 
 PAGE = 4096
 MIB = 1 << 20
@@ -110,8 +110,8 @@ def test_what_lies_where() -> None:
         Run(TEXT - MIB, 0xFED0_0000, PAGE),
         Run(TEXT + 4 * MIB, 0x700_0000, 0x200_0000),
     ]
-    begin, (ram, acpi, page, other) = head(regions, runs, [REGS, {}])
-    assert len(begin) % PAGE == 0
+    begin, (ram, acpi, page, other), whole = head(regions, runs, [REGS, {}])
+    assert whole and len(begin) % PAGE == 0
     assert (ram, acpi, page, other) == (ram, ram + 4 * MIB, acpi + 0x10000, page + PAGE)
     assert loads(begin) == [
         (0, 0, ram, 4 * MIB),
@@ -131,7 +131,7 @@ def test_gdb_finds_registers_and_addresses(tmp_path: Path) -> None:
         pytest.skip("no gdb here: apt install gdb")
     memory = Memory()
     memory.data[2 * MIB : 2 * MIB + 8] = b"\x11\x22\x33\x44\xcc\x90\x90\x90"
-    begin, offsets = head([(0, len(memory.data))], [Run(TEXT, 2 * MIB, PAGE)], [REGS, {**REGS, "rax": 7}])
+    begin, offsets, _ = head([(0, len(memory.data))], [Run(TEXT, 2 * MIB, PAGE)], [REGS, {**REGS, "rax": 7}])
     file = tmp_path / "web1.core"
     file.write_bytes(begin + memory.data)
     assert offsets == [len(begin)]
@@ -141,3 +141,11 @@ def test_gdb_finds_registers_and_addresses(tmp_path: Path) -> None:
     said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=50).stdout
     assert "$1 = 42" in said and "0x11\t0x22\t0x33\t0x44" in said and "0x200000:\t0x11\t0x22" in said
     assert "int3" in said and "$2 = 0x7000" in said and "$3 = 7" in said
+
+
+def test_more_mappings_than_a_file_can_tell() -> None:
+    """A guest can have them."""
+    regions = [(n * PAGE, PAGE) for n in range(4)]
+    runs = [Run(TEXT + n * 8 * PAGE, 0, 4 * PAGE) for n in range(RUNS_MAX)]
+    begin, _, whole = head(regions, runs, [REGS])
+    assert not whole and struct.unpack_from("<H", begin, 56)[0] == 1 + LOADS_MAX

@@ -30,6 +30,7 @@ class Intake:
     async def read(self, most: int = READ) -> bytes:
         """The next bytes; b"" at the end. Raises ConnectionError."""
         if not self._watched:
+            await asyncio.sleep(0)  # one who sends without end is not alone
             try:
                 return self._receive(most)
             except BlockingIOError:

@@ -20,6 +20,8 @@ from xenpvd.errors import XenError
 
 #: A file with more would be slow to open
 RUNS_MAX = 16384
+#: ELF counts its program headers in 16 bits; one is the notes'
+LOADS_MAX = 0xFFFF - 2
 #: What a walk looks at; a guest may let its tables go in circles
 TABLES_MAX = 1 << 17
 
@@ -122,18 +124,21 @@ def roots(vcpus: Iterable[Mapping[str, int]]) -> list[int]:
 
 def head(
     regions: Sequence[tuple[int, int]], runs: Iterable[Run], vcpus: Iterable[Mapping[str, int]]
-) -> tuple[bytes, list[int]]:
-    """(what the file begins with, where in it each region lies). ``regions`` are (gpa, bytes), whole pages;
-    ``runs`` are mapped, too, as far as they lie in those; ``vcpus`` are their registers, by name."""
+) -> tuple[bytes, list[int], bool]:
+    """(what the file begins with, where in it each region lies, whether all ``runs`` are told). ``regions``
+    are (gpa, bytes), whole pages; ``runs`` are mapped, too, as far as they lie in those; ``vcpus`` are their
+    registers, by name."""
     notes = b"".join(_note(number, regs) for number, regs in enumerate(vcpus, 1))
     offsets, at = [], 0
     for _, size in regions:
         offsets.append(at)
         at += size
-    loads = [
+    loads: list[tuple[int, int, int, int]] = [
         *((gpa, gpa, at, size) for (gpa, size), at in zip(regions, offsets, strict=True)),
         *_loads(runs, regions, offsets),
     ]
+    whole = len(loads) <= LOADS_MAX
+    del loads[LOADS_MAX:]
     notes_at = _EHDR.size + (1 + len(loads)) * _PHDR.size
     begin = notes_at + len(notes) + PAGE_SIZE - 1 & -PAGE_SIZE
     ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
@@ -161,7 +166,7 @@ def head(
         ),
         notes,
     ]
-    return b"".join(parts).ljust(begin, b"\0"), [begin + offset for offset in offsets]
+    return b"".join(parts).ljust(begin, b"\0"), [begin + offset for offset in offsets], whole
 
 
 def _loads(

@@ -23,6 +23,10 @@ class OpenFile:
         self._users = 0
         self._written = False
 
+    @property
+    def in_use(self) -> bool:
+        return self._users > 0
+
     def enter(self, readonly: bool) -> bool:
         """False if it is in use so that this cannot be; else lock it, and :meth:`leave` in the end."""
         with self._mutex:

@@ -113,7 +113,8 @@ class Viewer:
         self._console.give_keyboard(self, stolen=True)
 
     def release(self) -> None:
-        """Give the keyboard up, and look on."""
+        """Give the keyboard up for good, and look on."""
+        self.may_type = False
         self.mode = "ro"
 
     def close(self) -> str:
