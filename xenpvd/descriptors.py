@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from xenpvd.backends.blkif.image import Image, check_descriptor, is_writable
+from xenpvd.backends.blkif.image import Image
+from xenpvd.backends.blkif.opening import check_descriptor, is_writable
 from xenpvd.backends.blkif.sharing import OpenFile
 from xenpvd.config import Cache
 from xenpvd.errors import Busy, Exists, ImageError, LimitReached, NotFound

@@ -1,13 +1,9 @@
-"""Images: what is refused and with which words, who may share, and what the host's failures become."""
+"""Images: how they are read, written and resized, and what the host's failures become."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,130 +39,8 @@ def test_open(image: Image, path: Path) -> None:
     assert (image.path, image.size, image.readonly) == (str(path), 16384, False)
 
 
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda path: None, "No such file or directory. Check the path"),
-        (lambda path: path.mkdir(), "it is a directory. Use a raw image file"),
-        (lambda path: os.mkfifo(path), "it is a FIFO"),
-        (lambda path: path.symlink_to("/dev/null"), "it is a character device"),
-        (lambda path: path.symlink_to(path), "symbolic links"),
-        (lambda path: path.symlink_to("/proc/self/maps"), "it is the kernel's own, and no disk"),
-        (lambda path: path.symlink_to("/sys/devices/system/cpu/online"), "it is the kernel's own"),
-        (lambda path: path.touch(), "it is empty. Give it a size"),
-        (lambda path: path.write_bytes(bytes(513)), "its size, 513 bytes, is no multiple of 512"),
-    ],
-)
-@pytest.mark.parametrize("readonly", [True, False])
-def test_refused(tmp_path: Path, make, why: str, readonly: bool) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "x.img"
-    make(path)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(ImageError) as refused:
-        Image.open(path, readonly=readonly)
-    message = str(refused.value)
-    assert message.startswith(f"cannot use image {path}: ") and why in message and message.endswith(".")
-    assert refused.value.data == {"path": str(path)}
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-@pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
-def test_what_is_no_path(path: str) -> None:
-    with pytest.raises(ImageError, match="it is no path"):
-        Image.open(path, readonly=True)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open anything")
-def test_no_permission(path: Path) -> None:
-    path.chmod(0o444)
-    with pytest.raises(ImageError, match="the right to read and write"):
-        Image.open(path, readonly=False)
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.EACCES, "Permission denied. The daemon's user needs the right to read and write it."),
-        (errno.EROFS, "Read-only file system. Use access ro"),
-        (errno.EMFILE, "Too many open files"),
-    ],
-)
-def test_open_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
-    def fail(*args: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "open", fail)
-    with pytest.raises(ImageError) as refused:
-        Image.open(path, readonly=False)
-    assert words in str(refused.value)
-
-
 def test_fd_is_not_inherited(image: Image) -> None:
     assert not os.get_inheritable(image.fd)
-
-
-# ---- sharing
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "fits"),
-    [("rw", "rw", False), ("rw", "ro", False), ("ro", "rw", False), ("ro", "ro", True)],
-)
-def test_one_writer_or_readers(path: Path, first: str, second: str, fits: bool) -> None:
-    holder = Image.open(path, readonly=first == "ro")
-    try:
-        if fits:
-            Image.open(path, readonly=True).close()
-        else:
-            with pytest.raises(ImageError, match=r"another program or guest uses it.* Stop that first"):
-                Image.open(path, readonly=second == "ro")
-    finally:
-        holder.close()
-    Image.open(path, readonly=second == "ro").close()  # the lock went with the image
-
-
-def test_by_another_name_it_is_the_same_image(path: Path, image: Image) -> None:
-    other = path.with_name("hard.img")
-    other.hardlink_to(path)
-    with pytest.raises(ImageError, match="uses it"):
-        Image.open(other, readonly=False)
-
-
-HOLD = """
-import sys
-from xenpvd.backends.blkif.image import Image
-image = Image.open(sys.argv[1], readonly=False)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_another_process(path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdin and holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ImageError, match="another program or guest uses it"):
-            Image.open(path, readonly=False)
-        holder.stdin.close()
-        holder.wait(5)
-    Image.open(path, readonly=False).close()
-
-
-def test_a_process_lock_tells_its_owner(path: Path) -> None:
-    with path.open("r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(ImageError, match=f"process {os.getpid()} uses it"):
-            Image.open(path, readonly=False)
-
-
-def test_qemu_s_byte_locks_collide(path: Path) -> None:
-    with path.open("r+b") as file:  # QEMU takes read locks of single bytes from 100 on
-        lock = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
-        with pytest.raises(ImageError, match="uses it"):
-            Image.open(path, readonly=False)
 
 
 def test_a_rename_over_it_does_not_matter(path: Path, image: Image) -> None:

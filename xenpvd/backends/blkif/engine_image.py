@@ -21,7 +21,8 @@ from xenpvd.backends.blkif import engine_process, formats
 from xenpvd.backends.blkif.engine import QUEUES, Engine
 from xenpvd.backends.blkif.engine_process import EngineFault, Job
 from xenpvd.backends.blkif.formats import Misfit
-from xenpvd.backends.blkif.image import Image, _check_kind, _claim, _refuse, _refuse_size, _why
+from xenpvd.backends.blkif.image import Image, refusal_of_size
+from xenpvd.backends.blkif.opening import open_file, reasons, refusal
 from xenpvd.backends.blkif.vqueue import Vqueue
 from xenpvd.config import DiskConfig
 from xenpvd.tasks import in_thread
@@ -52,7 +53,7 @@ class EngineImage(Image):
         except BaseException as fault:
             await made._give_back_file()
             if isinstance(fault, EngineFault):
-                raise _refuse(disk.target, f"{engine_process.PROGRAM} says: {fault}", _cure(fault)) from None
+                raise refusal(disk.target, f"{engine_process.PROGRAM} says: {fault}", _cure(fault)) from None
             raise
         made._engine, made._queue = engine, engine.own_queue
         made.size = engine.size
@@ -137,9 +138,10 @@ class EngineImage(Image):
         found = self._resize(None)
         wanted = found if size is None else size
         if wanted % unit or not wanted:
-            raise _refuse_size(self.path, f"{wanted} bytes are no multiple of {unit}", "Choose another size")
+            why = f"{wanted} bytes are no multiple of {unit}"
+            raise refusal_of_size(self.path, why, "Choose another size")
         if wanted != found and self.readonly:
-            raise _refuse_size(self.path, "it is read-only", "Resize it elsewhere, and give no size")
+            raise refusal_of_size(self.path, "it is read-only", "Resize it elsewhere, and give no size")
         return wanted
 
     def resize(self, size: int) -> None:
@@ -150,7 +152,7 @@ class EngineImage(Image):
         try:
             return asyncio.run_coroutine_threadsafe(self._engine.resize(size), self._engine.loop).result()
         except EngineFault as fault:
-            raise _refuse_size(
+            raise refusal_of_size(
                 self.path, f"its engine says: {fault}", "Choose another size, or try again"
             ) from None
 
@@ -183,7 +185,8 @@ def examine(disk: DiskConfig) -> int:
         if formats.is_remote(disk.target):
             formats.nbd(disk.target)
             return -1
-        file = _open_file(disk.target, disk.readonly)
+        # the engine opens it anew by this, and locks it: it stays the same file for all its processes
+        file = open_file(disk.target, disk.readonly)
         try:
             size = os.lseek(file, 0, os.SEEK_END)
             formats.check(disk.format, lambda offset, count: os.pread(file, count, offset), size)
@@ -191,27 +194,10 @@ def examine(disk: DiskConfig) -> int:
             os.close(file)
             raise
     except Misfit as fault:
-        raise _refuse(disk.target, fault.why, fault.cure) from None
+        raise refusal(disk.target, fault.why, fault.cure) from None
     except OSError as fault:
-        raise _refuse(disk.target, *_why(fault, disk.readonly)) from None
+        raise refusal(disk.target, *reasons(fault, disk.readonly)) from None
     return file
-
-
-def _open_file(path: str, readonly: bool) -> int:
-    """The engine opens it anew by this descriptor, and locks it: it stays the same file for all processes."""
-    try:
-        _check_kind(os.stat(path), path)  # noqa: PTH116
-        flags = os.O_RDONLY if readonly else os.O_RDWR
-        file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except ValueError:  # a NUL or a lone surrogate
-        raise _refuse(repr(path), "it is no path", "Check the path.") from None
-    try:
-        found = os.fstat(file)
-        _check_kind(found, path)
-        return _claim(file, path) if stat.S_ISBLK(found.st_mode) and not readonly else file
-    except BaseException:
-        os.close(file)
-        raise
 
 
 def _source(disk: DiskConfig, file: int, aio: str) -> dict[str, Any]:

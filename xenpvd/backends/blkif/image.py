@@ -19,23 +19,21 @@ from pathlib import Path
 from struct import Struct
 from typing import Self
 
-from xenpvd.backends.blkif.direct import bypass_page_cache
-from xenpvd.backends.blkif.sharing import FLOCK, OpenFile
+from xenpvd.backends.blkif.opening import (
+    bypass,
+    check_descriptor,
+    check_writable,
+    lock_image,
+    open_file,
+    reasons,
+    refusal,
+)
+from xenpvd.backends.blkif.sharing import OpenFile
 from xenpvd.config import Cache
 from xenpvd.errors import ImageError
 from xenpvd.views import EngineInfo
 
 SECTOR_SIZE = 512
-
-_KERNELS = ("it is the kernel's own, and no disk", "Use a raw image file.")
-
-#: How a descriptor may not have been opened: O_APPEND writes to the end, wherever it shall, and O_DIRECT has
-#: rules of its own for where and how much
-_UNFIT = {
-    os.O_PATH: "O_PATH", os.O_WRONLY: "O_WRONLY", os.O_APPEND: "O_APPEND", os.O_DIRECT: "O_DIRECT",
-}  # fmt: skip
-#: linux/fcntl.h; Python has a name for one of them
-_F_SEAL_WRITE, _F_SEAL_FUTURE_WRITE = 0x8, 0x10
 
 # linux/falloc.h, linux/fs.h; Python has no fallocate() with flags
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -86,28 +84,17 @@ class Image:
         """
         path = str(path)
         try:
-            # looked at before it is opened: opening some devices does something, opening a FIFO waits
-            _check_kind(os.stat(path), path)  # noqa: PTH116
-            if os.path.realpath(path).startswith(("/proc/", "/sys/")):
-                raise _refuse(path, *_KERNELS)
-            flags = os.O_RDONLY if readonly else os.O_RDWR
-            fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            fd = open_file(path, readonly)
         except OSError as fault:
-            raise _refuse(path, *_why(fault, readonly)) from None
-        except ValueError:  # a NUL or a lone surrogate
-            raise _refuse(repr(path), "it is no path", "Check the path.") from None
+            raise refusal(path, *reasons(fault, readonly)) from None
         try:
-            found = os.fstat(fd)
-            _check_kind(found, path)
-            if stat.S_ISBLK(found.st_mode) and not readonly:
-                fd = _claim(fd, path)
-            _lock(fd, path, readonly)
+            lock_image(fd, path, readonly)
             image = cls(fd, path, 0, readonly=readonly)
             image._measure(cache)
             return image
         except OSError as fault:
             os.close(fd)
-            raise _refuse(path, *_why(fault, readonly)) from None
+            raise refusal(path, *reasons(fault, readonly)) from None
         except ImageError:
             os.close(fd)
             raise
@@ -135,14 +122,14 @@ class Image:
             check_descriptor(fd, name)
             if cache == "none":
                 why = 'cache "none" (O_DIRECT) would count for its sender, too'
-                raise _refuse(name, why, 'Use cache "writeback", or a path.')
+                raise refusal(name, why, 'Use cache "writeback", or a path.')
             if not readonly:
-                _check_writable(fd, name)
+                check_writable(fd, name)
             if lock and not file.enter(readonly):
-                raise _refuse(name, "another disk uses it", "Remove that, or let all have access ro.")
+                raise refusal(name, "another disk uses it", "Remove that, or let all have access ro.")
             image = cls(fd, name, 0, readonly=readonly)
             image._file = file if lock else None
-            _lock(fd, name, readonly, look=not lock)
+            lock_image(fd, name, readonly, look=not lock)
             image._measure(cache)
             return image
         except (OSError, ImageError) as fault:
@@ -152,21 +139,21 @@ class Image:
                 os.close(fd)
             if isinstance(fault, ImageError):
                 raise
-            raise _refuse(name, *_why(fault, readonly)) from None
+            raise refusal(name, *reasons(fault, readonly)) from None
 
     def _measure(self, cache: Cache) -> None:
         """All that is left to do once it is open and locked."""
         if cache == "none":
-            self.alignment = _bypass_cache(self.fd, self.path)
+            self.alignment = bypass(self.fd, self.path)
         self.sync = cache == "writethrough"
         os.set_blocking(self.fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
         if self.size == 0:
             what = "FILE" if self._file else self.path
-            raise _refuse(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
+            raise refusal(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
         if self.size % SECTOR_SIZE:
             why = f"its size, {self.size} bytes, is no multiple of {SECTOR_SIZE}"
-            raise _refuse(self.path, why, "A raw image has whole sectors; is it of another format?")
+            raise refusal(self.path, why, "A raw image has whole sectors; is it of another format?")
         self.can_discard = self._probe_discard()
 
     def dup(self) -> Self:
@@ -256,14 +243,14 @@ class Image:
         try:
             found = os.lseek(self.fd, 0, os.SEEK_END)
         except OSError as fault:
-            raise _refuse_size(self.path, *_why(fault, self.readonly)) from None
+            raise refusal_of_size(self.path, *reasons(fault, self.readonly)) from None
         wanted = found if size is None else size
         if wanted % unit or not wanted:
             why = f"{wanted} bytes are no multiple of {unit}"
-            raise _refuse_size(self.path, why, "Choose another size")
+            raise refusal_of_size(self.path, why, "Choose another size")
         if wanted != found and (self.is_block or self.readonly):
             kind = "a block device" if self.is_block else "read-only"
-            raise _refuse_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
+            raise refusal_of_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
         return wanted
 
     def resize(self, size: int) -> None:
@@ -272,7 +259,7 @@ class Image:
             if size != os.lseek(self.fd, 0, os.SEEK_END):
                 os.ftruncate(self.fd, size)
         except OSError as fault:
-            raise _refuse_size(self.path, *_why(fault, self.readonly)) from None
+            raise refusal_of_size(self.path, *reasons(fault, self.readonly)) from None
         self.size = size
 
     def close(self) -> None:
@@ -343,102 +330,5 @@ def _rest(views: list[memoryview], done: int) -> list[memoryview]:
     return []
 
 
-def _check_kind(found: os.stat_result, path: str) -> None:
-    mode = found.st_mode
-    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-        return
-    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a character device"),
-             (stat.S_ISSOCK, "a socket"))  # fmt: skip
-    kind = next((name for test, name in kinds if test(mode)), "neither of them")
-    raise _refuse(path, f"it is {kind}", "Use a raw image file or a block device.")
-
-
-def check_descriptor(fd: int, name: str) -> os.stat_result:
-    """What ``fd`` is. Raises :class:`ImageError` if it can be no image, however it is used."""
-    found, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL)
-    _check_kind(found, name)
-    for flag, how in _UNFIT.items():
-        if flags & flag:
-            raise _refuse(name, f"it was opened with {how}", "Open it for reading, or reading and writing.")
-    with contextlib.suppress(OSError):
-        if os.readlink(f"/proc/self/fd/{fd}").startswith(("/proc/", "/sys/")):  # noqa: PTH115
-            raise _refuse(name, *_KERNELS)
-    return found
-
-
-def is_writable(fd: int) -> bool:
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-
-
-def _check_writable(fd: int, name: str) -> None:
-    if not is_writable(fd):
-        raise _refuse(name, "it was opened read-only", "Open it for writing as well, or use access ro.")
-    with contextlib.suppress(OSError):  # only what lies in memory has seals (memfd_create(2))
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE):
-            raise _refuse(name, "it is sealed against writing", "Use access ro.")
-
-
-def _claim(fd: int, path: str) -> int:
-    """Reopen a block device so that the host cannot mount it, nor has (O_EXCL; the lock does not tell)."""
-    try:
-        claimed = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC | os.O_EXCL)
-    except OSError as fault:
-        if fault.errno == errno.EBUSY:
-            what = "Unmount it, or give it to the guest with access ro."
-            raise _refuse(path, "the host itself uses this device", what) from None
-        raise
-    os.close(fd)
-    return claimed
-
-
-def _bypass_cache(fd: int, path: str) -> int:
-    try:
-        return bypass_page_cache(fd)
-    except OSError as fault:
-        if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        why = 'its file system cannot do without the page cache (cache "none", O_DIRECT)'
-        raise _refuse(path, why, 'Use cache "writeback", or put it on another file system.') from None
-
-
-def _lock(fd: int, path: str, readonly: bool, look: bool = False) -> None:
-    kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
-    lock = FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
-    try:
-        if not look:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
-        elif FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, lock))[0] != fcntl.F_UNLCK:
-            raise BlockingIOError(errno.EAGAIN, "it is locked")
-    except OSError as fault:
-        if fault.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        holder = "another program or guest"  # an OFD lock does not tell its owner
-        with contextlib.suppress(OSError):
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, lock)
-            if (pid := FLOCK.unpack(answer)[4]) > 0:
-                holder = f"process {pid}"
-        use = "uses it for writing" if readonly else "uses it"
-        what = "Stop that first." if readonly else "Stop that first, or let all who share it have access ro."
-        raise _refuse(path, f"{holder} {use}", what) from None
-
-
-def _why(fault: OSError, readonly: bool) -> tuple[str, str]:
-    """A host's refusal as (why, what to do)."""
-    why = fault.strerror or str(fault)
-    if fault.errno in (errno.ENOENT, errno.ENOTDIR):
-        return why, "Check the path, or create it: truncate -s 1G FILE."
-    if fault.errno in (errno.EACCES, errno.EPERM):
-        return why, f"The daemon's user needs the right to {'read' if readonly else 'read and write'} it."
-    if fault.errno == errno.EROFS:
-        return why, "Use access ro, or mount that file system for writing."
-    if fault.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-        return f"it cannot be locked ({why})", "Use a file system that knows locks."
-    return why, "Check the path and the host's log."
-
-
-def _refuse_size(path: str, why: str, what: str) -> ImageError:
+def refusal_of_size(path: str, why: str, what: str) -> ImageError:
     return ImageError(f"cannot resize image {path}: {why}. {what.rstrip('.')}.", path)
-
-
-def _refuse(path: str, why: str, what: str) -> ImageError:
-    return ImageError(f"cannot use image {path}: {why}. {what.rstrip('.')}.", path)
