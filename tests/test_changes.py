@@ -11,6 +11,7 @@ from xenpvd.config import GuestConfig
 
 DISK = {"vdev": "xvda", "target": "/a"}
 OTHER = {"vdev": "xvdb", "target": "/b"}
+LIMITS = {"ops_per_second": 9}
 
 
 def config(**keys: Any) -> GuestConfig:
@@ -34,6 +35,8 @@ def config(**keys: Any) -> GuestConfig:
             {"disk": [DISK, {**OTHER, "target": "/c", "limits": {"ops_per_second": 9}}]},
             ["disk.1.target", "disk.1.limits"],
         ),
+        ({"disk": [DISK]}, {"disk": [OTHER, {**DISK, "access": "ro"}]}, ["disk.1.access", "disk"]),
+        ({"disk": [DISK, OTHER]}, {"disk": [{**OTHER, "limits": LIMITS}]}, ["disk.0.limits", "disk"]),
     ],
 )
 def test_differences(old: dict[str, Any], new: dict[str, Any], paths: list[str]) -> None:
@@ -58,6 +61,18 @@ def test_what_counts_at_once() -> None:
     assert now.metrics.labels == {"a": "b"} and now.access == new.access
     assert now.disk[0] == new.disk[0] and now.disk[1] == old.disk[1]
     assert between(now, new).applied == () and between(now, new).next_start == changes.next_start
+
+
+@pytest.mark.parametrize("more", [[OTHER], []])
+def test_limits_count_though_other_disks_come_or_go(more: list[dict[str, Any]]) -> None:
+    third = {"vdev": "xvdc", "target": "/c", "limits": LIMITS}
+    old = config(disk=[DISK, *([] if more else [OTHER])])
+    new = config(disk=[third, *more, {**DISK, "limits": LIMITS}])
+    changes = between(old, new)
+    assert changes.applied == (f"disk.{1 + len(more)}.limits",) and changes.next_start == ("disk",)
+    first, *rest = changes.running.disk
+    assert first == new.disk[-1] and rest == list(old.disk[1:])
+    assert between(changes.running, new) == ((), ("disk",), changes.running)
 
 
 def test_all_of_it_counts() -> None:

@@ -79,6 +79,7 @@ def test_a_whole_definition() -> None:
         ({"disk": [{"vdev": "xvda", "target": "/a", "format": "qed"}]}, "disk.0.format"),
         ({"disk": [{"vdev": "xvda", "target": "nbd://h/a", "format": "qcow2"}]}, "disk.0.format"),
         ({"disk": [{"vdev": "xvda", "target": "http://h/a"}]}, "disk.0.target"),
+        ({"disk": [{"vdev": "xvda", "target": "fd:root", "cache": "none"}]}, "disk.0.cache"),
         ({"disk": [{"vdev": "xvda", "target": "/a"}, {"vdev": "xvda", "target": "/b"}]}, "disk"),
         ({"disk": [{"vdev": f"d{n}", "target": "/a"} for n in range(65)]}, "disk"),
         ({"memmory": 512}, "memmory"),
@@ -131,6 +132,12 @@ def test_all_problems_come_at_once() -> None:
     assert {place for place, _ in caught.value.problems} == {
         "memory", "vcpus", "kernel", "disk.0.vdev", "disk.0.target",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", ["writeback", "writethrough"])
+def test_what_an_image_by_descriptor_may_be_cached_as(cache: str) -> None:
+    disk = DiskConfig.model_validate({"vdev": "xvda", "target": "fd:root", "cache": cache})
+    assert disk.cache == cache
 
 
 def test_a_definition_cannot_be_changed() -> None:

@@ -24,17 +24,20 @@ class Changes(NamedTuple):
 
 
 def differences(old: BaseModel, new: BaseModel, prefix: str = "") -> Iterator[str]:
-    """The TOML paths (``console.log_max``, ``disk.0.limits``) where they differ; disks are told by number in
-    ``new`` if they are the same ones, in their order."""
+    """The TOML paths (``console.log_max``, ``disk.0.limits``) where they differ. A disk is the one of its
+    vdev, and told by its number in ``new``; just ``disk`` says that others are there, or in another order."""
     for name in type(old).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if before == after:
             continue
         if isinstance(before, BaseModel) and name != "limits":
             yield from differences(before, after, f"{prefix}{name}.")
-        elif name == "disk" and [disk.vdev for disk in before] == [disk.vdev for disk in after]:
-            for number, (disk, changed) in enumerate(zip(before, after, strict=True)):
-                yield from differences(disk, changed, f"disk.{number}.")
+        elif name == "disk":
+            there = {disk.vdev: disk for disk in before}
+            for number, disk in enumerate(after):
+                yield from differences(there.get(disk.vdev, disk), disk, f"disk.{number}.")
+            if list(there) != [disk.vdev for disk in after]:
+                yield "disk"
         else:
             yield f"{prefix}{name}"
 
@@ -48,10 +51,6 @@ def between(old: GuestConfig, new: GuestConfig) -> Changes:
 
 def _merged(old: GuestConfig, new: GuestConfig, applied: list[str]) -> GuestConfig:
     tops = {path.partition(".")[0] for path in applied} - {"disk"} | {"access"}
-    disks = [
-        disk.model_copy(update={"limits": new.disk[number].limits})
-        if f"disk.{number}.limits" in applied
-        else disk
-        for number, disk in enumerate(old.disk)
-    ]
-    return old.model_copy(update={"disk": tuple(disks), **{top: getattr(new, top) for top in tops}})
+    limits = {disk.vdev: disk.limits for disk in new.disk}
+    disks = tuple(disk.model_copy(update={"limits": limits.get(disk.vdev, disk.limits)}) for disk in old.disk)
+    return old.model_copy(update={"disk": disks, **{top: getattr(new, top) for top in tops}})

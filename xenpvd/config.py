@@ -221,6 +221,10 @@ class DiskConfig(Strict):
         needs_engine = info.data.get("format") != "raw" or info.data.get("target", "").startswith(REMOTE)
         if cache != "writeback" and needs_engine:
             raise ValueError("it is writeback for images of other formats, and for NBD")
+        if cache == "none" and info.data.get("target", "").startswith(BY_DESCRIPTOR):
+            raise ValueError(
+                "it is writeback or writethrough for fd:NAME: O_DIRECT would be the sender's, too"
+            )
         return cache
 
     @property

@@ -19,9 +19,16 @@ def test_events(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     )
     daemon.do(lambda: daemon.service.events.publish("log.record"))
     (line,) = xenpvctl("events", "web1", "drive.*").stdout.splitlines()
-    assert line.endswith(r'1 drive.added vdev=xvdb why="two\n words" n="{\"a\": 1}"')
+    assert line.endswith(r'1 drive.added vdev=xvdb why="two\n words" n={"a":1}')
     lines = xenpvctl("events", "web1", "--json").stdout.splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["drive.added", "log.record"]
+
+
+@pytest.mark.parametrize("names", [[], ["on_crash"], ["on_crash", "memory"]])
+def test_lists_have_one_shape(xenpvctl: Xenpvctl, daemon: Daemon, names: list[str]) -> None:
+    daemon.do(lambda: daemon.service.events.publish("daemon.reloaded", applied=names))
+    (line,) = xenpvctl("events", "web1").stdout.splitlines()
+    assert line.endswith(f" applied={json.dumps(names, separators=(',', ':'))}")
 
 
 def test_events_follow_until_the_daemon_ends(xenpvctl: Xenpvctl, daemon: Daemon) -> None:

@@ -46,8 +46,9 @@ def _emit_event(event: dict[str, Any]) -> None:
 
 
 def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if text.isprintable() and " " not in text and text else json.dumps(text)
+    """A word, or JSON; what is no text is JSON anyhow."""
+    plain = isinstance(value, str) and value.isprintable() and " " not in value and value
+    return plain or json.dumps(value, separators=(",", ":"))
 
 
 @click.command()

@@ -42,7 +42,11 @@ def image(path: Path) -> Iterator[Image]:
         (lambda path: path.symlink_to("/proc/self/maps"), "it is the kernel's own, and no disk"),
         (lambda path: path.symlink_to("/sys/devices/system/cpu/online"), "it is the kernel's own"),
         (lambda path: path.touch(), "it is empty. Give it a size"),
-        (lambda path: path.write_bytes(bytes(513)), "its size, 513 bytes, is no multiple of 512"),
+        (
+            lambda path: path.write_bytes(bytes(513)),
+            "is no multiple of 512. A raw image has whole "
+            "sectors: if it is of another format, say so (format).",
+        ),
     ],
 )
 @pytest.mark.parametrize("readonly", [True, False])

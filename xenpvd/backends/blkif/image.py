@@ -153,7 +153,8 @@ class Image:
             raise refusal(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
         if self.size % SECTOR_SIZE:
             why = f"its size, {self.size} bytes, is no multiple of {SECTOR_SIZE}"
-            raise refusal(self.path, why, "A raw image has whole sectors; is it of another format?")
+            what = "A raw image has whole sectors: if it is of another format, say so (format)."
+            raise refusal(self.path, why, what)
         self.can_discard = self._probe_discard()
 
     def dup(self) -> Self:
