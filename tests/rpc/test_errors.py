@@ -45,6 +45,25 @@ async def test_each_class_reaches_the_client(
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("drive.flush", {"path": "/x"}, "vdev: it is missing; path: there is no such key. It takes vdev."),
+        ("guest.pause", {"a": 1, "b": 1}, "a: there is no such key; b: there is no such key. "
+         "It takes no parameters."),
+        ("guest.wait", {"for_": "devices"}, "for: it is missing; for_: there is no such key. "
+         "It takes for, timeout, since."),
+        ("guest.start", {"config": {"kernel": "/k", "hats": 3}}, "config.hats: there is no such key."),
+        ("drive.flush", {}, "vdev: it is missing."),
+    ],
+)  # fmt: skip
+async def test_who_names_a_parameter_that_is_none(
+    peer: Peer, method: str, params: dict[str, object], message: str
+) -> None:
+    fault = await peer.fault(method, **params)
+    assert fault["message"] == f"cannot call {method}: {message}"
+
+
 def test_the_table_is_complete() -> None:
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
     told = {kind for kind in kinds if issubclass(kind, errors.XenpvdError)}

@@ -104,7 +104,7 @@ def _handler(method: Method) -> Callable[..., Awaitable[Result]]:
             call.need(method.role, f"call {method.name}")
             fields = method.params.model_validate(params)
         except ValidationError as fault:
-            _refuse(call, method.name, invalid_params(fault, method.name))
+            _refuse(call, method.name, invalid_params(fault, method.name, method.params))
         except PermissionRefused as fault:
             _refuse(call, method.name, fault_of(fault, method.name))
         try:

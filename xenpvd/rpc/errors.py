@@ -6,7 +6,7 @@ import logging
 import secrets
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from xenpvd import config
@@ -104,13 +104,16 @@ def _words(error: ErrorDetails) -> str:
     return _WORDS.get(error.get("ctx", {}).get("pattern", "")) or config.words(error)
 
 
-def invalid_params(fault: ValidationError, method: str) -> Fault:
-    """Parameters that do not fit ``method``'s model; ``loc`` is dotted, as ``config.disk.0.access``."""
+def invalid_params(fault: ValidationError, method: str, params: type[BaseModel]) -> Fault:
+    """Parameters that do not fit ``method``'s model; ``loc`` is dotted, as ``config.disk.0.access``. Who has
+    named one that there is not is told those that there are."""
     errors = [
         {"loc": ".".join(map(str, error["loc"])) or "(params)", "msg": _words(error), "type": error["type"]}
         for error in fault.errors(include_url=False, include_input=False)[:ERRORS_MAX]
     ]
     lines = "; ".join(f"{error['loc']}: {error['msg']}" for error in errors)
-    return Fault(
-        INVALID_PARAMS, f"cannot call {method}: {lines}.", {"reason": "VALIDATION", "errors": errors}
-    )
+    why = f"cannot call {method}: {lines}."
+    if any(error["type"] == "extra_forbidden" and "." not in error["loc"] for error in errors):
+        names = [field.alias or name for name, field in params.model_fields.items()]
+        why += f" It takes {', '.join(names) or 'no parameters'}."
+    return Fault(INVALID_PARAMS, why, {"reason": "VALIDATION", "errors": errors})

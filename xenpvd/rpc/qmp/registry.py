@@ -69,5 +69,5 @@ async def run(monitor: Monitor, request: Request) -> Any:
     try:
         params = found.params.model_validate(request.arguments)
     except ValidationError as fault:
-        raise Refused(invalid_params(fault, name).message) from None
+        raise Refused(invalid_params(fault, name, found.params).message) from None
     return await found.run(monitor, params)
