@@ -46,7 +46,7 @@ def test_quit(xenpvctl: Xenpvctl, daemon: Daemon, run_dir: Path) -> None:
     """It comes back when the name is free."""
     service, lock = daemon.service, (run_dir / "web1" / "lock").open("wb")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert "there is a guest" in xenpvctl("quit", "web1", status=1).stderr
+    assert "what becomes of it: --shutdown or --destroy." in xenpvctl("quit", "web1", status=1).stderr
     assert service.done == []
     released: list[bool] = []
 

@@ -14,7 +14,7 @@ import xenpvd
 from tests.ctl.conftest import Daemon, Xenpvctl
 from xenpvd.ctl.cli import cli
 from xenpvd.ctl.words import PLACES, VERBS
-from xenpvd.errors import PermissionRefused, StateError
+from xenpvd.errors import BadConfig, Busy, PermissionRefused, StateError, XenpvdError
 from xenpvd.rpc.methods import METHODS
 
 
@@ -30,11 +30,13 @@ from xenpvd.rpc.methods import METHODS
         ("drive limit web1 xvdb --bytes 9T", "cannot use --bytes: it must be at most "),
         ("channel add web1 no:name", "cannot use CHANNEL: it takes letters, "),
         ("channel add web1 xen", "cannot use CHANNEL: xen is a console that every guest has. "),
+        ("fd remove web1 no:name", "cannot use FD: it takes letters, "),
         ("memory set web1 1", "cannot use MIB: it must be at least 64. "),
         ("vcpu set web1 0", "cannot use COUNT: it must be at least 1. "),
         ("evtchn inject web1 0", "cannot use PORT: it must be at least 1. "),
         ("xenstore-read web1 tool", "cannot use PATH: it must be an absolute path. "),
         ("xenstore-ls web1 --depth -1", "cannot use --depth: it must be at least 0. "),
+        ("xenstore-quota web1 " + "n" * 65 + "=1", "cannot use QUOTA: it must have at most 64 characters. "),
         ("xenstore-quota web1 nodes=9999999999", "cannot use LIMIT: it must be at most 4294967295. "),
         ("events web1 a" + "b" * 64, "cannot use PATTERNS: it must have at most 64 characters. "),
         ("kick web1 0", "cannot use VIEWER: it must be at least 1. "),
@@ -80,6 +82,30 @@ def test_messages(xenpvctl: Xenpvctl, daemon: Daemon, fault: Exception, said: st
     daemon.service.faults["guest_destroy"] = fault
     assert xenpvctl("destroy", "web1", status=1).stderr == f"xenpvctl: {said}\n"
     assert xenpvctl.json("destroy", "web1", status=1)["error"]["message"] == said
+
+
+def test_the_name_of_a_descriptor(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(512))
+    said = xenpvctl("fd", "add", "web1", "da ta", f"{tmp_path}/image", status=2).stderr
+    assert said.startswith("xenpvctl: cannot use FD: it takes letters, ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "method", "fault", "said"),
+    [
+        ("drive resize web1 xvdb 1G", "drive_resize", BadConfig("no. Allow that with shrink, once it may."),
+         "no. Allow that with --shrink, once it may."),
+        ("drive remove web1 xvdb", "drive_remove", Busy("no. Wait for it, or use force."),
+         "no. Wait for it, or use --force."),
+        ("reset web1", "guest_reset", Busy("no. Wait, or use force."), "no. Wait, or use force."),
+    ],
+)  # fmt: skip
+def test_a_flag_that_is_a_cure(
+    xenpvctl: Xenpvctl, daemon: Daemon, verb: str, method: str, fault: XenpvdError, said: str
+) -> None:
+    daemon.service.faults[method] = fault
+    status = 2 if isinstance(fault, BadConfig) else 1
+    assert xenpvctl(*verb.split(), status=status).stderr == f"xenpvctl: {said}\n"
 
 
 def test_a_fault_of_the_daemons_own(xenpvctl: Xenpvctl, daemon: Daemon) -> None:

@@ -142,7 +142,8 @@ class FakeService:
 
     def daemon_quit(self, guest: str, /) -> None:
         if guest == "fail" and self._lives:
-            raise StateError("cannot end the daemon: there is a guest.", self.state, ["stopped"])
+            why = "cannot end the daemon: there is a guest. Say what becomes of it: shutdown or destroy."
+            raise StateError(why, self.state, ["stopped"])
         self.done.append(f"daemon_quit {guest}")
         self.quitting.set()
 

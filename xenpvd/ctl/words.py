@@ -15,7 +15,8 @@ VERBS = {
     "console.viewers": "viewers {name}",
     "drive.list": "drive list {name}",
     "drive.swap": "drive swap {name} VDEV TARGET",
-    "fd.remove": "fd remove {name} DESCRIPTOR",
+    "fd.list": "fd list {name}",
+    "fd.remove": "fd remove {name} FD",
     "guest.start": "start FILE",
     "log.tail": "daemon-log {name}",
 }
@@ -26,7 +27,6 @@ PLACES = {
     "for": "--wait",
     "limit": "LIMIT",
     "max": "--lines",
-    "name": "CHANNEL",  # the guest's goes into no call
     "names": "PATTERNS",
     "ops_per_second": "--ops",
     "text": "VALUE",
@@ -58,7 +58,19 @@ def spoken(fault: RpcFault, verb: click.Context | None) -> str:
         instead = VERBS.get(method[0])
         return method[0] if instead is None else f"xenpvctl {instead.format(name=name)}"
 
-    return re.sub(rf"\b{_METHOD}\b", cure, message)
+    return _with_dashes(re.sub(rf"\b{_METHOD}\b", cure, message), verb.command)
+
+
+def _with_dashes(message: str, command: click.Command) -> str:
+    """Where a cure names flags of ``command``'s: ``with shrink``, ``: shutdown or destroy``."""
+    options = (param for param in command.params if isinstance(param, click.Option) and param.is_flag)
+    flag = "|".join(opt[2:] for option in options for opt in option.opts if opt.startswith("--"))
+    named = rf"(\b(?:with|[Uu]se) |: )((?:{flag})(?: or (?:{flag}))*)(?=[.,])"
+
+    def dashed(found: re.Match[str]) -> str:
+        return found[1] + " or ".join(f"--{word}" for word in found[2].split(" or "))
+
+    return re.sub(named, dashed, message)
 
 
 def _place(loc: str, command: click.Command) -> str:
@@ -66,6 +78,8 @@ def _place(loc: str, command: click.Command) -> str:
     if loc.startswith(_CONFIG):
         return loc.removeprefix(_CONFIG)
     field = next((part for part in reversed(loc.split(".")) if not part.isdigit()), loc)
+    if field == "name":  # what the verb is about: the guest's goes into no call
+        return _what(command)
     for param in command.params[::-1]:
         if isinstance(param, click.Option):
             for name in param.opts:
@@ -74,3 +88,10 @@ def _place(loc: str, command: click.Command) -> str:
         elif param.name != "name" and field in (param.name, (param.metavar or "").strip("[]").lower()):
             return field.upper()
     return PLACES.get(field, field)
+
+
+def _what(command: click.Command) -> str:
+    """What the command's second argument stands for: CHANNEL, FD, QUOTA; the first is the guest."""
+    arguments = (param for param in command.params if isinstance(param, click.Argument))
+    told = [param.metavar or (param.name or "").upper() for param in arguments][1]
+    return re.sub("[^A-Z].*", "", told.strip("["))
