@@ -93,7 +93,8 @@ def console(
     """Sit down at a guest's console.
 
     What it printed so far comes first (see --since). Without a terminal stdin is typed until its
-    end, and stdout gets what the guest prints.
+    end, and stdout gets what the guest prints; with --ro stdin is not looked at, and it goes on until
+    the daemon ends. For what is kept, and no more: log.
     """
     mode = "ro" if ro else "steal" if steal else None
     title = f"{name} console" if which == "0" else f"{name} console {which}"
