@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,12 @@ REFUSED: list[tuple[type[models.Params] | type[models.DriveAddParams], dict[str,
     (models.SubscribeParams, {"since": "0"}),
     (models.HistoryParams, {"max": 4097}),
 ]
+
+
+def test_the_examples_by_hand_show_this_api() -> None:
+    page = (Path(__file__).parents[2] / "docs/rpc.md").read_text(encoding="utf-8")
+    shown = re.findall(r'"api":"([0-9.]+)"|^web1 ([0-9.]+) running$', page, re.MULTILINE)
+    assert ["".join(each) for each in shown] == [models.API] * 2
 
 
 @pytest.mark.parametrize(("model", "params"), REFUSED, ids=lambda value: repr(value)[-40:])
