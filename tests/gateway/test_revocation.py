@@ -37,16 +37,23 @@ def test_whose_it_is_and_when_it_counts(certificates: Path, tmp_path: Path) -> N
 
 @needs_openssl
 def test_what_keeps_all_of_a_ca_out(certificates: Path) -> None:
-    def told(*authorities: str, **times: str) -> list[str]:
-        known = revocation.lists(crl(certificates, "ours", **times))
-        return list(
-            revocation.objections((authority(certificates, name) for name in authorities), known, NOW)
-        )
+    def told(*authorities: str, more: str = "", **times: str) -> list[tuple[str, str]]:
+        known = revocation.lists(crl(certificates, "ours", **times) + more)
+        those = {name: authority(certificates, name) for name in authorities}
+        return list(revocation.objections(those, known, NOW))
 
+    good, old = crl(certificates, "ours"), {"until": "20260131120000Z"}
+    since = "its list is out of date since 2026-01-31 12:00 UTC"
     assert told("ours") == []
-    assert told("ours", "other") == ["a CA has no list"]
-    assert told("ours", until="20260131120000Z") == ["a list is out of date since 2026-01-31 12:00 UTC"]
-    assert told("ours", since="20260701000000Z") == ["a list does not count before 2026-07-01 00:00 UTC"]
+    assert told("ours", "other") == [("other", "there is no list of it")]
+    assert told("ours", **old) == [("ours", since)]
+    assert told("ours", since="20260701000000Z") == [
+        ("ours", "its list does not count before 2026-07-01 00:00 UTC")
+    ]
+    assert told("ours", more=good, **old) == [], "one that counts is enough"
+    later = crl(certificates, "ours", until="20260201120000Z")
+    assert told("ours", more=later, **old) == [("ours", f"{since} and {since.replace('01-31', '02-01')}")]
+    assert told("other", **old) == [("other", "there is no list of it")], "whose list it is does not come"
 
 
 def test_when_the_first_one_ends() -> None:

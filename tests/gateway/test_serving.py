@@ -118,11 +118,17 @@ async def test_a_start_with_that_fault(file: Path, host: Host) -> None:
     await serving.stop()
 
 
-async def test_another_place(serving: Serving, file: Path, tmp_path: Path) -> None:
+async def test_another_place(
+    serving: Serving, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who connects to the one that stays is served all along."""
+    caplog.set_level(logging.INFO)
+    await serving.reload()
+    assert "reloaded" in caplog.text and " are at " not in caplog.text, "they are where they were"
     both = f'tokens = "tokens"\nlisten = ["{tmp_path}/a.sock", "{tmp_path}/b.sock"]\n'
     file.write_text(both)
     await serving.reload()
+    assert f" are at {tmp_path}/a.sock, {tmp_path}/b.sock" in caplog.text
     async with web(tmp_path) as a, web(tmp_path, "b.sock") as b:
         assert [await status(one, "one") for one in (a, b)] == [200, 200]
         file.write_text(both.replace(f'"{tmp_path}/a.sock", ', ""))
@@ -221,13 +227,28 @@ async def test_a_list_that_is_out_of_date_is_told_of(
     serving = Serving(secured, host.run_dir)
     await serving.take(Settings.read(secured))
     assert (
-        "nobody of that CA comes in by certificate: tls.client_crl: a list is out of date since "
-        "2026-01-31 12:00 UTC. Make a newer one, then reload."
+        "nobody of commonName=ours CA comes in by certificate: tls.client_crl, ours.crl: its list is out of "
+        "date since 2026-01-31 12:00 UTC. Make a newer one, then reload."
     ) in caplog.text
     assert not await comes_in(url(serving), client(tmp_path, "alice"))
     async with aiohttp.ClientSession(url(serving)) as nobody:
         async with nobody.get("/v1/guests", ssl=client(tmp_path), headers=bearer("one")) as reply:
             assert reply.status == 200
+    await serving.stop()
+
+
+@needs_openssl
+@pytest.mark.parametrize("fresh_first", [True, False])
+async def test_an_old_list_beside_a_fresh_one_harms_nobody(
+    secured: Path, host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture, fresh_first: bool
+) -> None:
+    lists = [crl(tmp_path, "ours"), crl(tmp_path, "ours", until="20260131120000Z")]
+    (tmp_path / "ours.crl").write_text("".join(lists if fresh_first else lists[::-1]))
+    secured.write_text(secured.read_text().replace("[[client]]", 'client_crl = "ours.crl"\n[[client]]', 1))
+    serving = Serving(secured, host.run_dir)
+    await serving.take(Settings.read(secured))
+    assert "comes in by certificate" not in caplog.text
+    assert await comes_in(url(serving), client(tmp_path, "alice"))
     await serving.stop()
 
 
@@ -254,6 +275,16 @@ async def test_a_list_that_runs_out_while_it_is_in_use(
     async with asyncio.timeout(5):
         await told.wait()
     await serving.stop()
+
+
+@needs_openssl
+def test_a_list_that_openssl_cannot_read(secured: Path, tmp_path: Path) -> None:
+    text = crl(tmp_path, "ours")
+    (tmp_path / "ours.crl").write_text(text + "-----BEGIN X509 CRL-----\nAAAA")
+    secured.write_text(secured.read_text().replace("[[client]]", 'client_crl = "ours.crl"\n[[client]]', 1))
+    with pytest.raises(BadConfig, match=r"tls\.client_crl, ours\.crl: ") as caught:
+        Settings.read(secured)
+    assert "None" not in str(caught.value)
 
 
 @needs_openssl

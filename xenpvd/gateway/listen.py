@@ -81,7 +81,7 @@ def context(tls: TlsConfig, folder: Path, tokens: bool) -> ssl.SSLContext:
                 raise OSError(errno.EINVAL, "there is a certificate in it, too")
             made.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as fault:
-        why = fault.reason if isinstance(fault, ssl.SSLError) else fault.strerror
+        why = (fault.reason if isinstance(fault, ssl.SSLError) else fault.strerror) or str(fault)
         files = f"{tls.certificate} with {tls.key}" if key == "tls.certificate" else getattr(tls, key[4:])
-        raise BadConfig(f"cannot use {key}, {files}: {why}. Check the files.", [(key, str(why))]) from None
+        raise BadConfig(f"cannot use {key}, {files}: {why}. Check the files.", [(key, why)]) from None
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -45,15 +45,26 @@ def lists(text: str) -> list[RevocationList]:
     return [_list(base64.b64decode(found[1])) for found in _PEM.finditer(text)]
 
 
-def objections(authorities: Iterable[bytes], known: list[RevocationList], now: datetime) -> Iterator[str]:
-    """Why clients of these CAs (their certificates, DER) would be refused all together."""
+def objections(
+    authorities: Mapping[str, bytes], known: Iterable[RevocationList], now: datetime
+) -> Iterator[tuple[str, str]]:
+    """The names of those CAs (their certificates, DER) all of whose clients are refused, and why. One list
+    that counts is enough for a CA, whatever others of it there are."""
+    by_issuer: dict[bytes, list[RevocationList]] = {}
     for one in known:
-        if one.until is not None and one.until <= now:
-            yield f"a list is out of date since {one.until:%Y-%m-%d %H:%M} UTC"
-        if one.since > now:
-            yield f"a list does not count before {one.since:%Y-%m-%d %H:%M} UTC"
-    if {subject(ca) for ca in authorities} - {one.issuer for one in known}:
-        yield "a CA has no list"
+        by_issuer.setdefault(one.issuer, []).append(one)
+    for name, certificate in authorities.items():
+        found = [_objection(one, now) for one in by_issuer.get(subject(certificate), ())]
+        if all(found):
+            yield name, " and ".join(found) or "there is no list of it"
+
+
+def _objection(one: RevocationList, now: datetime) -> str:
+    if one.until is not None and one.until <= now:
+        return f"its list is out of date since {one.until:%Y-%m-%d %H:%M} UTC"
+    if one.since > now:
+        return f"its list does not count before {one.since:%Y-%m-%d %H:%M} UTC"
+    return ""
 
 
 def ends(known: Iterable[RevocationList], now: datetime) -> float | None:

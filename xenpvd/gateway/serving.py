@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from xenpvd import logs
 from xenpvd.errors import XenpvdError
@@ -49,10 +50,12 @@ class Settings:
 
     def warn(self) -> None:
         """Of what keeps all out who come with a certificate."""
-        if self.tls is not None and self.revoked:
-            authorities = self.tls.get_ca_certs(binary_form=True)
-            for why in revocation.objections(authorities, self.revoked, datetime.now(UTC)):
-                log.error("nobody of that CA comes in by certificate: tls.client_crl: %s. %s", why, CURE)
+        if self.tls is not None and self.config.tls is not None and self.revoked:
+            told = (_name(ca["subject"]) for ca in self.tls.get_ca_certs())
+            authorities = dict(zip(told, self.tls.get_ca_certs(binary_form=True), strict=True))
+            for ca, why in revocation.objections(authorities, self.revoked, datetime.now(UTC)):
+                where = f"tls.client_crl, {self.config.tls.client_crl}"
+                log.error("nobody of %s comes in by certificate: %s: %s. %s", ca, where, why, CURE)
 
 
 class Serving:
@@ -64,6 +67,7 @@ class Serving:
         self._gateway = Gateway(Guests(run_dir), Tokens())
         self._given = listen.inherited()
         self._places: dict[str, socket.socket] = dict(self._given)
+        self._told: frozenset[str] | None = None  # of _places, what the log has
         self._warning: asyncio.TimerHandle | None = None
         self._taking = asyncio.Lock()
 
@@ -92,7 +96,9 @@ class Serving:
         self._gateway.admit(settings.tokens, settings.certificates, settings.config.names)
         logs.set_level("", settings.config.log_level)
         self._watch(settings)
-        log.info("the guests of %s are at %s", self._run_dir, ", ".join(self._places))
+        if self._told != self._places.keys():
+            self._told = frozenset(self._places)
+            log.info("the guests of %s are at %s", self._run_dir, ", ".join(self._places))
 
     async def reload(self) -> None:
         """Read the files anew. What is wrong with them is logged, and changes nothing."""
@@ -120,6 +126,11 @@ class Serving:
         if (seconds := revocation.ends(settings.revoked, datetime.now(UTC))) is not None:
             loop = asyncio.get_running_loop()
             self._warning = loop.call_later(seconds, self._watch, settings)
+
+
+def _name(subject: Any) -> str:
+    """Of a certificate's subject, as ``get_ca_certs()`` has it: ``organizationName=X, commonName=Y``."""
+    return ", ".join(f"{key}={value}" for part in subject for key, value in part)
 
 
 def _forget(places: dict[str, socket.socket]) -> None:
