@@ -121,6 +121,15 @@ def test_a_daemon_that_leaves_in_the_middle(impostor: Callable[[bytes], Path]) -
         client.call("daemon.ping")
 
 
+def test_a_call_that_cannot_be_sent(impostor: Callable[[bytes], Path]) -> None:
+    """Nobody would answer it."""
+    with (
+        Client.connect(impostor(HELLO)) as client,
+        pytest.raises(NoAnswer, match=r"cannot call fd\.add: Bad file descriptor"),
+    ):
+        client.call("fd.add", {"name": "x"}, fd=1 << 20)
+
+
 def test_a_daemon_that_says_nothing(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

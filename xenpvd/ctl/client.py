@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import select
 import socket
@@ -17,6 +16,7 @@ API_MAJOR = "1"
 
 
 INVALID_PARAMS = -32602
+GUEST_STATE = 1001
 
 
 class RpcFault(Exception):
@@ -91,9 +91,13 @@ class Client:
         except ValueError:
             words = f"cannot call {method}: a number is not finite, or too large."
             raise RpcFault(INVALID_PARAMS, words, {"reason": "VALIDATION"}) from None
-        with contextlib.suppress(OSError):  # it may have said why before it left
+        try:
             sent = 0 if fd is None else socket.send_fds(self._sock, [line], [fd])
             self._sock.sendall(line[sent:])
+        except (ConnectionError, TimeoutError):
+            pass  # it may have said why before it left
+        except OSError as fault:  # it does not know that it is asked
+            raise NoAnswer(f"cannot call {method}: {fault.strerror}") from None
         while True:
             message = self._receive()
             if message.get("id") == id_ or ("error" in message and message.get("id") is None):
