@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -25,8 +25,10 @@ from tests.rpc.conftest import Peer
 from xenpvd import dumpfile
 from xenpvd.config import AccessConfig, GuestConfig, ReadyConfig
 from xenpvd.ctl.client import Client
+from xenpvd.ctl.rundir import RunDir
 from xenpvd.daemon import Daemon, NameLock
 from xenpvd.errors import Busy, HostError
+from xenpvd.paths import open_regular
 from xenpvd.views import Runstate
 
 
@@ -373,7 +375,7 @@ def test_one_daemon_per_name(tmp_path: Path) -> None:
     lock.release()
     NameLock(tmp_path / "web1", "web1").release()
     (tmp_path / "file").write_text("")
-    with pytest.raises(HostError, match="Choose another with --run-dir"):
+    with pytest.raises(HostError, match="Choose another folder with --run-dir"):
         NameLock(tmp_path / "file" / "web1", "web1")
 
 
@@ -395,6 +397,63 @@ def test_a_lock_that_was_tidied_away_is_made_anew(tmp_path: Path, monkeypatch: p
     with pytest.raises(Busy):
         NameLock(tmp_path / "web1", "web1")
     lock.release()
+
+
+def test_who_tidies_up_is_no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """xenpvctl holds the lock for a moment, in which the folder goes as well."""
+    place, ended = RunDir(tmp_path), subprocess.Popen(["true"])
+    ended.wait()
+    for holder in (f"{ended.pid}\n", f"{os.getpid()}\n", ""):
+        place.lock("web1").parent.mkdir()
+        place.lock("web1").write_text(holder)
+        tidying = place.lock("web1").open()
+        fcntl.flock(tidying, fcntl.LOCK_EX)
+
+        def tidied(seconds: float, tidying: IO[str] = tidying) -> None:
+            tidying.close()
+            place.tidy("web1")
+
+        monkeypatch.setattr("xenpvd.daemon.time.sleep", tidied)
+        lock = NameLock(tmp_path / "web1", "web1")
+        assert place.lock("web1").read_text() == f"{os.getpid()}\n"
+        lock.release()
+        place.tidy("web1")
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_folder_that_is_tidied_away_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    directory, there = tmp_path / "web1", os.path.isdir
+    gone: list[str] = []
+
+    def tidied(path: Path, flags: int, mode: int) -> int:
+        if not gone:
+            gone.append("open")
+            directory.rmdir()
+        return open_regular(path, flags, mode)
+
+    def no_more(path: Path) -> bool:  # what mkdir has found, and looks at
+        if not gone and path == directory:
+            gone.append("mkdir")
+            directory.rmdir()
+        return there(path)
+
+    if call == "open":
+        monkeypatch.setattr("xenpvd.daemon.open_regular", tidied)
+    else:
+        directory.mkdir()
+        monkeypatch.setattr(Path, "is_dir", no_more)
+    NameLock(directory, "web1").release()
+    assert gone == [call]
+
+
+def test_a_lock_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "web1").mkdir()
+    lock = tmp_path / "web1" / "lock"
+    os.mkfifo(lock)
+    with pytest.raises(HostError, match=f"cannot use {lock}: it is no regular file. Choose another folder"):
+        NameLock(lock.parent, "web1")
 
 
 class Process:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,19 @@ def test_what_a_daemon_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths.state_dir("web1") == Path("/var/lib/xenpvd/web1")
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/xenpvd/a:/var/lib/b")
     assert paths.state_dir("web1") == Path("/var/lib/xenpvd/a")
+
+
+def test_open_regular(tmp_path: Path) -> None:
+    file, link, pipe, place = (tmp_path / name for name in ("file", "link", "pipe", "socket"))
+    os.close(paths.open_regular(file, os.O_WRONLY | os.O_CREAT, 0o640))
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(place))
+    before = set(Path("/proc/self/fd").iterdir())
+    for path in (link, pipe, place, tmp_path):
+        with pytest.raises(OSError, match="it is no regular file"):
+            paths.open_regular(path, os.O_RDONLY, 0)
+    with pytest.raises(FileNotFoundError):
+        paths.open_regular(tmp_path / "none", os.O_RDONLY, 0)
+    assert set(Path("/proc/self/fd").iterdir()) == before

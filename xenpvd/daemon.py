@@ -25,6 +25,7 @@ from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.jobs import Jobs
 from xenpvd.lag import watch
+from xenpvd.paths import open_regular
 from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.models import API
 from xenpvd.rpc.raw import ConsoleSocket
@@ -46,6 +47,9 @@ FEATURES = (
 FULL_PAUSE = 10.0
 
 
+#: Seconds for which somebody who is tidying up keeps us from the lock at most
+TIDYING = 1.0
+
 #: Seconds; who started us has a limit of its own
 _FOREVER = 1e6
 
@@ -54,34 +58,66 @@ class NameLock:
     """RUN_DIR/NAME/lock, held as long as the daemon lives: one daemon per name. A kill -9 frees it."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """Raises :class:`Busy` if the name is in use, :class:`HostError` if the directory can't be made."""
-        while True:
+        """Raises :class:`Busy` if the name is in use, :class:`HostError` if there can be no lock."""
+        self._file = directory / "lock"
+        deadline = time.monotonic() + TIDYING
+        while (fd := self._take(name, last=time.monotonic() > deadline)) is None:
+            time.sleep(0.001)  # nobody tells when xenpvctl has tidied up (RunDir.tidy)
+        self._fd = fd
+
+    def _take(self, name: str, last: bool) -> int | None:
+        """None if it may be had in a moment; not if this is the ``last`` attempt."""
+        directory = self._file.parent
+        with contextlib.ExitStack() as undo:
             try:
                 directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-                self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+                fd = open_regular(self._file, os.O_RDWR | os.O_CREAT, 0o640)
+                undo.callback(os.close, fd)
+                if not _locked(fd):
+                    holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+                    if not last and not _another(holder):
+                        return None  # who holds it is none that has written this
+                    raise Busy(
+                        f"cannot start {name}: a daemon of that name runs already (pid {holder}). "
+                        "Choose another name, or stop that one.",
+                        by=f"pid {holder}",
+                    )
+                if not os.fstat(fd).st_nlink:
+                    return None  # it was tidied away meanwhile: this lock is nobody's
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             except OSError as fault:
+                if not last and isinstance(fault, FileNotFoundError | FileExistsError):
+                    return None  # the folder was tidied away between two of these
                 raise HostError(
-                    f"cannot use {directory}: {fault.strerror}. Choose another with --run-dir.",
+                    f"cannot use {fault.filename or directory}: {fault.strerror}. "
+                    "Choose another folder with --run-dir.",
                     fault.errno or 0,
                     str(directory),
                 ) from None
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-                os.close(self._fd)
-                raise Busy(
-                    f"cannot start {name}: a daemon of that name runs already (pid {holder}). "
-                    "Choose another name, or stop that one.",
-                    by=f"pid {holder}",
-                ) from None
-            if os.fstat(self._fd).st_nlink:
-                break
-            os.close(self._fd)  # xenpvctl has tidied up meanwhile (RunDir.tidy): this lock is nobody's
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            undo.pop_all()
+            return fd
 
     def release(self) -> None:
         os.close(self._fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _another(holder: str) -> bool:
+    """Whether ``holder`` is the number of a process that lives, and not ours."""
+    try:
+        os.kill(pid := int(holder), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
 
 
 class _Server(Protocol):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,22 @@ def state_dir(name: str) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/xenpvd") / name
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "xenpvd" / name
+
+
+def open_regular(path: Path, flags: int, mode: int) -> int:
+    """``path`` in a folder that may be somebody else's: it is opened if it is a file, and not if it is what
+    they would like to have opened (a link), or what would not come back (a pipe). Raises OSError."""
+    unfit = OSError(errno.EINVAL, "it is no regular file", str(path))
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as fault:
+        if fault.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise unfit from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise unfit
+    return fd
 
 
 #: What a descriptor that the daemon was given can be called; a disk's target of that name is fd:NAME.

@@ -121,6 +121,16 @@ def test_start_over_a_daemon_at_rest(xenpvctl: Xenpvctl, service: FakeService, f
     assert "without --qmp" in xenpvctl("start", "web1", "--qmp", status=1).stderr
 
 
+def test_start_of_one_that_is_there_is_no_failed_start(
+    xenpvctl: Xenpvctl, service: FakeService, file: Path
+) -> None:
+    """To programs, by its code and reason."""
+    for options in ([], ["--qmp"]):
+        error = xenpvctl.json("start", "web1", *options, status=1)["error"]
+        assert (error["code"], error["reason"], error["data"]["state"]) == (1001, "GUEST_STATE", "running")
+        assert "already" in error["message"]
+
+
 def test_start_of_a_guest_that_waits_for_its_restart(
     xenpvctl: Xenpvctl, service: FakeService, file: Path
 ) -> None:
@@ -197,6 +207,32 @@ def test_start_again_by_name(
     assert "memory = 99" in RunDir(run_dir).log("web1").read_text()
     assert xenpvctl("start", "web1", status=1).stderr == "xenpvctl: web1 is running already.\n"
     quit_(run_dir)
+
+
+@pytest.mark.usefixtures("fake_daemon")
+def test_start_by_name_of_a_file_that_is_gone(
+    xenpvctl: Xenpvctl, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path / "none"])
+    file = tmp_path / "mine.toml"
+    file.write_text('kernel = "/k"\nname = "web1"\n')
+    xenpvctl("start", str(file))
+    quit_(run_dir)
+    file.unlink()
+    for verb in ("start", "check"):
+        assert xenpvctl(verb, "web1", status=3).stderr == (
+            f"xenpvctl: web1 was last started from {file}, which is gone. Give its file.\n"
+        )
+
+
+def test_start_where_the_log_is_a_link(xenpvctl: Xenpvctl, run_dir: Path, tmp_path: Path, file: Path) -> None:
+    log = RunDir(run_dir).log("web1")
+    log.parent.mkdir()
+    log.symlink_to(tmp_path / "victim")
+    said = f"xenpvctl: cannot start web1: {log}: it is no regular file.\n"
+    assert xenpvctl("start", str(file), status=1).stderr == said
+    assert said in xenpvctl("run", "--kernel", "/k", "--name", "web1", status=1).stderr
+    assert not (tmp_path / "victim").exists()
 
 
 def test_start_of_a_daemon_whose_definition_is_not_found(

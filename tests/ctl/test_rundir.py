@@ -10,7 +10,7 @@ import pytest
 
 from tests.ctl.conftest import Daemon
 from xenpvd import paths
-from xenpvd.ctl.rundir import NoGuest, RunDir
+from xenpvd.ctl.rundir import NoGuest, RunDir, gone
 
 
 def test_names_lists_sockets_only(run_dir: Path, daemon: Daemon, dead: str) -> None:
@@ -83,21 +83,75 @@ def test_tidy(run_dir: Path) -> None:
     place = RunDir(run_dir)
     place.tidy("web1", [])  # there is nothing
     folder = run_dir / "web1"
-    for made in (["xenpvd.log"], ["lock", "xenpvd.log"], []):
+    for made in (["rpc.sock"], ["lock", "rpc.sock"], []):
         folder.mkdir()
         for name in made:
             (folder / name).touch()
-        place.tidy("web1", [place.log("web1")])
+        place.tidy("web1", [place.socket("web1")])
         assert not folder.exists()
     folder.mkdir()
     place.remember("web1", Path("/a.toml"))
     place.lock("web1").touch()
-    place.tidy("web1", [place.log("web1")])
+    place.tidy("web1")
     assert {path.name for path in folder.iterdir()} == {"lock", "definition"}
     with place.lock("web1").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         place.tidy("web1", [place.link("web1")])
     assert {path.name for path in folder.iterdir()} == {"lock", "definition"}, "somebody lives there"
+
+
+def test_a_lock_that_is_a_pipe(run_dir: Path) -> None:
+    """Somebody else's folder: it keeps nobody."""
+    place = RunDir(run_dir)
+    place.lock("web1").parent.mkdir()
+    os.mkfifo(place.lock("web1"))
+    place.tidy("web1", [place.lock("web1")])
+    assert place.lock("web1").exists()
+
+
+def test_a_folder_of_somebody_else_remembers_nothing(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not though the link in it is ours; and it is the link's own file that counts, not what is put in its
+    place between two looks."""
+    place, good, evil = RunDir(run_dir), tmp_path / "good", tmp_path / "evil"
+    (run_dir / "web1").mkdir()
+    place.remember("web1", good)
+    fstat = os.fstat
+
+    def swapped(fd: int) -> os.stat_result:
+        place.remember("web1", evil)
+        return fstat(fd)
+
+    monkeypatch.setattr("xenpvd.ctl.rundir.os.fstat", swapped)
+    assert place.remembered("web1") == good
+    folder = (run_dir / "web1").stat().st_ino
+
+    def theirs(fd: int) -> os.stat_result:
+        found = list(fstat(fd))
+        found[4] += found[1] == folder
+        return os.stat_result(found)
+
+    monkeypatch.setattr("xenpvd.ctl.rundir.os.fstat", theirs)
+    assert place.remembered("web1") is None
+    monkeypatch.setattr("xenpvd.ctl.rundir.os.fstat", fstat)
+    assert place.remembered("web1") == evil
+
+
+def test_how_one_is_started_whose_file_is_gone(run_dir: Path, tmp_path: Path, dead: str) -> None:
+    place = RunDir(run_dir)
+    place.remember(dead, tmp_path / "a.toml")
+    with pytest.raises(NoGuest, match=f"was last started from {tmp_path}/a.toml, which is gone. Give its"):
+        place.connect(dead)
+
+
+def test_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.toml"
+    assert gone(file)
+    file.touch()
+    assert not gone(file) and gone(file / "b.toml")
+    monkeypatch.setattr(Path, "lstat", lambda path: (_ for _ in ()).throw(PermissionError()))
+    assert not gone(file), "it is just not for this user to see"
 
 
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:

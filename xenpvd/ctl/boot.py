@@ -6,14 +6,14 @@ import os
 import re
 import stat
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from xenpvd import paths
-from xenpvd.ctl.client import INVALID_PARAMS, NoAnswer, RpcFault
+from xenpvd.ctl.client import GUEST_STATE, INVALID_PARAMS, NoAnswer, RpcFault
 from xenpvd.ctl.completion import definitions, files, words
 from xenpvd.ctl.definitions import find, is_path, missing
 from xenpvd.ctl.options import apart
@@ -109,11 +109,12 @@ def start(
         if launched is None:
             for kind in sockets:
                 if not (place.path / name / f"{kind}.sock").exists():
-                    raise Failure(f"the daemon of {name} runs already, without --{kind}. Destroy it first.")
+                    already = f"the daemon of {name} runs already, without --{kind}. Destroy it first."
+                    raise _in_state(already, client.call("guest.status"))
             found = client.call("guest.status")
             waits = found["state"] == "starting" and str(found["reason"]).startswith("restart in ")
             if found["state"] not in AT_REST and not waits:
-                raise Failure(f"{name} is {found['state']} already.")
+                raise _in_state(f"{name} is {found['state']} already.", found)
         if launched is None or paused:
             try:
                 status = client.call("guest.start", {"config": definition, "paused": paused})
@@ -147,19 +148,26 @@ def _launch(place: RunDir, name: str, file: Path, options: list[str], timeout: f
         with ExitStack() as undo:
             launched = undo.enter_context(closing(Launched(place, name, file, *options)))
             undo.enter_context(told(_boots_on(name)))
-            launched.wait_ready(timeout)
+            try:
+                launched.wait_ready(timeout)
+            except NotReady as fault:
+                if fault.status is not None:  # it has ended
+                    place.tidy(name, launched.spare_log())
+                raise
             undo.pop_all()
             return launched
     except NotReady as fault:
-        if fault.status is not None:  # it has ended
-            place.tidy(name, [place.log(name)] if launched.told_all() else [])
         raise Failure(str(fault), TIMEOUT if fault.status is None else _status(fault.status)) from None
     except OSError as fault:
-        log = place.log(name)
-        with suppress(OSError):  # there may be none
-            place.tidy(name, [] if log.stat().st_size else [log])
+        place.tidy(name)
         where = fault.filename or place.path
         raise Failure(f"cannot start {name}: {where}: {fault.strerror}.") from None
+
+
+def _in_state(message: str, found: dict[str, Any]) -> Failure:
+    """For programs, no start that was tried and failed."""
+    data = {"state": found["state"], "allowed": list(AT_REST)}
+    return Failure(message, code=GUEST_STATE, reason="GUEST_STATE", data=data)
 
 
 def _boots_on(name: str) -> str:
@@ -169,7 +177,7 @@ def _boots_on(name: str) -> str:
 def _known(place: RunDir, guest: str, accel: str | None) -> dict[str, Any] | None:
     """What a daemon, whose definition is not where we look for one, starts again: its own if None."""
     if not os.path.lexists(place.socket(guest)):
-        raise missing(guest, "start")
+        raise missing(place, guest, "start")
     with place.connect(guest) as client:
         return client.call("guest.config") if accel else None
 
@@ -261,7 +269,7 @@ def check(place: RunDir, guest: str) -> None:
 
     file = find(place, guest)
     if file is None:
-        raise missing(guest, "check")
+        raise missing(place, guest, "check")
     if is_path(guest):
         file = Path(guest)  # in messages as it was typed
     definition = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xenpvd import paths
-from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
+from xenpvd.ctl.rundir import NoGuest, RunDir, gone, misnamed
 
 
 def is_path(guest: str) -> bool:
@@ -18,11 +18,14 @@ def find(place: RunDir, guest: str) -> Path | None:
         return Path(guest).absolute()
     if not paths.NAME.fullmatch(guest):
         raise NoGuest(misnamed(guest), guest)
-    return place.definition(guest)
+    file = place.definition(guest)
+    return None if file is None or gone(file) else file
 
 
-def missing(guest: str, verb: str) -> NoGuest:
+def missing(place: RunDir, guest: str, verb: str) -> NoGuest:
     """What to say where :func:`find` has none."""
+    if (file := place.remembered(guest)) is not None:
+        return NoGuest(f"{guest} was last started from {file}, which is gone. Give its file.", guest)
     looked = " or ".join(str(folder / f"{guest}.toml") for folder in paths.config_dirs())
     here = f"./{guest}.toml"
     cure = "Write it, or give another file."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -9,11 +10,15 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from xenpvd.ctl.rundir import RunDir
+from xenpvd.paths import open_regular
 
 TAIL_LINES = 15
+#: Seconds for which others who tidy up keep us from a log at most
+TIDYING = 2.0
 
 
 class NotReady(Exception):
@@ -25,15 +30,19 @@ class NotReady(Exception):
 
 
 class Launched:
-    """A daemon that was started here. Its output goes to RUN_DIR/NAME/xenpvd.log."""
+    """A daemon that was started here. Its output goes to RUN_DIR/NAME/xenpvd.log, which those that are
+    started at the same time share: each holds a lock on it (flock(2), shared) until it has ended, and who
+    started it until :meth:`close`."""
 
     def __init__(self, place: RunDir, name: str, config: Path, *options: str) -> None:
         """Start it, in a session of its own, with the working directory kept: relative paths in ``config``
         mean the same as for a daemon in the foreground. ``options`` are more of its own. Raises OSError."""
         self.name = name
+        self._place = place
         self.log = place.log(name)
         place.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self.log.parent.mkdir(mode=0o750, exist_ok=True)
+        self._log = self._open_log()
+        self._log_begin = os.fstat(self._log).st_size
         self._status: int | None = None
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -44,12 +53,30 @@ class Launched:
             self._pidfd = os.pidfd_open(self.pid)
         except BaseException:
             self._ready.close()
+            os.close(self._log)
             raise
+
+    def _open_log(self) -> int:
+        deadline = time.monotonic() + TIDYING
+        while True:
+            try:
+                self.log.parent.mkdir(mode=0o750, exist_ok=True)
+                log = open_regular(self.log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
+            except (FileNotFoundError, FileExistsError):  # the folder was tidied away between two of these
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                with suppress(BlockingIOError):  # of who removes it
+                    fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    if os.fstat(log).st_nlink:
+                        return log
+                if time.monotonic() > deadline:
+                    return log  # somebody locks it who should not
+                os.close(log)
+            time.sleep(0.01)  # nobody tells when they are done
 
     def _spawn(self, argv: list[str]) -> int:
         address = os.fsdecode(self._ready.getsockname()[1:])
-        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self._log_begin = os.fstat(log).st_size
         try:
             return os.posix_spawn(
                 argv[0],
@@ -57,13 +84,14 @@ class Launched:
                 {**os.environ, "NOTIFY_SOCKET": f"@{address}"},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, log, 1),
-                    (os.POSIX_SPAWN_DUP2, log, 2),
+                    (os.POSIX_SPAWN_DUP2, self._log, 1),
+                    (os.POSIX_SPAWN_DUP2, self._log, 2),
                 ],
                 setsid=True,
             )
-        finally:
-            os.close(log)
+        except OSError:
+            self._place.tidy(self.name, self.spare_log())
+            raise
 
     def wait_ready(self, timeout: float) -> None:
         """Raises :class:`NotReady`; a daemon that is late is ended."""
@@ -113,6 +141,7 @@ class Launched:
         """Let go of it; it goes on."""
         self._ready.close()
         os.close(self._pidfd)
+        os.close(self._log)
 
     def tail(self) -> str:
         """The last lines that this daemon wrote, and where there are more."""
@@ -122,11 +151,19 @@ class Launched:
         more = [f"(the last lines of {self.log})"] if len(lines) > TAIL_LINES else []
         return "\n".join([*more, *lines[-TAIL_LINES:]])
 
-    def told_all(self) -> bool:
-        """Whether the log has no more than :meth:`tail` tells, nor anything of an earlier daemon."""
-        return self._log_begin == 0 and len(self._lines()) <= TAIL_LINES
+    def spare_log(self, told: bool = False) -> list[Path]:
+        """The log of a daemon that has ended, for :meth:`RunDir.tidy` before :meth:`close`: only if it has no
+        more than :meth:`tail` tells, nor anything of an earlier daemon, or if all was ``told``; and not while
+        another one writes to it."""
+        if not told and (self._log_begin or len(self._lines()) > TAIL_LINES):
+            return []
+        with suppress(OSError):
+            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(self.log.lstat(), os.fstat(self._log)):
+                return [self.log]
+        return []
 
     def _lines(self) -> list[str]:
-        with self.log.open("rb") as log:
-            log.seek(self._log_begin)
-            return log.read().decode(errors="replace").splitlines()
+        """Also if the log is no longer in its place."""
+        size = os.fstat(self._log).st_size - self._log_begin
+        return os.pread(self._log, max(0, size), self._log_begin).decode(errors="replace").splitlines()

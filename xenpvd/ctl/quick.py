@@ -162,7 +162,11 @@ def _copy(disk: Disk, scratch: Path) -> Disk:
 
 def _live(place: RunDir, name: str, config: Path, *options: str) -> int:
     """From the daemon's start to its end, which comes whatever happens here."""
-    launched = Launched(place, name, config, *options)
+    try:
+        launched = Launched(place, name, config, *options)
+    except OSError as fault:
+        place.tidy(name)
+        raise Failure(f"cannot start {name}: {fault.filename or place.path}: {fault.strerror}.") from None
     try:
         try:
             launched.wait_ready(READY_TIMEOUT)
@@ -227,5 +231,5 @@ def _end(place: RunDir, name: str, launched: Launched) -> None:
         if status is None and launched.end(END_TIMEOUT) is None:
             print(f"xenpvd: the daemon of {name} (pid {launched.pid}) does not end", file=sys.stderr)
         elif launched.wait(0) != IN_USE:
-            place.tidy(name, [place.log(name), place.socket(name)])
+            place.tidy(name, [*launched.spare_log(told=True), place.socket(name)])
         launched.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xenpvd import paths
 from xenpvd.ctl.client import Client, NoAnswer
-from xenpvd.paths import NAME
+from xenpvd.paths import NAME, open_regular
 
 
 class NoGuest(Exception):
@@ -86,10 +86,19 @@ class RunDir:
         """What ``start NAME`` starts: NAME.toml among the definitions, else the file it was started from."""
         if (file := paths.definition(name)) is not None:
             return file
-        with suppress(OSError):
-            # one of somebody else's would have us run what they like
-            if self.link(name).lstat().st_uid == os.geteuid():
-                return self.link(name).readlink()
+        return self.remembered(name)
+
+    def remembered(self, name: str) -> Path | None:
+        """The file that it was last started from, which may have gone. One that somebody else names would
+        have us run what they like; in a folder of theirs each look may find another link."""
+        unread = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        with ExitStack() as stack, suppress(OSError):
+            folder = os.open(self.link(name).parent, unread | os.O_DIRECTORY)
+            stack.callback(os.close, folder)
+            link = os.open(self.link(name).name, unread, dir_fd=folder)
+            stack.callback(os.close, link)
+            if {os.fstat(fd).st_uid for fd in (folder, link)} == {os.geteuid()}:
+                return Path(os.readlink("", dir_fd=link))
         return None
 
     def definitions(self) -> list[str]:
@@ -102,14 +111,15 @@ class RunDir:
             self.link(name).unlink(missing_ok=True)
             self.link(name).symlink_to(file)
 
-    def tidy(self, name: str, left: Iterable[Path]) -> None:
+    def tidy(self, name: str, left: Iterable[Path] = ()) -> None:
         """Remove ``left`` of a daemon that ended, and its folder if there is no more; not if another one has
         the name now, which holds the lock."""
         lock = self.lock(name)
         held = None
         with ExitStack() as stack, suppress(OSError):
             with suppress(FileNotFoundError):  # it ended before it made one
-                held = stack.enter_context(lock.open("rb"))
+                held = open_regular(lock, os.O_RDONLY, 0)
+                stack.callback(os.close, held)
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: a guest lives there
             for path in left:
                 path.unlink(missing_ok=True)
@@ -145,8 +155,21 @@ class RunDir:
             raise NoGuest(f"cannot reach {name} at {path}: {fault.strerror or fault}.", name) from None
 
     def _cure(self, name: str) -> str:
-        if self.definition(name) is not None:
+        if (file := self.definition(name)) is not None and not gone(file):
             return f"Start it with: xenpvctl start {name}"
         if Path(f"{name}.toml").exists():
             return f"Start it with: xenpvctl start ./{name}.toml"
+        if file is not None:
+            return f"It was last started from {file}, which is gone. Give its file: xenpvctl start FILE.toml"
         return "Those that are there: xenpvctl list. Start it with its TOML file: xenpvctl start FILE.toml"
+
+
+def gone(file: Path) -> bool:
+    """Not if it is just not for us to see."""
+    try:
+        file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
