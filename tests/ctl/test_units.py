@@ -39,6 +39,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("anywhere")
 def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path]) -> None:
     daemon = installed("opt")
+    (tmp_path / "root").mkdir()
     said = xenpvctl("install-units", "--root", str(tmp_path / "root")).stdout
     etc = tmp_path / "root" / "etc"
     written = sorted(path.relative_to(etc).as_posix() for path in etc.rglob("*") if path.is_file())
@@ -50,7 +51,7 @@ def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[
         "sysusers.d/xenpvd.conf",
     ]
     assert all(f"wrote {etc / name}\n" in said for name in written)
-    assert "  systemctl daemon-reload\n" in said and "  systemctl enable --now xenpvd@web1 " in said
+    assert f"\nnext:\n  systemd-sysusers --root={tmp_path}/root " in said
     unit = (etc / "systemd/system/xenpvd@.service").read_text()
     assert f"\nExecStart={daemon} --config /etc/xenpvd/%i.toml " in unit
     assert f"\nExecReload={daemon.with_name('xenpvctl')} --run-dir /run/xenpvd reload %i\n" in unit
@@ -60,7 +61,30 @@ def test_for_the_system(xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[
     again = xenpvctl.json("install-units", "--root", str(tmp_path / "root"))
     assert sorted(again["written"]) == [str(etc / name) for name in written]
     assert again["daemon"] == str(daemon)
-    assert again["next"][1:] == ["systemctl daemon-reload", "systemctl enable --now xenpvd@web1"]
+    assert again["next"][1:] == [f"systemctl --root={tmp_path}/root enable xenpvd@web1"], "not this system"
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_for_this_system(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("opt")
+    monkeypatch.setattr(units, "SYSTEM", {"xenpvd.target": f"{tmp_path}/etc"})
+    for root in ([], ["--root", "/"]):
+        said = xenpvctl("install-units", *root).stdout
+        assert "  systemctl daemon-reload\n" in said and "  systemctl enable --now xenpvd@web1 " in said
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("options", [[], ["--user"]])
+def test_below_a_folder_that_is_not_there(
+    xenpvctl: Xenpvctl, tmp_path: Path, installed: Callable[[str], Path], options: list[str]
+) -> None:
+    """It was mistyped, or is not mounted."""
+    installed("opt")
+    said = xenpvctl("install-units", *options, "--root", str(tmp_path / "nix"), status=2).stderr
+    assert f"Directory '{tmp_path}/nix' does not exist." in said
+    assert not (tmp_path / "nix").exists()
 
 
 def test_for_a_user(
@@ -73,7 +97,10 @@ def test_for_a_user(
     assert written == tmp_path / "config/systemd/user/xenpvd@.service"
     assert f'\nExecStart="{daemon}" --config %E/xenpvd/%i.toml ' in written.read_text()
     assert f"xenpvd@web1     # runs {tmp_path}/config/xenpvd/web1.toml\n" in said
-    assert "systemctl --user daemon-reload" in said
+    assert "\nnext:\n  systemctl --user daemon-reload\n" in said
+    (tmp_path / "my root").mkdir()
+    said = xenpvctl("install-units", "--user", "--root", str(tmp_path / "my root")).stdout
+    assert "\nnext, on the system that this is for:\n  systemctl --user daemon-reload\n" in said
 
 
 @pytest.mark.parametrize(
@@ -134,6 +161,7 @@ def test_for_an_image_of_another_system(
     """What is wrong with this one is no reason not to write it."""
     daemon = installed("opt")
     monkeypatch.setattr(units, "_unreachable", lambda path: "it is in a home")
+    (tmp_path / "root").mkdir()
     done = xenpvctl("install-units", "--root", str(tmp_path / "root"))
     assert (tmp_path / "root/etc/systemd/system/xenpvd.target").exists()
     assert f"{tmp_path}/root must have {daemon}; on this host it could be no service: it is in" in done.stderr
@@ -142,7 +170,7 @@ def test_for_an_image_of_another_system(
 def test_without_a_daemon(xenpvctl: Xenpvctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "xenpvctl")])
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    said = xenpvctl("install-units", "--root", str(tmp_path / "root"), status=1).stderr
+    said = xenpvctl("install-units", "--root", str(tmp_path), status=1).stderr
     assert f"cannot find xenpvd: it is not in {tmp_path}. Install the wheel" in said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,6 +32,11 @@ NEXT = (
     "systemctl daemon-reload",
     "systemctl enable --now xenpvd@web1     # runs /etc/xenpvd/web1.toml",
 )
+#: For another system, which does not run
+NEXT_ROOT = (
+    "systemd-sysusers --root={root}     # the group xenpvd: its members may use the guests' sockets",
+    "systemctl --root={root} enable xenpvd@web1     # will run its /etc/xenpvd/web1.toml",
+)
 NEXT_USER = (
     "systemctl --user daemon-reload",
     "systemctl --user enable --now xenpvd@web1     # runs {config}/xenpvd/web1.toml",
@@ -42,7 +48,7 @@ NEXT_USER = (
 @click.option("--user", is_flag=True, help="For guests of your own, under your systemd --user.")
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
     default="/",
     help="Write below this folder, as for an image of another system.",
 )
@@ -53,8 +59,9 @@ def install_units(user: bool, root: Path) -> None:
     Says what it wrote, and what to do next. Done again, it brings them up to date; drop-ins stay.
     """
     daemon = _daemon()
+    here = root.resolve() == Path("/")
     if not user and (why := _unusable(daemon)) is not None:
-        if root.absolute() == Path("/"):
+        if here:
             raise Failure(f"cannot run {daemon} as a service: {why}")
         click.echo(
             f"xenpvctl: {root} must have {daemon}; on this host it could be no service: {why}", err=True
@@ -73,12 +80,14 @@ def install_units(user: bool, root: Path) -> None:
             cure = "Use sudo, or --user for guests of your own." if not user else "Check its folder."
             raise Failure(f"cannot write {target}: {fault.strerror}. {cure}") from None
         written.append(str(target))
-    steps = [step.format(config=config) for step in (NEXT_USER if user else NEXT)]
-    lines = [*(f"wrote {path}" for path in written), "", "next:", *(f"  {step}" for step in steps)]
-    emit(
-        {"written": written, "daemon": str(daemon), "next": [step.split(" #")[0].rstrip() for step in steps]},
-        lines,
-    )
+    # systemctl --user has no --root
+    head = "next, on the system that this is for:" if user and not here else "next:"
+    words = {"config": config, "root": shlex.quote(str(root.absolute()))}
+    steps = NEXT_USER if user else NEXT if here else NEXT_ROOT
+    lines = [*(f"wrote {path}" for path in written), "", head]
+    lines += [f"  {step.format(**words)}" for step in steps]
+    commands = [step.split(" #")[0].rstrip().format(**words) for step in steps]
+    emit({"written": written, "daemon": str(daemon), "next": commands}, lines)
 
 
 def _source(name: str) -> Path:
