@@ -7,9 +7,11 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +79,14 @@ class Terminal:
         finally:
             os.close(master)
             os.close(slave)
+
+
+@contextlib.contextmanager
+def late_signal() -> Iterator[None]:
+    """SIGTERM comes, but Python has already looked, and looks again behind the block."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.ctl.conftest import Daemon
-from tests.ctl.terminal import MAIN, PYTHON, Terminal
-from xenpvd.ctl.console import QUIET, TYPED_MAX, End, _Carry, ended_by_signals, parse_escape, spell
+from tests.ctl.terminal import MAIN, PYTHON, Terminal, late_signal
+from xenpvd.ctl.console import QUIET, TICK, TYPED_MAX, End, _Carry, ended_by_signals, parse_escape, spell
 
 
 @pytest.fixture
@@ -279,3 +280,30 @@ def test_the_daemon_ends_and_is_still_there(terminal: Terminal, daemon: Daemon) 
         daemon.do(daemon.service.console.close)
         session.expect("web1 is gone")
         assert session.end() == 0
+
+
+class Late:
+    """A poll before which a signal comes that Python sees behind it."""
+
+    def __init__(self) -> None:
+        self._poll = REAL_POLL()
+        self.register, self.unregister = self._poll.register, self._poll.unregister
+
+    def poll(self, wait: float | None = None) -> list[tuple[int, int]]:
+        assert wait is not None and wait <= TICK * 1000
+        with late_signal():
+            return self._poll.poll(wait)
+
+
+REAL_POLL = select.poll
+
+
+def test_a_signal_just_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "poll", Late)
+    with (
+        typing(b"") as typist,
+        ended_by_signals(),
+        pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)),
+    ):
+        typist.ours.setblocking(False)
+        _Carry(typist.ours, typist.stdin, 1, None, False, True).run(b"", None, lambda: False)

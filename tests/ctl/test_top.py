@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import Any
 import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
-from tests.ctl.terminal import Session, Terminal
+from tests.ctl.terminal import Session, Terminal, late_signal
 from tests.fakes.service import FakeService
 from xenpvd.config import DiskConfig
 from xenpvd.ctl import top
+from xenpvd.ctl.console import TICK, ended_by_signals
 from xenpvd.ctl.top import Row, Sample
 from xenpvd.views import Runstate
 
@@ -197,3 +201,19 @@ def test_it_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = re.sub(r"\x1b\[[A-Z]", "", shown[0]).split("\r\n")
     assert len(lines) == 5 and lines[-1] == "and 8 more" and lines[-2].startswith("web0")
     assert max(map(len, lines)) == 30
+
+
+def test_a_signal_just_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = select.select
+
+    def late(*args: Any) -> Any:
+        assert args[3] <= TICK
+        with late_signal():
+            return real(*args)
+
+    monkeypatch.setattr(select, "select", late)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "w"):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with ended_by_signals(), pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            top._quit(3600)

@@ -18,6 +18,9 @@ from types import FrameType
 #: Bytes typed ahead of what the guest takes.
 TYPED_MAX = 65536
 
+#: Seconds that one wait takes at most: Python sees a signal that comes just before it only behind it
+TICK = 0.5
+
 #: After the end of a piped stdin the answer to what was typed may take this long, in seconds, to come; and a
 #: guest that is never quiet is listened to for so long.
 QUIET = 0.5
@@ -121,10 +124,10 @@ class _Carry:
             else:  # a pipe can wait until the guest takes more; the way out of a terminal can not
                 with contextlib.suppress(KeyError):
                     poller.unregister(self._stdin)
-            wait = None
+            wait = TICK
             if self._ending is not None and not self._typed:
-                wait = max(0.0, self._over_at - time.monotonic()) * 1000
-            ready = dict(poller.poll(wait))
+                wait = min(TICK, max(0.0, self._over_at - time.monotonic()))
+            ready = dict(poller.poll(wait * 1000))
             if self._sock.fileno() in ready and not self._serve_guest(ready[self._sock.fileno()]):
                 return self._ending or End.CLOSED
             if self._stdin in ready and not self._serve_keys():

@@ -12,7 +12,7 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
-from xenpvd.ctl.console import TYPED_MAX, ended_by_signals
+from xenpvd.ctl.console import TICK, TYPED_MAX, ended_by_signals
 from xenpvd.ctl.output import Failure
 
 #: Seconds between two looks whether somebody has opened it: the kernel tells nobody
@@ -87,7 +87,7 @@ class _Opening:
             while True:
                 poller.register(self._master, self._events(len(self._typed) < TYPED_MAX, self._shown))
                 poller.register(sock, self._events(True, self._typed))
-                ready = dict(poller.poll())
+                ready = dict(poller.poll(TICK * 1000))
                 if not self._serve_guest(sock, ready.get(sock.fileno(), 0)):
                     return False
                 if not self._serve_terminal(ready.get(self._master, 0)):

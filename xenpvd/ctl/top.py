@@ -16,7 +16,7 @@ import click
 
 from xenpvd.ctl import completion
 from xenpvd.ctl.client import NoAnswer, RpcFault
-from xenpvd.ctl.console import raw
+from xenpvd.ctl.console import TICK, raw
 from xenpvd.ctl.output import emit, json_option, mib, plain, size, table, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
@@ -206,9 +206,10 @@ def _show(rows: list[Row]) -> None:
 
 def _quit(wait: float) -> bool:
     """Wait for so many seconds, or for a key: is it one that ends it? Raises KeyboardInterrupt for ^C."""
-    stdin = sys.stdin.fileno()
-    if not select.select([stdin], [], [], wait)[0]:
-        return False
+    stdin, until = sys.stdin.fileno(), time.monotonic() + wait
+    while not select.select([stdin], [], [], max(0.0, min(TICK, until - time.monotonic())))[0]:
+        if time.monotonic() >= until:
+            return False
     try:
         keys = os.read(stdin, 64)
     except OSError:  # EIO: the terminal has gone
