@@ -20,7 +20,7 @@ def main(words: list[str] | None = None) -> int:
         "--host",
         choices=host.KINDS,
         default="xen",
-        help="which one: its KVM has Xen support (xen, the default) or none (plain)",
+        help="which one: its KVM has Xen support (xen, the default; xen2, one more) or none (plain)",
     )
     verbs.add_parser("up", parents=[kinds], help="start the lab host, unless it runs")
     verbs.add_parser("down", parents=[kinds], help="stop the lab host")

@@ -17,6 +17,7 @@ import pytest
 
 from lab import __main__ as cli
 from lab import host, jobs, kvm, suite
+from lab.paths import CHECKOUT
 from lab.progress import LabError
 from lab.suite import room_for_two
 from lab.wire import EXIT, READY, RESULTS, STDERR, STDOUT, Job, frame, read_frame
@@ -182,7 +183,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return 0
 
     def job(argv: Sequence[str], kind: str, out: jobs.Output | None = None) -> int:
-        done.append((kind, *argv[3:5]))
+        done.append((kind, *argv[3:-2]))
         (out or sys.stdout.buffer).write(f"{kind} has run\n".encode())
         return 0
 
@@ -214,17 +215,32 @@ def test_elsewhere_the_lab_hosts_take_turns(runs: list[Any], monkeypatch: pytest
     assert runs == ALL
 
 
+IGNORED = tuple(f"--ignore={name}" for name in suite.SECOND)
+AT_ONCE = [
+    ("here", "-m", "not lab"),
+    ("xen", "-m", "lab and not plain", *IGNORED),
+    ("xen2", "-m", "lab and not plain", *suite.SECOND),
+    ("plain", "-m", "plain"),
+    ("down", "plain"),
+    ("down", "xen2"),
+]
+
+
+def test_what_the_second_xen_host_runs_is_there() -> None:
+    assert all((CHECKOUT / name).exists() for name in suite.SECOND)
+
+
 def test_where_there_is_room_one_runs_beside_the_others_and_is_shown_last(
     runs: list[Any], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
     monkeypatch.setattr(suite, "room_for_two", lambda cpus, meminfo: True)
     assert suite.main() == 0
-    assert sorted(runs) == sorted(ALL)
-    assert capfdbinary.readouterr().out.endswith(b"plain has run\nxen has run\n")
+    assert sorted(runs) == sorted(AT_ONCE)
+    assert capfdbinary.readouterr().out.endswith(b"plain has run\nxen2 has run\nxen has run\n")
 
 
-@pytest.mark.parametrize(("kind", "status"), [("xen", 3), ("plain", 4), ("", 2)])
+@pytest.mark.parametrize(("kind", "status"), [("xen", 3), ("plain", 4), ("xen2", 5), ("", 2)])
 def test_any_part_that_fails_is_a_failure(
     runs: list[Any], monkeypatch: pytest.MonkeyPatch, kind: str, status: int
 ) -> None:
