@@ -6,9 +6,12 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import threading
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import pytest
 from tests.ctl.conftest import Daemon
 from tests.ctl.terminal import MAIN, PYTHON
 from tests.rpc.conftest import until
+from xenpvd.ctl import pty
 
 
 class Served:
@@ -73,6 +77,23 @@ def test_each_opening_is_a_viewer(served: Served, daemon: Daemon, link: Path) ->
 def test_typed_and_closed_at_once(served: Served, daemon: Daemon, link: Path) -> None:
     link.write_bytes(b"reboot\r")
     daemon.wait(daemon.service.console.wait_typed(b"reboot\r"))
+
+
+def test_the_last_keys_wait_for_a_daemon_that_reads_late() -> None:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+    opening = threading.Thread(target=pty._Opening(master, lambda: (ours, b"")).serve)
+    opening.start()
+    typed = os.urandom(60_000)
+    with open(slave, "wb", buffering=0) as terminal:
+        assert sum(terminal.write(typed[at : at + 1000]) for at in range(0, len(typed), 1000)) == len(typed)
+    with theirs, theirs.makefile("rb") as taken:
+        assert taken.read() == typed
+    opening.join()
+    os.close(master)
 
 
 def test_it_ends_with_a_viewer_that_was_ended(served: Served, daemon: Daemon, link: Path) -> None:

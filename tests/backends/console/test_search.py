@@ -48,6 +48,13 @@ async def test_in_what_comes_byte_by_byte(before: bytes) -> None:
     assert match is not None and match.start == len(before) + 1
 
 
+async def test_a_lines_end_is_none_where_a_piece_ends() -> None:
+    """A line too long to be matched whole would else be found as far as the piece goes."""
+    history = History(1 << 20)
+    history.append(b"\n" * (search.STEP - 1) + b"x" * (search.MATCH_MAX + 100) + b"\nx\n")
+    assert (await found(history, "^x+$")).text == b"x"
+
+
 async def test_over_several_lines() -> None:
     history, tasks = History(1 << 20), Tasks()
     waiting = tasks.spawn(search.Searcher().find(history, compile(r"a\nb\nc"), 0), "wait")
