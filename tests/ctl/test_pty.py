@@ -88,7 +88,7 @@ def test_the_last_keys_wait_for_a_daemon_that_reads_late() -> None:
     opening = threading.Thread(target=pty._Opening(master, lambda: (ours, b"")).serve)
     opening.start()
     typed = os.urandom(60_000)
-    with open(slave, "wb", buffering=0) as terminal:
+    with os.fdopen(slave, "wb", buffering=0) as terminal:
         assert sum(terminal.write(typed[at : at + 1000]) for at in range(0, len(typed), 1000)) == len(typed)
     with theirs, theirs.makefile("rb") as taken:
         assert taken.read() == typed
