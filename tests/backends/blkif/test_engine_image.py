@@ -20,6 +20,7 @@ from tests.fakes.engine import SIZE, EngineDisk, contents, make_image, needs_eng
 from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE
 from xenpvd.backends.blkif import backend as backend_module
 from xenpvd.backends.blkif import engine_process
+from xenpvd.backends.blkif import native as native_module
 from xenpvd.backends.blkif.engine_image import EngineImage
 from xenpvd.backends.blkif.formats import FORMATS
 from xenpvd.backends.blkif.image import Image
@@ -391,6 +392,18 @@ async def test_without_the_program(qcow2: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(engine_process, "_PATH", "/nowhere")
     with pytest.raises(Unsupported, match="Install it"):
         await EngineImage.start(DiskConfig(vdev="xvda", target=f"{qcow2}", format="qcow2"))
+
+
+async def test_a_stop_just_before_it_sleeps_is_heard(
+    qcow2: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(native_module, "spin_max", lambda: 20_000_000)  # it ends in there
+    disk = await EngineDisk.start(qcow2, native=native)
+    for _ in range(20):  # an answer's call may still be there, and wake it
+        assert await disk.do(lambda ring: ring.read(0, 8)) == bytes(4096)
+        assert await disk.shut() is None
+        disk.open()
+    await disk.close()
 
 
 async def test_without_io_uring(qcow2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

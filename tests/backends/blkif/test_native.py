@@ -229,3 +229,13 @@ def test_a_library_that_is_not_built_is_said(tmp_path: Path, monkeypatch: pytest
             native.library()
     finally:
         native.library.cache_clear()
+
+
+def test_who_comes_back_soon_finds_it_awake(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "spin_max", lambda: 1_000_000_000)
+    disk = Disk(path, native=True)
+    ring = disk.start()
+    for sector in range(20):
+        ring.read(sector, 1)
+    assert disk.plane.stats()["wakeups"] == 0
+    disk.close()

@@ -21,9 +21,8 @@ from xenpvd.backends.ring import BackRing
 from xenpvd.counts import BUCKETS, flat
 from xenpvd.errors import GuestFault, Unsupported
 
-#: Seconds that a plane looks at its ring before it sleeps, where there are CPUs to spare.
+#: Seconds that a plane looks at its ring before it sleeps, as long as that pays off
 SPIN = 50e-6
-SPIN_CPUS = 4
 
 _STOPPED, _RING_BROKEN, _OUT_OF_MEMORY, _URING_BROKEN = range(4)
 _BAD_GRANT, _IO = 11, 12
@@ -103,6 +102,11 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+def spin_max() -> int:
+    """Nanoseconds. Whoever is to fill the ring meanwhile needs another CPU."""
+    return int(SPIN * 1e9) if len(os.sched_getaffinity(0)) > 1 else 0
+
+
 class NativePlane:
     """As ``plane.Plane``, but for ``throttle``: what is limited needs no fast plane. ``memory`` is where the
     guest's RAM and grants are; the callbacks come from the plane's thread. Raises :class:`GuestFault` if the
@@ -147,7 +151,7 @@ class NativePlane:
         plane.flush_fault = ctypes.addressof(image.flush_errno)
         plane.notify, plane.trouble = self._keep[3:]
         plane.trouble_pause = int(TROUBLE_PAUSE * 1e9)
-        plane.spin_max = int(SPIN * 1e9) if (os.cpu_count() or 1) >= SPIN_CPUS else 0
+        plane.spin_max = spin_max()
         plane.want_uring = plane.uses_uring = uring
         plane.vhost = image.serve_queue()
         self.offer = offer

@@ -52,24 +52,25 @@ static void arm(struct run *r, int fd, uint32_t which, bool *armed)
 }
 
 /* Until a kick, an answer, or news of the engine. */
-static void sleep_until_called(struct run *r)
+static void sleep_until_called(struct run *r, bool stopping)
 {
     struct plane *p = r->p;
     struct pollfd fds[3] = {{p->vhost->call_fd, POLLIN, 0}, {p->kick_fd, POLLIN, 0}, {p->stop_fd, POLLIN, 0}};
     if (vq_arm(r))
-        poll(fds, load(&p->stopping) ? 2 : 3, -1);
+        poll(fds, stopping ? 2 : 3, -1);
     drain(p->vhost->call_fd);
 }
 
-static void sleep_until_kicked(struct run *r)
+/* A stop that ``stopping`` does not know of yet is one of the calls. */
+static void sleep_until_kicked(struct run *r, bool stopping)
 {
     struct plane *p = r->p;
     bump(&p->stats.wakeups, 1);
     if (p->vhost) {
-        sleep_until_called(r);
+        sleep_until_called(r, stopping);
     } else if (r->in_flight) { /* whichever comes first, a kick or a completion; without io_uring nothing is in flight */
         arm(r, p->kick_fd, KICK, &r->kick_armed);
-        if (!load(&p->stopping))
+        if (!stopping)
             arm(r, p->stop_fd, STOP, &r->stop_armed);
         enter(&r->ring, 1);
     } else {
@@ -90,21 +91,21 @@ static int final_check(struct run *r)
     return unconsumed(r);
 }
 
-/* Look a while longer before sleeping, as long as that has paid off lately. */
-static bool spin(struct run *r)
+/* Look a while longer before sleeping; how long follows from how long there was nothing to do lately. */
+static bool spin(struct run *r, uint64_t since)
 {
-    if (!r->spin)
-        return false;
-    uint64_t until = now() + r->spin, max = r->p->spin_max;
-    do {
-        if (unconsumed(r)) {
-            r->spin = r->spin * 2 < max ? r->spin * 2 : max;
+    while (now() - since < r->spin) {
+        if (unconsumed(r))
             return true;
-        }
         __builtin_ia32_pause();
-    } while (now() < until);
-    r->spin = r->spin / 2 > max / 16 ? r->spin / 2 : max / 16;
+    }
     return false;
+}
+
+/* To spin would have paid off, or not. */
+static void learn(struct run *r, uint64_t waited)
+{
+    r->spin = waited < r->p->spin_max ? r->p->spin_max : r->spin / 2;
 }
 
 static int serve(struct run *r)
@@ -133,19 +134,22 @@ static int serve(struct run *r)
         }
         if (busy)
             continue;
+        uint64_t since = r->in_flight ? 0 : now(); /* that it is for the guest to go on */
         if (stopping) {
             if (!r->in_flight)
                 return STOPPED;
-        } else if (!(r->in_flight == 0 && spin(r))) {
+        } else {
+            if (since && spin(r, since))
+                continue;
             int count = final_check(r);
             if (count < 0)
                 return RING_BROKEN;
             if (count)
                 continue;
-        } else {
-            continue;
         }
-        sleep_until_kicked(r);
+        sleep_until_kicked(r, stopping);
+        if (since)
+            learn(r, now() - since);
     }
 }
 

@@ -143,6 +143,11 @@ static void start(struct run *r, struct request *q)
         e->opcode = q->operation == BLKIF_OP_READ ? IORING_OP_READV : IORING_OP_WRITEV;
         e->addr = (uint64_t)(q->iov + q->first_iov);
         e->len = q->n_iov - q->first_iov;
+        if (e->len == 1) { /* the kernel need not copy the table */
+            e->opcode = q->operation == BLKIF_OP_READ ? IORING_OP_READ : IORING_OP_WRITE;
+            e->addr = (uint64_t)q->iov[q->first_iov].iov_base;
+            e->len = (uint32_t)q->iov[q->first_iov].iov_len;
+        }
         e->rw_flags = q->operation == BLKIF_OP_WRITE ? (int)p->write_flags : 0;
         break;
     case BLKIF_OP_FLUSH_DISKCACHE:
