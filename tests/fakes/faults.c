@@ -63,10 +63,14 @@ static void look_at_submitted(uint32_t count)
     uint32_t tail = *(uint32_t *)(sq + sq_at.tail), mask = *(uint32_t *)(sq + sq_at.ring_mask);
     for (uint32_t index = tail - count; index != tail; index++) {
         struct io_uring_sqe *e = sqes + (index & mask);
-        faults.synced += e->opcode == IORING_OP_WRITEV && e->rw_flags & RWF_DSYNC;
-        if (faults.most && (e->opcode == IORING_OP_READV || e->opcode == IORING_OP_WRITEV)) {
+        bool table = e->opcode == IORING_OP_READV || e->opcode == IORING_OP_WRITEV;
+        bool write = e->opcode == IORING_OP_WRITE || e->opcode == IORING_OP_WRITEV;
+        faults.synced += write && e->rw_flags & RWF_DSYNC;
+        if (faults.most && table) {
             e->addr = (uint64_t)shorten((const struct iovec *)e->addr, e->user_data);
             e->len = 1;
+        } else if (faults.most && (write || e->opcode == IORING_OP_READ) && e->len > faults.most) {
+            e->len = faults.most;
         }
     }
 }
