@@ -30,7 +30,7 @@ test: setup ## all tests, those that boot real guests too (in the lab, where thi
 	@$(BIN)/python -m lab.fio
 	@$(BIN)/python -m lab.suite
 
-bench: setup ## xenpvd beside its peers, with a chart of it all, in 20 minutes; bench-NAME: one part (bench-rpc)
+bench: setup ## xenpvd beside its peers, with a chart of it all, in half an hour; bench-NAME: one part (bench-rpc)
 	@$(BIN)/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-%: setup
