@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import until
 from tests.rpc.qmp.conftest import Peer
+from xenpvd.backends.blkif.formats import nbd
 from xenpvd.config import DiskConfig
 from xenpvd.errors import ImageError, StateError, TimedOut
 from xenpvd.rpc.qmp.names import NODES_MAX
+from xenpvd.rpc.qmp.params import FileParams
 from xenpvd.rpc.qmp.server import QmpServer
+from xenpvd.views import DescriptorInfo
 
 GENERIC = "GenericError"
 
@@ -85,14 +88,29 @@ async def test_a_format_over_a_file(peer: Peer, service: FakeService, image: Pat
     ("arguments", "says"),
     [
         ({}, "node-name: it is missing"),
-        ({"driver": "qcow2", "filename": "/x"}, "driver: it must be 'file', 'host_device' or 'raw'"),
+        (
+            {"driver": "luks", "filename": "/x"},
+            "driver: it must be 'file', 'host_device', 'nbd', 'raw', 'qcow2'",
+        ),
+        ({"driver": "qcow2", "filename": "/x"}, "a format has a file"),
         ({"driver": "file"}, "file and host_device have a filename"),
-        ({"driver": "raw"}, "raw has a file"),
-        ({"driver": "raw", "filename": "/x"}, "raw has a file"),
+        ({"driver": "raw"}, "a format has a file"),
+        ({"driver": "raw", "filename": "/x"}, "a format has a file"),
+        ({"driver": "nbd", "filename": "/x"}, "nbd has a server"),
+        ({"driver": "nbd", "server": {"type": "fd", "str": "x"}}, "server: 'type' must be one of"),
+        ({"driver": "nbd", "server": {"type": "inet", "host": "a/b", "port": "1"}}, "server.inet.host: "),
+        (
+            {"driver": "nbd", "server": {"type": "unix", "path": "x"}},
+            "server.unix.path: it must be an absolute",
+        ),
+        ({"driver": "file", "filename": "/x", "export": "e"}, "only nbd has an export"),
         ({"driver": "raw", "file": "nothing"}, "no block node 'nothing'"),
         ({"driver": "raw", "file": {"driver": "file"}}, "file.node: "),
         ({"driver": "raw", "file": {"driver": "file", "filename": "/x", "y": 1}}, "file.node.y: there is no"),
         ({"driver": "file", "filename": "relative.img"}, "filename: it must be an absolute path"),
+        ({"driver": "file", "filename": "nbd://host/e"}, "filename: it must be an absolute path, or fd:NAME"),
+        ({"driver": "file", "filename": "fd:a b"}, "filename: it must be an absolute path, or fd:NAME"),
+        ({"driver": "file", "filename": "fd:none"}, "no descriptor none. By rpc.sock, fd.add gives it one"),
         ({"driver": "file", "filename": "/nowhere/x"}, "/nowhere/x: No such file"),
         ({"driver": "file", "filename": "/"}, "no regular file and no block device"),
         ({"driver": "file", "filename": "/dev/null"}, "no regular file and no block device"),
@@ -107,6 +125,76 @@ async def test_nodes_that_cannot_be(peer: Peer, arguments: dict[str, Any], says:
     class_, desc = await peer.refused("blockdev-add", **arguments)
     assert class_ == GENERIC and says in desc
     assert await peer.execute("query-named-block-nodes") == []
+
+
+FORMATS = ("qcow2", "vmdk", "vdi", "vhdx", "vpc")
+
+
+def test_drivers_are_our_formats() -> None:
+    drivers = get_args(FileParams.model_fields["driver"].annotation)
+    assert drivers == ("file", "host_device", "nbd", *get_args(DiskConfig.model_fields["format"].annotation))
+    assert drivers[4:] == FORMATS
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_images_of_other_formats(peer: Peer, service: FakeService, image: Path, form: str) -> None:
+    await add_node(peer, image, "file0")
+    await peer.execute("blockdev-add", driver=form, file="file0", **{"node-name": "fmt0"})
+    nodes = await peer.execute("query-named-block-nodes")
+    assert [(node["node-name"], node["drv"]) for node in nodes] == [("file0", "file"), ("fmt0", form)]
+    await peer.execute("device_add", driver="xen-disk", vdev="xvdb", drive="fmt0")
+    assert service.asked_for["xvdb"] == DiskConfig(vdev="xvdb", target=str(image), format=form, discard=False)
+    (disk,) = await peer.execute("query-block")
+    assert (disk["inserted"]["drv"], disk["inserted"]["image"]["virtual-size"]) == (form, 1 << 20)
+
+
+async def test_a_format_is_there_once(peer: Peer, service: FakeService, image: Path) -> None:
+    file = {"driver": "qcow2", "file": {"driver": "file", "filename": str(image)}}
+    again = await peer.refused("blockdev-add", driver="vdi", file=file, **{"node-name": "n0"})
+    assert "#n0.file is qcow2. Give its file." in again[1]
+    direct = {"driver": "file", "filename": str(image), "cache": {"direct": True}}
+    past = await peer.refused("blockdev-add", driver="qcow2", file=direct, **{"node-name": "n0"})
+    assert "cache: it is writeback for images of other formats" in past[1]
+    assert await peer.execute("query-named-block-nodes") == []
+    await peer.execute("blockdev-add", driver="raw", file=file, **{"node-name": "n0"})  # as it is
+    await peer.execute("device_add", driver="xen-disk", vdev="xvdb", drive="n0")
+    assert service.asked_for["xvdb"].format == "qcow2"
+
+
+async def test_a_descriptor(peer: Peer, service: FakeService) -> None:
+    service.descriptors["data"] = DescriptorInfo("data", "file", "rw", 4096)
+    arguments: dict[str, Any] = {"driver": "file", "filename": "fd:data", "node-name": "n0"}
+    past = await peer.refused("blockdev-add", **arguments, cache={"direct": True})
+    assert "cache: it is writeback or writethrough for fd:NAME" in past[1]
+    await peer.execute("blockdev-add", **arguments)
+    assert (
+        "a descriptor is of a raw image"
+        in (await peer.refused("blockdev-add", driver="qcow2", file="n0", **{"node-name": "n1"}))[1]
+    )
+    (node,) = await peer.execute("query-named-block-nodes")
+    assert (node["file"], node["image"]["virtual-size"]) == ("fd:data", 4096)
+    await peer.execute("device_add", driver="xen-disk", vdev="xvdb", drive="n0")
+    assert service.asked_for["xvdb"] == DiskConfig(vdev="xvdb", target="fd:data", discard=False)
+
+
+@pytest.mark.parametrize(
+    ("address", "export", "target"),
+    [
+        ({"type": "inet", "host": "store", "port": "10809"}, "a b/é", "nbd://store:10809/a%20b%2F%C3%A9"),
+        ({"type": "inet", "host": "::1", "port": "1"}, "e", "nbd://[::1]:1/e"),
+        ({"type": "unix", "path": "/run/n+ &b"}, "e", "nbd+unix:///e?socket=/run/n%2B%20%26b"),
+        ({"type": "unix", "path": "/run/n"}, None, "nbd+unix:///?socket=/run/n"),
+    ],
+)
+async def test_what_an_nbd_server_has(
+    peer: Peer, service: FakeService, address: dict[str, str], export: str | None, target: str
+) -> None:
+    more = {} if export is None else {"export": export}
+    await peer.execute("blockdev-add", driver="nbd", server=address, **{"node-name": "n0"}, **more)
+    await peer.execute("device_add", driver="xen-disk", vdev="xvdb", drive="n0")
+    assert service.asked_for["xvdb"].target == target
+    found = nbd(target)  # as the engine is told
+    assert (found["server"], found.get("export")) == (address, export)
 
 
 async def test_a_node_past_the_page_cache(peer: Peer, image: Path, service: FakeService) -> None:

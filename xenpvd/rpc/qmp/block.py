@@ -8,8 +8,12 @@ import stat
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
+from xenpvd import config
 from xenpvd.config import DiskConfig, LimitsConfig
 from xenpvd.errors import TimedOut
+from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.rpc.models import NoParams
 from xenpvd.rpc.qmp.monitor import Monitor
 from xenpvd.rpc.qmp.names import Device, Node
@@ -41,29 +45,52 @@ UNPLUG_TIME = 60.0
 async def blockdev_add(monitor: Monitor, params: BlockdevAddParams) -> None:
     """The image is looked at now; it is opened, and locked, when it becomes a disk."""
     nodes = await _nodes(monitor, params, params.node_name)
+    try:
+        DiskConfig(vdev="xvda", **_image(nodes[-1]))
+    except ValidationError as fault:
+        why = "; ".join(f"{loc}: {msg}" for loc, msg in config.problems(fault))
+        raise Refused(f"cannot add block node {params.node_name}: {why}.") from None
     monitor.names.add(nodes)
 
 
 async def _nodes(monitor: Monitor, params: FileParams, name: str, parent: str | None = None) -> list[Node]:
     """That of ``params``, and what is defined in it, which comes first."""
     inner: list[Node] = []
-    if params.filename is not None:
-        size = await _size(name, params.filename)
+    if params.file is None:
+        where, size = await _storage(monitor, params, name)
         flags = (params.readonly, params.unmap, params.cache.direct)
-        return [Node(name, params.driver, params.filename, size, *flags, None, parent)]
+        return [Node(name, params.driver, "raw", where, size, *flags, None, parent)]
     if isinstance(params.file, str):
         child = monitor.names.node(params.file)
         monitor.names.check_unused(child.name)
     else:
-        assert params.file is not None
         inner = await _nodes(monitor, params.file, params.file.node_name or f"#{name}.file", name)
         child = inner[-1]
+    form = child.format if params.driver == "raw" else params.driver
+    if child.format not in ("raw", form):
+        raise Refused(f"cannot add block node {name}: {child.name} is {child.format}. Give its file.")
     flags = (
         params.readonly or child.readonly,
         params.unmap and child.discard,
         params.cache.direct or child.direct,
     )
-    return [*inner, Node(name, params.driver, child.filename, child.size, *flags, child.name, parent)]
+    return [*inner, Node(name, params.driver, form, child.filename, child.size, *flags, child.name, parent)]
+
+
+async def _storage(monitor: Monitor, params: FileParams, name: str) -> tuple[str, int]:
+    """What a disk's target calls it, and how large it is; an NBD server is not asked for that (0). Raises
+    :class:`Refused`."""
+    if params.server is not None:
+        return params.server.url(params.export or ""), 0
+    assert params.filename is not None
+    if not params.filename.startswith(BY_DESCRIPTOR):
+        return params.filename, await _size(name, params.filename)
+    wanted = params.filename.removeprefix(BY_DESCRIPTOR)
+    for held in monitor.service.fd_list():
+        if held.name == wanted:
+            return params.filename, held.size
+    why = f"the daemon has no descriptor {wanted}. By rpc.sock, fd.add gives it one"
+    raise Refused(f"cannot add block node {name}: {why} (xenpvctl fd add).")
 
 
 async def _size(name: str, filename: str) -> int:
@@ -116,11 +143,8 @@ async def device_add(monitor: Monitor, params: DeviceAddParams) -> None:
     disk = DiskConfig(
         vdev=params.vdev,
         device="cdrom" if params.driver == "xen-cdrom" else "disk",
-        target=node.filename if node else "",
-        access="ro" if node and node.readonly else "rw",
         sector_size=params.logical_block_size,
-        cache="none" if node and node.direct else "writeback",
-        discard=bool(node and node.discard),
+        **(_image(node) if node else {}),
     )
     names.claim(device, monitor.service.drive_list())
     try:
@@ -128,6 +152,17 @@ async def device_add(monitor: Monitor, params: DeviceAddParams) -> None:
     except BaseException:
         names.forget(device.vdev)
         raise
+
+
+def _image(node: Node) -> dict[str, Any]:
+    """What a disk's definition says of it."""
+    return {
+        "target": node.filename,
+        "access": "ro" if node.readonly else "rw",
+        "format": node.format,
+        "cache": "none" if node.direct else "writeback",
+        "discard": node.discard,
+    }
 
 
 @command("device_del")

@@ -19,10 +19,12 @@ NODES_MAX = 4 * MAX_DISKS
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An image that may become a disk. ``parent`` is the node it was defined in, with which it goes."""
+    """An image that may become a disk. ``filename`` is what the disk's target will be, ``format`` what is in
+    there; ``size`` is the file's. ``parent`` is the node it was defined in, with which it goes."""
 
     name: str
     driver: str
+    format: str
     filename: str
     size: int
     readonly: bool

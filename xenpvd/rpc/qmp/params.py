@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from xenpvd.config import AbsolutePath, Vdev
+from xenpvd.paths import BY_DESCRIPTOR, DESCRIPTOR
 from xenpvd.rpc.models import Params
 
 _NONE = Literal[0]  # a limit that there is not
@@ -15,6 +17,44 @@ _NONE = Literal[0]  # a limit that there is not
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,30}$")]
 DeviceId = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
 Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+def _stored(filename: str) -> str:
+    name = filename.removeprefix(BY_DESCRIPTOR)
+    is_path = filename.startswith("/") and "\0" not in filename
+    if not is_path and (name == filename or not DESCRIPTOR.fullmatch(name)):
+        raise PydanticCustomError("filename", "it must be an absolute path, or fd:NAME")
+    return filename
+
+
+#: A path, or a descriptor that the daemon was given
+Filename = Annotated[str, Field(max_length=4096), AfterValidator(_stored)]
+
+
+class InetParams(Params):
+    """An NBD server."""
+
+    type: Literal["inet"]
+    host: str = Field(pattern=r"^[A-Za-z0-9.:_-]{1,255}$")
+    port: str = Field(pattern=r"^[0-9]{1,5}$")
+
+    def url(self, export: str) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"nbd://{host}:{self.port}/{quote(export, safe='')}"
+
+
+class UnixParams(Params):
+    """An NBD server."""
+
+    type: Literal["unix"]
+    path: AbsolutePath
+
+    def url(self, export: str) -> str:
+        return f"nbd+unix:///{quote(export, safe='')}?socket={quote(self.path)}"
+
+
+#: Which key of a node says what its bytes are stored in; with all other drivers, which are formats: file
+_STORAGE = {"file": "filename", "host_device": "filename", "nbd": "server"}
 
 
 class CacheParams(Params):
@@ -25,9 +65,11 @@ class CacheParams(Params):
 class FileParams(Params):
     """A node that is defined in another one, which may have no name."""
 
-    driver: Literal["file", "host_device", "raw"]
+    driver: Literal["file", "host_device", "nbd", "raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
     node_name: NodeName | None = Field(None, alias="node-name")
-    filename: AbsolutePath | None = None
+    filename: Filename | None = None
+    server: Annotated[InetParams | UnixParams, Field(discriminator="type")] | None = None
+    export: str | None = Field(None, max_length=1024)
     file: File | None = None
     readonly: bool = Field(False, alias="read-only")
     discard: Literal["ignore", "unmap"] = "ignore"
@@ -44,11 +86,14 @@ class FileParams(Params):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        given = [name for name in ("filename", "file") if getattr(self, name) is not None]
-        if given != ["file" if self.driver == "raw" else "filename"]:
+        given = [name for name in ("filename", "server", "file") if getattr(self, name) is not None]
+        if given != [_STORAGE.get(self.driver, "file")]:
             raise PydanticCustomError(
-                "node", "raw has a file, another node; file and host_device have a filename"
+                "node",
+                "file and host_device have a filename, nbd has a server, a format has a file, another node",
             )
+        if self.export is not None and self.driver != "nbd":
+            raise PydanticCustomError("node", "only nbd has an export")
         return self
 
 
