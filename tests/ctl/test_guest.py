@@ -50,8 +50,37 @@ def test_list_of_all(
         ("web2", "off"),
         ("web3", "off"),
     ]
-    assert "web2  off      -" in xenpvctl("list", "-a").stdout
+    lines = xenpvctl("list", "-a").stdout.splitlines()
+    assert lines[0].split()[-1] == "FILE" and lines[1].split()[-1] == "-"
+    assert "web2  off      -" in lines[2] and lines[2].endswith(f"  {tmp_path}/web2.toml")
     assert [guest["name"] for guest in xenpvctl.json("list")] == ["web1"]
+
+
+def test_list_goes_by_the_name_in_the_file(
+    xenpvctl: Xenpvctl, run_dir: Path, tmp_path: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is whom start starts; the file's own name is nobody's, or somebody else's."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    monkeypatch.setattr(paths, "config_dirs", lambda: [etc])
+    for file, text in {
+        "db": 'name = "other"',
+        "mine": 'name = "web1"',  # it runs
+        "web1": 'name = "third"',
+        "bad1": "name =",
+        "bad2": "name = 3",
+    }.items():
+        (etc / f"{file}.toml").write_text(text)
+    (etc / "bad3.toml").mkdir()
+    (run_dir / "other").mkdir()
+    (run_dir / "other" / "definition").symlink_to(etc / "db.toml")  # it was started before: no second one
+    off = {guest["name"]: guest["file"] for guest in xenpvctl.json("list", "--all")[1:]}
+    assert off == {
+        "other": f"{etc}/db.toml",
+        "third": f"{etc}/web1.toml",
+        **{bad: f"{etc}/{bad}.toml" for bad in ("bad1", "bad2", "bad3")},
+    }
+    assert len(xenpvctl.json("list", "--all")) == 1 + len(off)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else: run it as root")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xenpvd import paths
 from xenpvd.ctl.client import GUEST_STATE, INVALID_PARAMS, NoAnswer, RpcFault
 from xenpvd.ctl.completion import definitions, files, words
-from xenpvd.ctl.definitions import find, is_path, missing
+from xenpvd.ctl.definitions import find, is_path, missing, read
 from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import FAILED, TIMEOUT, USAGE, Failure, emit, failure_of, json_option
-from xenpvd.ctl.rundir import NoGuest, RunDir, misnamed
+from xenpvd.ctl.rundir import NoGuest, RunDir
 from xenpvd.ctl.waiting import timeout_option, told
-from xenpvd.paths import NAME
 
 if TYPE_CHECKING:
     from xenpvd.ctl.launch import Launched
@@ -87,7 +84,7 @@ def start(
     else of a guest that was started from its file before.
     """
     file = find(place, guest)
-    name, definition = _read_definition(file) if file is not None else (guest, _known(place, guest, accel))
+    name, definition = read(file) if file is not None else (guest, _known(place, guest, accel))
     if accel and definition is not None:
         definition["accel"] = accel
     options = ["--accel", accel] if accel else []
@@ -180,25 +177,6 @@ def _known(place: RunDir, guest: str, accel: str | None) -> dict[str, Any] | Non
         raise missing(place, guest, "start")
     with place.connect(guest) as client:
         return client.call("guest.config") if accel else None
-
-
-def _read_definition(file: Path) -> tuple[str, dict[str, Any]]:
-    """Only as far as the name; the daemon checks the rest."""
-    import tomllib
-
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would never end, and the daemon reads it again
-            raise Failure(f"cannot read {file}: it is no regular file. Write the TOML to one.", USAGE)
-        definition = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as fault:
-        raise Failure(f"cannot read {file}: {fault.strerror}. Check the path.", USAGE) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise Failure(f"cannot use {file}: no valid TOML: {fault}.", USAGE) from None
-    paths.anchor(definition, file.parent)
-    name = definition.setdefault("name", file.stem)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise Failure(f"cannot use {file}: {misnamed(name)} Set name.", USAGE)
-    return name, definition
 
 
 def _status(daemon: int) -> int:

@@ -1,10 +1,13 @@
-"""Which file a word on the command line means, where a guest's definition is wanted."""
+"""Which file a word on the command line means, where a guest's definition is wanted; and whose a file is."""
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
+from typing import Any
 
 from xenpvd import paths
+from xenpvd.ctl.output import USAGE, Failure
 from xenpvd.ctl.rundir import NoGuest, RunDir, gone, misnamed
 
 
@@ -32,3 +35,36 @@ def missing(place: RunDir, guest: str, verb: str) -> NoGuest:
     if Path(here).exists():
         cure = f"For the file here: xenpvctl {verb} {here}"
     return NoGuest(f"no definition of {guest}: there is no {looked}. {cure}", guest)
+
+
+def read(file: Path) -> tuple[str, dict[str, Any]]:
+    """What ``file`` says, and the name that a daemon takes by it; the daemon checks the rest. Raises
+    :class:`Failure`."""
+    import tomllib
+
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would never end, and the daemon reads it again
+            raise Failure(f"cannot read {file}: it is no regular file. Write the TOML to one.", USAGE)
+        definition = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise Failure(f"cannot read {file}: {fault.strerror}. Check the path.", USAGE) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise Failure(f"cannot use {file}: no valid TOML: {fault}.", USAGE) from None
+    paths.anchor(definition, file.parent)
+    name = definition.setdefault("name", file.stem)
+    if not isinstance(name, str) or not paths.NAME.fullmatch(name):
+        raise Failure(f"cannot use {file}: {misnamed(name)} Set name.", USAGE)
+    return name, definition
+
+
+def defined(place: RunDir) -> list[tuple[str, Path]]:
+    """All guests that can be started by name: what their daemon would be called, and by which file; where
+    that does not tell, it goes by the word that ``start`` takes."""
+    found = set[tuple[str, Path]]()
+    for word in place.definitions():
+        if (file := place.definition(word)) is not None:
+            try:
+                found.add((read(file)[0], file))
+            except Failure:
+                found.add((word, file))
+    return sorted(found)

@@ -8,6 +8,7 @@ import click
 
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.completion import guest_argument
+from xenpvd.ctl.definitions import defined
 from xenpvd.ctl.options import apart
 from xenpvd.ctl.output import duration, emit, json_option, size, table
 from xenpvd.ctl.rundir import NoGuest, RunDir
@@ -26,13 +27,14 @@ LIST_TIMEOUT = 2.0
 def list_(place: RunDir, all_: bool) -> None:
     """The guests of this host.
 
-    A dead one's daemon was killed; one that is off (see --all) has none.
+    A dead one's daemon was killed; one that is off (see --all) has none: FILE is what it would be started
+    from, whose name may be another one than its own.
     """
     names = place.names()
     guests = [_glance(place, name) for name in names]
     if all_:
-        off = (name for name in place.definitions() if name not in names)
-        guests += [{"name": name, "state": "off", "drives": []} for name in off]
+        off = ((name, file) for name, file in defined(place) if name not in names)
+        guests += [{"name": name, "state": "off", "drives": [], "file": str(file)} for name, file in off]
     rows = [
         (
             guest["name"],
@@ -41,10 +43,12 @@ def list_(place: RunDir, all_: bool) -> None:
             guest.get("memory_mib", "-"),
             duration(guest.get("uptime")),
             " ".join(guest["drives"]) or "-",
+            *((guest.get("file", "-"),) if all_ else ()),
         )
         for guest in guests
     ]
-    emit(guests, table(("NAME", "STATE", "VCPUS", "MEM", "UPTIME", "DRIVES"), rows))
+    head = ("NAME", "STATE", "VCPUS", "MEM", "UPTIME", "DRIVES", *(("FILE",) if all_ else ()))
+    emit(guests, table(head, rows))
     if unseen := place.unseen():
         click.echo(f"xenpvctl: {unseen}", err=True)
 
