@@ -59,9 +59,33 @@ def lock_is_free(path: Path) -> bool:
 
 async def test_what_is_told_of_one(held: Descriptors, path: Path) -> None:
     added = await held.add("root", os.open(path, os.O_RDWR))
-    assert (added.descriptor, added.changed) == (DescriptorInfo("root", "file", "rw", 1 << 20), True)
+    root = DescriptorInfo("root", "file", "rw", 1 << 20, path=str(path))
+    assert (added.descriptor, added.changed) == (root, True)
     held.inherit("mem", memory())
-    assert held.listing() == [added.descriptor, DescriptorInfo("mem", "file", "rw", 4096)]
+    assert held.listing() == [
+        added.descriptor,
+        DescriptorInfo("mem", "file", "rw", 4096, path="/memfd:disk (deleted)"),
+    ]
+
+
+async def test_where_one_lies_now(held: Descriptors, path: Path) -> None:
+    await held.add("root", os.open(path, os.O_RDWR))
+    moved = path.rename(path.with_name(os.fsdecode(b"\xff.img")))
+    (told,) = held.listing()
+    assert told.path == f"{path.parent}/\ufffd.img", "it goes into JSON"
+    moved.unlink()
+    (told,) = held.listing()
+    assert told.path == f"{path.parent}/\ufffd.img (deleted)"
+
+
+def test_without_proc_its_path_is_not_told(held: Descriptors, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.inherit("mem", memory())
+
+    def none(path: Path) -> NoReturn:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "readlink", none)
+    assert held.listing()[0].path is None
 
 
 async def test_the_same_file_again_changes_nothing(held: Descriptors, path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.opening import check_descriptor, is_writable
@@ -90,8 +91,13 @@ class Descriptors:
         return DescriptorAdded(new.info, changed=True)
 
     def listing(self) -> list[DescriptorInfo]:
+        """As they are now: files grow, and go elsewhere."""
         return [
-            replace(held.info, size=os.fstat(held.fd).st_size) if held.info.kind == "file" else held.info
+            replace(
+                held.info,
+                size=os.fstat(held.fd).st_size if held.info.kind == "file" else held.info.size,
+                path=_path(held.fd),
+            )
             for held in self._held.values()
         ]
 
@@ -141,4 +147,14 @@ def _look(name: str, fd: int) -> _Held:
     identity = (found.st_rdev,) if block else (found.st_dev, found.st_ino)
     size = os.lseek(fd, 0, os.SEEK_END) if block else found.st_size
     access = "rw" if is_writable(fd) else "ro"
-    return _Held(fd, identity, DescriptorInfo(name, "block" if block else "file", access, size))
+    info = DescriptorInfo(name, "block" if block else "file", access, size, path=_path(fd))
+    return _Held(fd, identity, info)
+
+
+def _path(fd: int) -> str | None:
+    """What the kernel calls it: it may lie where this process sees nothing. None without a /proc."""
+    try:
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
+    except OSError:
+        return None
+    return os.fsencode(path).decode(errors="replace")

@@ -316,7 +316,8 @@ class DriveAdded:
 @dataclass(frozen=True, slots=True)
 class DescriptorInfo:
     """A file or block device (``kind``) that the daemon was given open. ``access`` is how it was opened,
-    ``size`` a file's now, a device's when it came, ``drives`` which disks are on it."""
+    ``size`` a file's now, a device's when it came, ``drives`` which disks are on it. ``path`` is where the
+    kernel says that it lies now, behind which `` (deleted)`` may stand; null where that is not told."""
 
     name: str
     kind: str
@@ -324,6 +325,7 @@ class DescriptorInfo:
     size: int
     drives: tuple[str, ...] = ()
 
+    path: str | None = None
 
 @dataclass(frozen=True, slots=True)
 class DescriptorAdded:

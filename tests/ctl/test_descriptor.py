@@ -9,6 +9,7 @@ import pytest
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.fakes.service import FakeService
+from xenpvd.views import DescriptorInfo
 
 
 def test_add_list_remove(
@@ -21,9 +22,15 @@ def test_add_list_remove(
     assert xenpvctl("drive", "add", "web1", "xvdb", "fd:data").stdout == "xvdb connected in 41 ms\n"
     assert service.asked_for["xvdb"].target == "fd:data"
     assert xenpvctl("fd", "list", "web1").stdout.splitlines() == [
-        "FD    KIND  ACCESS  SIZE     DRIVES",
-        "data  file  rw      1.0 MiB  -",
+        "FD    KIND  ACCESS  SIZE     DRIVES  PATH",
+        f"data  file  rw      1.0 MiB  -       {tmp_path}/b.img",
     ]
+    service.descriptors["data"] = DescriptorInfo("data", "file", "rw", 0, ("xvda", "xvdb"), "/a\x1b[2J")
+    assert xenpvctl("fd", "list", "web1").stdout.splitlines()[1].endswith("  xvda xvdb  /a\\x1b[2J")
+    service.descriptors["data"] = DescriptorInfo(
+        "data", "file", "rw", 0
+    )  # without /proc, or an older daemon's
+    assert xenpvctl("fd", "list", "web1").stdout.splitlines()[1].endswith("  -       -")
     assert xenpvctl("fd", "remove", "web1", "data").stdout == "data removed\n"
     assert xenpvctl("fd", "remove", "web1", "data", "--missing-ok").stdout == "there was no data\n"
     assert xenpvctl.json("fd", "remove", "web1", "data", status=1)["error"]["data"]["reason"] == "NOT_FOUND"

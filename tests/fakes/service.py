@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tests.fakes.console import FakeConsole
@@ -415,7 +416,8 @@ class FakeService:
     async def fd_add(self, name: str, fd: int) -> DescriptorAdded:
         try:
             await self._pass("fd_add")
-            info = DescriptorInfo(name, "file", "rw", os.fstat(fd).st_size)
+            path = str(Path(f"/proc/self/fd/{fd}").readlink())
+            info = DescriptorInfo(name, "file", "rw", os.fstat(fd).st_size, path=path)
         finally:
             os.close(fd)
         changed = self.descriptors.setdefault(name, info) is info

@@ -8,7 +8,7 @@ import stat
 import click
 
 from xenpvd.ctl.completion import descriptors, guest_argument
-from xenpvd.ctl.output import Failure, Verbs, emit, json_option, size, table
+from xenpvd.ctl.output import Failure, Verbs, emit, json_option, plain, size, table
 from xenpvd.ctl.rundir import RunDir
 
 
@@ -22,14 +22,24 @@ def fd() -> None:
 @json_option
 @click.pass_obj
 def list_(place: RunDir, name: str) -> None:
-    """What the daemon was given, at its start and since; a disk's target is fd:FD."""
+    """What the daemon was given, at its start and since; a disk's target is fd:FD.
+
+    PATH is where it lies now, as the host's kernel knows it.
+    """
     with place.connect(name) as client:
         found = client.call("fd.list")
     rows = (
-        (each["name"], each["kind"], each["access"], size(each["size"]), " ".join(each["drives"]) or "-")
+        (
+            each["name"],
+            each["kind"],
+            each["access"],
+            size(each["size"]),
+            " ".join(each["drives"]) or "-",
+            plain(each.get("path") or "-"),
+        )
         for each in found
     )
-    emit(found, table(("FD", "KIND", "ACCESS", "SIZE", "DRIVES"), rows))
+    emit(found, table(("FD", "KIND", "ACCESS", "SIZE", "DRIVES", "PATH"), rows))
 
 
 @fd.command()

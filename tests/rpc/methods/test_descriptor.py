@@ -82,9 +82,14 @@ NONE = "VALIDATION: cannot take a descriptor: none came with this call. Send it 
 MANY = "VALIDATION: cannot take a descriptor: more than one came with this call"
 
 
-async def test_one_with_its_call(sender: Sender, peer: Peer, image: int, service: FakeService) -> None:
+async def test_one_with_its_call(
+    sender: Sender, peer: Peer, image: int, service: FakeService, tmp_path: Path
+) -> None:
     sender.call([image])
-    root = {"name": "root", "kind": "file", "access": "rw", "size": 4096, "drives": []}
+    root = {
+        "name": "root", "kind": "file", "access": "rw", "size": 4096, "drives": [],
+        "path": f"{tmp_path}/a.img",
+    }  # fmt: skip
     assert (await sender.reply())["result"] == {"descriptor": root, "changed": True}
     sender.call([image])
     assert (await sender.reply())["result"]["changed"] is False
