@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer, until
+from xenpvd.rpc.http import HttpServer
 from xenpvd.rpc.qmp.server import QmpServer
 from xenpvd.rpc.server import RpcServer
+from xenpvd.views import DescriptorInfo
 
 
 class Sender:
@@ -247,6 +250,41 @@ async def test_by_a_viewer(tmp_path: Path, image: int, service: FakeService) -> 
     sender.close()
     await peer.close()
     await server.stop()
+
+
+async def test_by_http_none_can_come(tmp_path: Path, image: int, service: FakeService) -> None:
+    """Though http.sock is a unix socket, too. What was sent along is closed; fd.remove works."""
+
+    def refused(reply: Any) -> None:
+        assert reply["error"]["code"] == 1008
+        assert reply["error"]["data"] == {
+            "reason": "UNSUPPORTED", "feature": "descriptors", "hint": "rpc.sock"
+        }  # fmt: skip
+        assert "none can come by HTTP or WebSocket. Send it at rpc.sock" in reply["error"]["message"]
+
+    path = tmp_path / "http.sock"
+    door = HttpServer(service, path)
+    await door.start()
+    reader, writer = await asyncio.open_unix_connection(path)
+    sock = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+    head = "POST /rpc HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(call())}\r\nConnection: close\r\n\r\n"
+    socket.send_fds(sock, [head.encode() + call()], [image])
+    refused(json.loads((await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")[2]))
+    sock.close()
+    writer.close()
+
+    service.descriptors["data"] = DescriptorInfo("data", "file", "rw", 0)
+    connector = aiohttp.UnixConnector(str(path))
+    async with aiohttp.ClientSession("http://localhost", connector=connector) as web:
+        async with web.ws_connect("/rpc") as ws:
+            assert (await ws.receive_json(timeout=5))["method"] == "daemon.hello"
+            await ws.send_str(call().decode())
+            refused(await ws.receive_json(timeout=5))
+            await ws.send_str(call("data", method="fd.remove").decode())
+            assert (await ws.receive_json(timeout=5))["result"] == {"removed": True}
+    assert service.descriptors == {} and open_of(image) == 1
+    await door.stop()
 
 
 @pytest.mark.parametrize("command", ["getfd", "add-fd"])

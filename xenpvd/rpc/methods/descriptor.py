@@ -18,7 +18,10 @@ async def fd_add(call: Call, params: models.DescriptorParams) -> DescriptorAdded
     """
     if call.rights is None:
         raise Unsupported(
-            "cannot take a descriptor: none can come this way. Send it at rpc.sock (xenpvctl fd add)."
+            "cannot take a descriptor: none can come by HTTP or WebSocket. Send it at rpc.sock (xenpvctl fd "
+            "add).",
+            feature="descriptors",
+            hint="rpc.sock",
         )
     return await call.service.fd_add(params.name, call.rights.take())
 
