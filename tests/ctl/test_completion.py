@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.shell_completion import CompletionItem, ShellComplete
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from tests.ctl.conftest import Daemon, Xenpvctl
 from tests.ctl.terminal import Session
@@ -22,8 +22,9 @@ from xenpvd import paths
 from xenpvd.ctl import completion
 from xenpvd.ctl.cli import cli
 from xenpvd.ctl.rundir import RunDir
+from xenpvd.jobs import Work
 from xenpvd.rpc.methods import METHODS
-from xenpvd.views import Phase
+from xenpvd.views import DescriptorInfo, Phase
 
 #: what a shell's user types, without a start file of their own
 SHELLS = {
@@ -90,6 +91,58 @@ def test_drives_consoles_and_viewers(run_dir: Path, daemon: Daemon, xenpvctl: Xe
     assert values(run_dir, "evtchn", "inject", "web1", "") == ["1", "2", "3"]
     viewer = daemon.do(lambda: daemon.service.consoles.attach("0", "ro", None, None, "me").number)
     assert values(run_dir, "kick", "web1", "") == [str(viewer)]
+
+
+def test_descriptors_as_targets(run_dir: Path, daemon: Daemon) -> None:
+    for name in ("data", "root"):
+        daemon.service.descriptors[name] = DescriptorInfo(name, "file", "rw", 0)
+    for verb in ("add", "swap"):
+        drive = ("drive", verb, "web1", "xvdb")
+        assert values(run_dir, *drive, "fd:") == ["fd:data", "fd:root"]
+        assert values(run_dir, *drive, "fd:d") == ["fd:data"]
+        items = [(item.type, item.value) for item in complete(run_dir, *drive, "fd")]
+        assert items == [("file", "fd"), ("plain", "fd:data"), ("plain", "fd:root")]
+        for word in ("", "f", "fd.img", "nbd:"):
+            assert [item.type for item in complete(run_dir, *drive, word)] == ["file"]
+    assert values(run_dir, "fd", "remove", "web1", "r") == ["root"]
+
+
+def test_jobs(run_dir: Path, daemon: Daemon) -> None:
+    def work() -> Work:
+        yield 1
+        return {}
+
+    for _ in range(12):
+        daemon.do(lambda: daemon.service.jobs.start("guest.dump", work(), 1, "bytes"))
+    for verb in ("wait", "cancel"):
+        assert values(run_dir, "job", verb, "web1", "1") == ["1", "10", "11", "12"]
+    (item,) = complete(run_dir, "job", "wait", "web1", "7")
+    assert item.help and item.help.startswith("guest.dump, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "args", "incomplete", "said"),
+    [
+        ("drive add web1 xvdb fd : da", "drive add web1 xvdb", "fd:da", "data"),
+        ("drive add web1 xvdb fd :", "drive add web1 xvdb", "fd:", "data"),
+        ("drive add web1 xvdb fd", "drive add web1 xvdb", "fd", "fd:data"),
+        ("drive add web1 xvdb fd:da", "drive add web1 xvdb", "fd:da", "fd:data"),  # no word ends there
+        ("drive add web1 xvdb nbd : //a", "drive add web1 xvdb", "nbd://a", None),
+        ("drive add web1 xvdb", "drive add web1", "xvdb", None),
+        ("start --wait console : login web1", "start --wait console:login", "web1", None),
+    ],
+)
+def test_words_with_a_colon_in_bash(
+    monkeypatch: pytest.MonkeyPatch, words: str, args: str, incomplete: str, said: str | None
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", f"xenpvctl {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    class_ = get_completion_class("bash")
+    assert class_ is not None
+    bash = class_(cli, {}, "xenpvctl", "_XENPVCTL_COMPLETE")
+    assert bash.get_completion_args() == (args.split(), incomplete)
+    if said is not None:
+        assert bash.format_completion(CompletionItem("fd:data")) == f"plain,{said}"
 
 
 def test_the_words_of_the_api(run_dir: Path, daemon: Daemon) -> None:
@@ -200,6 +253,7 @@ def installed(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_tab_in_the_shell(shell: str, installed: None, daemon: Daemon, xenpvctl: Xenpvctl) -> None:
     needs(shell)
     xenpvctl("drive", "add", "web1", "xvdb", "/srv/b.img")
+    daemon.service.descriptors["data"] = DescriptorInfo("data", "file", "rw", 0)
     command, setup = SHELLS[shell]
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -218,6 +272,9 @@ def test_tab_in_the_shell(shell: str, installed: None, daemon: Daemon, xenpvctl:
             ("drive resi\t", "ze "),
             ("status w\t", "eb1 "),
             ("drive flush web1 xvd\t", "b "),
+            ("drive swap web1 xvdb fd:d\t", "ata "),
+            ("drive swap web1 xvdb fd:\t", "data "),
+            ("drive swap web1 xvdb fd\t", ":data "),
             ("start --wait dev\t", "ices "),
             ("call web1 drive.resi\t", "ze "),
             ("log-level web1 war\t", "ning "),
@@ -245,5 +302,7 @@ def test_tab_in_fish(tmp_path: Path, installed: None, daemon: Daemon, xenpvctl: 
 
     assert "web1\n" in tab("xenpvctl status w")
     assert "xvdb\t/srv/b.img\n" in tab("xenpvctl drive flush web1 x")
+    daemon.service.descriptors["data"] = DescriptorInfo("data", "file", "rw", 0)
+    assert "fd:data\n" in tab("xenpvctl drive swap web1 xvdb fd:d")
     assert "drive.resize\tHave the guest see" in tab("xenpvctl call web1 drive.resi")
     assert "devices\n" in tab("xenpvctl start --wait dev")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
 from xenpvd import paths
 from xenpvd.ctl.client import NoAnswer, RpcFault
@@ -83,6 +83,42 @@ viewers = _things("console.viewers", "viewer", "console", "mode", "who")
 ports = _things("evtchn.list", "port", "type")
 methods = _things("rpc.discover", "name", "summary", of="methods")
 events = _things("rpc.discover", "name", "summary", of="x-events")
+
+
+def targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """An image's file; or fd:NAME of a descriptor that the daemon has, for who begins so: bash offers no
+    files beside other words."""
+    scheme, colon, begun = incomplete.partition(":")
+    if scheme + ":" != paths.BY_DESCRIPTOR:
+        return files(ctx, param, incomplete)
+    held = [
+        CompletionItem(paths.BY_DESCRIPTOR + item.value)  # older clicks confuse zsh by a ":" beside a help
+        for item in descriptors(ctx, param, begun)
+    ]
+    return held if colon else [*files(ctx, param, incomplete), *held]
+
+
+@add_completion_class
+class _Bash(BashComplete):
+    """To bash a ":" ends a word (COMP_WORDBREAKS): fd:NAME comes as three, and what is chosen takes the place
+    of what is behind the last ":" only."""
+
+    _kept = 0
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, last = super().get_completion_args()
+        words: list[str] = []
+        for word in (*args, last):
+            if words and (words[-1].endswith(":") or (word and not word.strip(":"))):
+                words[-1] += word
+            else:
+                words.append(word)
+        self._kept = len(words[-1]) - len(last if last.strip(":") else "")
+        return words[:-1], words[-1]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{item.type},{item.value[self._kept :]}"
+
 
 guest_argument = click.argument("name", shell_complete=guests)
 drive_argument = click.argument("vdev", shell_complete=drives)

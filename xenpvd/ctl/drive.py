@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from xenpvd.ctl.completion import drive_argument, guest_argument
+from xenpvd.ctl.completion import drive_argument, guest_argument, targets
 from xenpvd.ctl.guest import drive_line
 from xenpvd.ctl.options import apart, no_wait_option
 from xenpvd.ctl.output import Verbs, emit, json_option, size, table
@@ -72,7 +72,7 @@ def list_(place: RunDir, name: str) -> None:
 @drive.command()
 @guest_argument
 @click.argument("vdev")
-@click.argument("target", type=click.Path(), required=False)
+@click.argument("target", type=click.Path(), required=False, shell_complete=targets)
 @click.option("--ro", is_flag=True, help="Read-only.")
 @click.option("--cdrom", is_flag=True, help="A CD-ROM: read-only, and without TARGET empty.")
 @click.option(
@@ -198,7 +198,7 @@ def flush(place: RunDir, name: str, vdev: str) -> None:
 @drive.command()
 @guest_argument
 @drive_argument
-@click.argument("target", type=click.Path())
+@click.argument("target", type=click.Path(), shell_complete=targets)
 @json_option
 @click.pass_obj
 def swap(place: RunDir, name: str, vdev: str, target: str) -> None:
