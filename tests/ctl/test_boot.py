@@ -260,12 +260,12 @@ def test_check_prints_every_problem(xenpvctl: Xenpvctl, tmp_path: Path) -> None:
     """A fault of the file is status 2, as the daemon's would be; what the host has not is 1."""
     file = tmp_path / "web1.toml"
     file.write_text('memroy = 5\n[[disk]]\nvdev = "xvda"\ntarget = "/none"\naccess = "r"\n')
-    found = xenpvctl.json("check", str(file), status=2)["error"]["data"]["problems"]
+    found = xenpvctl.json("check", str(file), status=2)["error"]["data"]["errors"]
     assert {problem["loc"] for problem in found} == {"kernel", "memroy", "disk.0.access"}
     said = xenpvctl("check", str(file), status=2).stderr
     assert f"{file}: disk.0.access: " in said
     file.write_text(f'kernel = "{tmp_path}/none"\n[[disk]]\nvdev = "xvda"\ntarget = "/none"\n')
-    found = xenpvctl.json("check", str(file), status=1)["error"]["data"]["problems"]
+    found = xenpvctl.json("check", str(file), status=1)["error"]["data"]["errors"]
     assert {"kernel", "disk.0.target"} <= {problem["loc"] for problem in found}
     assert "cannot read" in xenpvctl("check", str(tmp_path / "missing.toml"), status=2).stderr
 

@@ -259,9 +259,9 @@ def check(place: RunDir, guest: str) -> None:
     except XenpvdError as fault:
         found, status = [("(file)", str(fault))], USAGE
     if found:
-        problems = [{"loc": loc, "msg": msg} for loc, msg in found]
+        errors = [{"loc": loc, "msg": msg} for loc, msg in found]
         said = "\n".join(f"{file}: {loc}: {msg}" for loc, msg in found)
-        raise Failure(said, status, code=INVALID_PARAMS, reason="VALIDATION", data={"problems": problems})
+        raise Failure(said, status, code=INVALID_PARAMS, reason="VALIDATION", data={"errors": errors})
     assert definition is not None
     disks = ", ".join(f"{disk.vdev} {disk.target}" for disk in definition.disk) or "no disks"
     vcpus = f"{definition.vcpus} vCPU{'s' if definition.vcpus > 1 else ''}"
