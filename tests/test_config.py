@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.pydantic_errors import possible
 from xenpvd.config import DiskConfig, GuestConfig, load, parse, words
-from xenpvd.errors import BadConfig, ImageError
+from xenpvd.errors import BadConfig
 
 MINIMAL = {"kernel": "/boot/vmlinuz"}
 
@@ -193,7 +193,7 @@ def test_a_file_that_is_none(tmp_path: Path, content: bytes, text: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"cannot read .*web1.toml: No such file or directory\. Check"):
+    with pytest.raises(BadConfig, match=r"cannot read .*web1.toml: No such file or directory\. Check"):
         load(tmp_path / "web1.toml")
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/null")):

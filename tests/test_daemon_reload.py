@@ -114,7 +114,9 @@ async def test_a_file_that_cannot_be_used_changes_nothing(
         assert "memory: " in caplog.text and "on_crash: " in caplog.text
     assert await peer.result("guest.config") == before
     file.unlink()
-    assert (await peer.fault("daemon.reload"))["data"]["reason"] == "IMAGE"
+    fault = await peer.fault("daemon.reload")
+    assert (fault["code"], fault["data"]["reason"]) == (-32602, "VALIDATION")
+    assert fault["message"] == f"cannot read {file}: No such file or directory. Check the path."
     written(file, definition, access={"viewer": ["group:no-such-group"]}, on_crash="destroy")
     assert (await peer.fault("daemon.reload"))["data"]["errors"][0]["loc"] == "access.viewer.0"
     written(file, definition, console={"log": "/proc/none/x"}, on_crash="destroy")

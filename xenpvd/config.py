@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from xenpvd import patterns
-from xenpvd.errors import BadConfig, ImageError
+from xenpvd.errors import BadConfig
 from xenpvd.paths import BY_DESCRIPTOR, DESCRIPTOR, NAME, REMOTE, anchor
 from xenpvd.views import NO_LIMITS, DriveLimits
 
@@ -405,14 +405,15 @@ def parse(data: dict[str, Any], source: str) -> GuestConfig:
 def load(path: Path) -> GuestConfig:
     """Read a guest's TOML file; the name defaults to the file's.
 
-    Raises :class:`ImageError` if it cannot be read, :class:`BadConfig` if it cannot be used.
+    Raises :class:`BadConfig` if it cannot be read or used.
     """
     try:
         if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
             raise BadConfig(f"cannot use {path}: it is not a regular file.", [("(file)", "no regular file")])
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
-        raise ImageError(f"cannot read {path}: {fault.strerror}. Check the path.", str(path)) from None
+        why = f"cannot read {path}: {fault.strerror}. Check the path."
+        raise BadConfig(why, [("(file)", f"cannot read it: {fault.strerror}")]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise BadConfig(f"cannot use {path}: no valid TOML: {fault}.", [("(file)", str(fault))]) from None
     data.setdefault("name", path.stem)

@@ -319,8 +319,8 @@ class Daemon:
     async def reload(self) -> Reloaded:
         """Read the definition's file anew, and open log files anew, as ``logrotate`` wants it.
 
-        Raises :class:`Unsupported` without such a file, what is wrong with it (:class:`BadConfig`,
-        :class:`ImageError`), and :class:`HostError` for a log that cannot be written; all is as before then.
+        Raises :class:`Unsupported` without such a file, what is wrong with it (:class:`BadConfig`),
+        and :class:`HostError` for a log that cannot be written; all is as before then.
         """
         self.guest.consoles.reopen_logs()
         file = self._file

@@ -243,7 +243,7 @@ def check(place: RunDir, guest: str) -> None:
     """
     from xenpvd import check as host
     from xenpvd import config
-    from xenpvd.errors import BadConfig, XenpvdError
+    from xenpvd.errors import BadConfig
 
     file = find(place, guest)
     if file is None:
@@ -256,8 +256,6 @@ def check(place: RunDir, guest: str) -> None:
         found, status = host.problems(definition), FAILED
     except BadConfig as fault:
         found, status = fault.problems, USAGE
-    except XenpvdError as fault:
-        found, status = [("(file)", str(fault))], USAGE
     if found:
         errors = [{"loc": loc, "msg": msg} for loc, msg in found]
         said = "\n".join(f"{file}: {loc}: {msg}" for loc, msg in found)
