@@ -39,30 +39,34 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
+def told(**found: list[str]) -> dict[str, list[str]]:
+    return {"applied": [], "next_start": [], "next_daemon": [], **found}
+
+
 async def test_reload_applies_what_may_change(
     tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
 ) -> None:
     file, log = tmp_path / "web1.toml", tmp_path / "console.log"
     halls.append(hall := Hall(tmp_path / "run", written(file, definition), file=file))
     peer = await hall.peer()
-    assert await peer.result("daemon.reload") == {"applied": [], "next_start": []}
+    assert await peer.result("daemon.reload") == told()
     disk = {**definition.model_dump(mode="json")["disk"][0], "limits": {"ops_per_second": 50}}
     changes: dict[str, Any] = {
         "memory": 256, "on_crash": "destroy", "metrics": {"labels": {"tenant": "blue"}},
         "console": {"log": str(log)}, "disk": [disk],
     }  # fmt: skip
     written(file, definition, **changes)
-    told = await peer.result("daemon.reload")
-    assert sorted(told["applied"]) == ["console.log", "disk.0.limits", "metrics.labels", "on_crash"]
-    assert told["next_start"] == ["memory"]
+    done = await peer.result("daemon.reload")
+    assert sorted(done["applied"]) == ["console.log", "disk.0.limits", "metrics.labels", "on_crash"]
+    assert (done["next_start"], done["next_daemon"]) == (["memory"], [])
     (event,) = hall.daemon.events.history(("daemon.reloaded",))[1:]
-    assert event.data == {"applied": tuple(told["applied"]), "next_start": ("memory",)}
+    assert event.data == {key: tuple(value) for key, value in done.items()}
     assert (await peer.result("drive.list"))[0]["limits"]["ops_per_second"] == 50
     assert (await peer.result("guest.stats"))["labels"] == {"tenant": "blue"}
     assert (await peer.result("guest.config"))["memory"] == 128, "as it runs"
     machines[0].guest_prints(b"hello\n")
     await peer.result("guest.wait", **{"for": "console:hello"})
-    assert await peer.result("daemon.reload") == {"applied": [], "next_start": ["memory"]}, "it still waits"
+    assert await peer.result("daemon.reload") == told(next_start=["memory"]), "it still waits"
     # the new policy counts for this life, the memory not even after a reboot
     await peer.result("guest.reset")
     assert machines[1].config.ram == 128 << 20
@@ -85,7 +89,7 @@ async def test_the_rest_counts_with_the_next_start(
     await peer.result("guest.wait", **{"for": "stopped"})
     await peer.result("guest.start")
     assert (machines[1].config.ram, machines[1].config.accel) == (256 << 20, "kvm")
-    assert await peer.result("daemon.reload") == {"applied": [], "next_start": []}
+    assert await peer.result("daemon.reload") == told()
 
 
 @pytest.mark.parametrize("how", ["rpc", "signal"])
@@ -104,9 +108,9 @@ async def test_a_file_that_cannot_be_used_changes_nothing(
     with pytest.raises(BadConfig):
         written(file, definition, memory=1, on_crash="sleep", metrics={"labels": {"new": "1"}})
     if how == "rpc":
-        told = await peer.fault("daemon.reload")
-        assert told["code"] == -32602
-        assert {each["loc"] for each in told["data"]["errors"]} == {"memory", "on_crash"}
+        fault = await peer.fault("daemon.reload")
+        assert fault["code"] == -32602
+        assert {each["loc"] for each in fault["data"]["errors"]} == {"memory", "on_crash"}
     else:
         os.kill(os.getpid(), signal.SIGHUP)
         while "SIGHUP: cannot use" not in caplog.text:
@@ -151,15 +155,17 @@ async def test_reload_by_signal(
     await peer.result("events.subscribe", names=["daemon.reloaded"])
     written(file, definition, on_reboot="destroy")
     os.kill(os.getpid(), signal.SIGHUP)
-    assert (await peer.receive())["params"]["data"] == {"applied": ["on_reboot"], "next_start": []}
+    assert (await peer.receive())["params"]["data"] == told(applied=["on_reboot"])
 
 
 async def test_no_file_to_reload(tmp_path: Path, halls: list[Hall], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     halls.append(hall := Hall(tmp_path / "run", None))
     peer = await hall.peer()
-    told = await peer.fault("daemon.reload")
-    assert (told["code"], told["data"]["feature"]) == (1008, "reload") and "--config FILE" in told["message"]
+    fault = await peer.fault("daemon.reload")
+    assert (fault["code"], fault["data"]["feature"]) == (1008, "reload") and "--config FILE" in fault[
+        "message"
+    ]
     os.kill(os.getpid(), signal.SIGHUP)
     while "log files are opened anew" not in caplog.text:
         await peer.result("daemon.ping")
@@ -177,8 +183,8 @@ async def test_a_guest_by_another_definition_keeps_that(
     other = definition.model_copy(update={"memory": 96, "on_crash": "preserve"})
     await peer.result("guest.start", config=other.model_dump(mode="json"))
     written(file, definition, on_poweroff="preserve", on_crash="destroy", memory=256)
-    told = await peer.result("daemon.reload")
-    assert told["applied"] == [] and sorted(told["next_start"]) == ["memory", "on_crash"]
+    done = await peer.result("daemon.reload")
+    assert done["applied"] == [] and sorted(done["next_start"]) == ["memory", "on_crash"]
     assert (await peer.result("guest.config"))["on_crash"] == "preserve"
 
 
@@ -199,10 +205,23 @@ async def test_roles_by_reload(
     assert (await peer.result("daemon.reload"))["applied"] == ["access.viewer", "access.operator"]
     assert access.role(ann) == "operator"
     written(file, definition)
-    assert await peer.result("daemon.reload") == {"applied": [], "next_start": ["access.operator"]}
+    assert await peer.result("daemon.reload") == told(next_daemon=["access.operator"])
+    assert await peer.result("daemon.reload") == told(next_daemon=["access.operator"]), "it still waits"
     assert access.role(ann) == "operator" and hall.socket.stat().st_mode & 0o777 == 0o666
     await peer.result("guest.reset")
     assert (await peer.result("guest.status"))["state"] == "running"
+
+
+async def test_another_name_is_a_new_daemons(
+    tmp_path: Path, definition: GuestConfig, machines: list[FakeMachine], halls: list[Hall]
+) -> None:
+    """Its folder and lock are called so."""
+    file = tmp_path / "web1.toml"
+    halls.append(hall := Hall(tmp_path / "run", written(file, definition), file=file))
+    peer = await hall.peer()
+    written(file, definition, name="other", memory=256)
+    assert await peer.result("daemon.reload") == told(next_start=["memory"], next_daemon=["name"])
+    assert (await peer.result("guest.status"))["name"] == definition.name
 
 
 async def test_two_at_once(
@@ -231,6 +250,6 @@ async def test_two_at_once(
     second.request("daemon.reload")
     await (await hall.peer()).result("daemon.ping")  # it has come, and waits
     go.set()
-    told = [(await peer.receive())["result"] for peer in (first, second)]
-    assert told == [{"applied": ["on_crash"], "next_start": []}] * 2
+    replies = [(await peer.receive())["result"] for peer in (first, second)]
+    assert replies == [told(applied=["on_crash"])] * 2
     assert hall.daemon.guest.config is not None and hall.daemon.guest.config.on_crash == "restart"

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -334,21 +335,24 @@ class Daemon:
             access = await in_thread(partial(Access, config.access))
             changes = await self.guest.redefine(before, config)
             self.config = config
-            told = Reloaded(*self._let_in(access, changes))
-        self.events.publish("daemon.reloaded", applied=told.applied, next_start=told.next_start)
-        applied, waiting = (", ".join(paths) or "nothing" for paths in (told.applied, told.next_start))
-        log.info("reloaded %s: applied %s; at the next start %s", file, applied, waiting)
+            told = self._let_in(access, changes)
+        self.events.publish("daemon.reloaded", **asdict(told))
+        words = [", ".join(paths) or "nothing" for paths in (told.applied, told.next_start, told.next_daemon)]
+        log.info("reloaded %s: applied %s; at the next start %s; with a new daemon %s", file, *words)
         return told
 
-    def _let_in(self, access: Access, changes: Changes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _let_in(self, access: Access, changes: Changes) -> Reloaded:
         """Roles for who connects from now on. Only a new daemon can have none any more: who is connected, or
-        about to be, would be taken for one whom the sockets' modes have let in, and may do everything."""
+        about to be, would be taken for one whom the sockets' modes have let in, and may do everything. And
+        only a new one can have another name."""
         applied, waiting, _ = changes
+        next_start = tuple(path for path in waiting if path != "name")
+        next_daemon = tuple(path for path in waiting if path == "name")
         paths = tuple(differences(self._access.config, access.config, "access."))
         if not paths:
-            return applied, waiting
+            return Reloaded(applied, next_start, next_daemon)
         if not access.restricted:
-            return applied, waiting + paths
+            return Reloaded(applied, next_start, next_daemon + paths)
         opened = not self._access.restricted
         self._access.become(access)
         if opened:
@@ -356,7 +360,7 @@ class Daemon:
             for name in ("rpc.sock", "console0.sock", "http.sock", "qmp.sock"):
                 with contextlib.suppress(OSError):
                     (self._directory / name).chmod(0o666)
-        return applied + paths, waiting
+        return Reloaded(applied + paths, next_start, next_daemon)
 
     def _on_hangup(self) -> None:
         self._telling.spawn(self._reload_on_signal(), "reload on SIGHUP")

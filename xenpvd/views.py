@@ -50,11 +50,12 @@ class DaemonInfo:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What of a definition that was read anew counts now, and what waits for the next start: TOML paths, as
-    ``console.log_max``."""
+    """What of a definition that was read anew counts now, what waits for the next start, and what only a new
+    daemon takes: TOML paths, as ``console.log_max``."""
 
     applied: tuple[str, ...]
     next_start: tuple[str, ...]
+    next_daemon: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,8 +325,8 @@ class DescriptorInfo:
     access: str
     size: int
     drives: tuple[str, ...] = ()
-
     path: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class DescriptorAdded:

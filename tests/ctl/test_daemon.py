@@ -34,9 +34,9 @@ def test_its_level(xenpvctl: Xenpvctl, service: FakeService) -> None:
 
 def test_reload(xenpvctl: Xenpvctl, service: FakeService) -> None:
     assert xenpvctl("reload", "web1").stdout == (
-        "applied: on_crash, console.log_max\nat the next start: memory\n"
+        "applied: on_crash, console.log_max\nat the next start: memory\nwith a new daemon: access.viewer\n"
     )
-    service.reloaded = Reloaded((), ())
+    service.reloaded = Reloaded((), (), ())
     assert xenpvctl("reload", "web1").stdout == "nothing has changed\n"
     service.faults["daemon_reload"] = BadConfig("cannot use web1.toml: memory: too small.", [("memory", "m")])
     assert "memory: too small" in xenpvctl("reload", "web1", status=2).stderr

@@ -98,7 +98,7 @@ class FakeService:
         self.gates: dict[str, Gate] = {}
         self.done: list[str] = []
         self.quitting = asyncio.Event()
-        self.reloaded = Reloaded(("on_crash", "console.log_max"), ("memory",))
+        self.reloaded = Reloaded(("on_crash", "console.log_max"), ("memory",), ("access.viewer",))
         self.lazy = False
         self.levels: dict[str, str] = {}
         self.log = [

@@ -42,7 +42,9 @@ def test_other_images_reload_and_dump(daemon: Daemon, definition: dict[str, Any]
     assert data.read_bytes().startswith(b"by descriptor\n")
 
     daemon.file.write_text(assets.toml(definition | {"on_poweroff": "preserve"}))
-    assert daemon.call("daemon.reload") == {"applied": ["on_poweroff"], "next_start": []}
+    assert daemon.call("daemon.reload") == {
+        "applied": ["on_poweroff"], "next_start": [], "next_daemon": []
+    }  # fmt: skip
 
     dump = daemon.ctl("dump", "web1", "--memory", "-o", str(tmp_path / "web1.tar.gz"))
     assert dump.returncode == 0, dump.stderr

@@ -26,11 +26,15 @@ def reload(place: RunDir, name: str) -> None:
     """Have a guest's daemon read its definition's file anew.
 
     What may change while the guest runs counts at once; the rest waits for its next start, for which a reboot
-    does not count. Log files are opened anew, too.
+    does not count, or for a new daemon. Log files are opened anew, too.
     """
     with place.connect(name) as client:
         done = client.call("daemon.reload")
-    rows = (("applied", done["applied"]), ("at the next start", done["next_start"]))
+    rows = (
+        ("applied", done["applied"]),
+        ("at the next start", done["next_start"]),
+        ("with a new daemon", done.get("next_daemon")),
+    )
     lines = [f"{label}: {', '.join(found)}" for label, found in rows if found]
     emit(done, lines or "nothing has changed")
 

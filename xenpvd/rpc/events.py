@@ -13,8 +13,9 @@ class Happening(NamedTuple):
 EVENTS = {
     "daemon.ready": Happening("The daemon serves its socket."),
     "daemon.reloaded": Happening(
-        "The definition's file was read anew: what of it counts now, and what waits for the next start.",
-        ("applied", "next_start"),
+        "The definition's file was read anew: what of it counts now, what waits for the next start, and what "
+        "only a new daemon takes.",
+        ("applied", "next_start", "next_daemon"),
     ),
     "daemon.stopping": Happening("The daemon ends."),
     "guest.state": Happening("The guest's state has changed.", ("from", "to", "reason")),

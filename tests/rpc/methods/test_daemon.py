@@ -16,7 +16,15 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("daemon.info", {}, {"name": "xenpvd", "api": API, "features": ["console"]}),
     ("daemon.ping", {}, {"seq": 0}),
     ("daemon.quit", {"guest": "shutdown"}, {"stopping": True}),
-    ("daemon.reload", {}, {"applied": ["on_crash", "console.log_max"], "next_start": ["memory"]}),
+    (
+        "daemon.reload",
+        {},
+        {
+            "applied": ["on_crash", "console.log_max"],
+            "next_start": ["memory"],
+            "next_daemon": ["access.viewer"],
+        },
+    ),
     ("log.set_level", {"level": "debug"}, {"logger": "", "level": "debug"}),
     ("log.set_level", {"level": "inherit", "logger": "xenpvd.rpc"}, {"level": "inherit"}),
     ("events.subscribe", {}, {"seq": 0, "replayed": 0, "lost": 0}),

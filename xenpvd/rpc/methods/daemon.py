@@ -51,8 +51,9 @@ async def daemon_quit(call: Call, params: models.QuitParams) -> results.Quitting
 async def daemon_reload(call: Call, params: models.NoParams) -> Reloaded:
     """Read the definition's file anew, and open log files anew.
 
-    What may change while the guest runs counts at once, the rest with its next start. A file that cannot be
-    used changes nothing. Who is connected keeps its role; [access] is for those who come.
+    What may change while the guest runs counts at once, the rest with its next start or with a new
+    daemon. A file that cannot be used changes nothing. Who is connected keeps its role; [access] is for those
+    who come.
     """
     return await call.service.daemon_reload()
 
