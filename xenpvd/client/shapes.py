@@ -111,6 +111,7 @@ class DescriptorInfo(TypedDict):
     access: str
     size: int
     drives: list[str]
+    path: str | None
 
 
 class DiskConfig(TypedDict):
@@ -466,6 +467,7 @@ class ReadyConfig(TypedDict):
 class Reloaded(TypedDict):
     applied: list[str]
     next_start: list[str]
+    next_daemon: list[str]
 
 
 class Removed(TypedDict):
