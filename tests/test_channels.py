@@ -167,10 +167,10 @@ class SlowLog:
         self.opening, self.go = asyncio.Event(), asyncio.Event()
         opened = LogFile.open
 
-        async def open_slowly(logfile: LogFile) -> None:
+        async def open_slowly(logfile: LogFile, before: LogFile | None = None) -> None:
             self.opening.set()
             await self.go.wait()
-            await opened(logfile)
+            await opened(logfile, before)
 
         monkeypatch.setattr(LogFile, "open", open_slowly)
 

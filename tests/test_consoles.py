@@ -12,6 +12,7 @@ import pytest
 from tests.fakes.console_frontend import ConsoleFrontend
 from xenpvd import consoles as module
 from xenpvd.backends.console.backend import INPUT_MAX
+from xenpvd.backends.console.logfile import LogFile
 from xenpvd.config import ConsoleConfig
 from xenpvd.consoles import Consoles
 from xenpvd.errors import Busy, HostError, LimitReached, NotFound, PermissionRefused
@@ -202,3 +203,50 @@ async def test_what_was_typed_when_another_took_the_keyboard_is_told(bench: Benc
         await writing
     assert INPUT_MAX < fault.value.data["written"] < 100_000
     await bench.consoles.main.disconnect()
+
+
+async def test_what_comes_while_the_log_is_written_is_not_forgotten(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, history = LogFile.settle, bench.consoles.main.history
+
+    async def settled(log: LogFile) -> None:
+        await settle(log)
+        history.append(b"meanwhile")
+
+    monkeypatch.setattr(LogFile, "settle", settled)
+    await bench.configure(log=str(tmp_path / "c.log"))
+    history.append(b"before ")
+    await bench.consoles.clear("0")
+    assert bench.consoles.read("0", 0, None, 1 << 20).data == b"meanwhile"
+    await bench.configure()
+    assert (tmp_path / "c.log").read_bytes() == b"before meanwhile"
+
+
+async def test_a_log_that_moves_misses_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest prints on while its definition is read anew."""
+    close, history = LogFile.close, bench.consoles.main.history
+
+    async def closed(log: LogFile) -> None:
+        await close(log)
+        history.append(b"between ")
+
+    await bench.configure(log=str(tmp_path / "1"))
+    history.append(b"one ")
+    with monkeypatch.context() as patch:
+        patch.setattr(LogFile, "close", closed)
+        await bench.configure(log=str(tmp_path / "2"))
+    history.append(b"two")
+    await bench.configure()
+    assert [(tmp_path / name).read_bytes() for name in "12"] == [b"one ", b"between two"]
+
+
+async def test_where_no_other_log_can_be_made_the_old_one_goes_on(bench: Bench, tmp_path: Path) -> None:
+    await bench.configure(log=str(tmp_path / "log"))
+    with pytest.raises(HostError):
+        await bench.configure(log=str(tmp_path))
+    bench.consoles.main.history.append(b"on")
+    await bench.configure()
+    assert (tmp_path / "log").read_bytes() == b"on"

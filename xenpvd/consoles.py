@@ -80,12 +80,15 @@ class Consoles:
                 self._watching.spawn(self._watch(pattern), f"console pattern {pattern}")
             self._watched = config.match
 
-    async def open_log(self, console: Console, path: str | None) -> LogFile | None:
-        """For one that is to be :meth:`put`. Raises :class:`HostError` if it cannot be written."""
+    async def open_log(
+        self, console: Console, path: str | None, before: LogFile | None = None
+    ) -> LogFile | None:
+        """For one that is to be :meth:`put`; in place of ``before``. Raises :class:`HostError` if it cannot
+        be written."""
         if (terms := self._terms(path)) is None:
             return None
         logfile = LogFile(console.history, console.name, terms, self._publish, time.time)
-        await logfile.open()
+        await logfile.open(before)
         return logfile
 
     def put(self, console: Console, logfile: LogFile | None = None) -> None:
@@ -107,13 +110,13 @@ class Consoles:
 
     async def _log(self, name: str, path: str | None) -> None:
         before = self._logs.get(name)
-        if before is not None:
-            if before.terms == self._terms(path):
-                return
-            await self._logs.pop(name).close()
-        logfile = await self.open_log(self._all[name], path)
+        if before is not None and before.terms == self._terms(path):
+            return
+        logfile = await self.open_log(self._all[name], path, before)
         if logfile is not None:
             self._logs[name] = logfile
+        elif before is not None:
+            await self._logs.pop(name).close()
 
     def _terms(self, path: str | None) -> LogTerms | None:
         if path is None:
@@ -190,9 +193,10 @@ class Consoles:
         """Forget what is kept; offsets go on. A log file gets it first, if it can be written. Raises
         :class:`NotFound`."""
         history = self.get(name).history
+        end = history.end  # what comes meanwhile is none of it, and may not be in the log yet
         if (logfile := self._logs.get(name)) is not None:
             await logfile.settle()
-        history.clear()
+        history.clear(end)
 
     def viewers(self) -> list[ConsoleViewerInfo]:
         return [viewer.info() for console in self._all.values() for viewer in console.viewers]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenpvd.backends.console import history as history_module
-from xenpvd.backends.console.history import History
+from xenpvd.backends.console.history import BLOCK, History
 from xenpvd.tasks import Tasks
 
 
@@ -148,3 +148,15 @@ async def test_find_does_not_look_twice_at_the_same_bytes(monkeypatch: pytest.Mo
         history.append(bytes([byte]))
         await waits(find)
     assert await find and sum(looked) <= 6 * 6
+
+
+@pytest.mark.parametrize("before", [0, 3, 10, BLOCK, BLOCK + 5, BLOCK + 10])
+def test_what_comes_before_an_offset_is_forgotten(before: int) -> None:
+    history = History(1 << 20)
+    data = bytes(range(256)) * (BLOCK // 256) + b"0123456789"
+    for piece in (data[:BLOCK], data[BLOCK:]):
+        history.append(piece)
+    history.clear(before)
+    assert (history.start, history.end) == (before, len(data))
+    history.append(b"more")
+    assert history.read(0, 1 << 20) == (before, data[before:] + b"more")

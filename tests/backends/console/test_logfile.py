@@ -28,12 +28,12 @@ class Bench:
         self.told: list[dict[str, Any]] = []
         self.log: LogFile | None = None
 
-    async def begin(self, **terms: Any) -> LogFile:
+    async def begin(self, before: LogFile | None = None, **terms: Any) -> LogFile:
         whole = LogTerms(
             **({"path": self.path, "size": 1 << 20, "keep": 2, "timestamps": False, "safe": False} | terms)
         )
         self.log = LogFile(self.history, "0", whole, lambda name, **data: self.told.append(data), lambda: NOW)
-        await self.log.open()
+        await self.log.open(before)
         return self.log
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -301,3 +301,24 @@ async def test_one_that_was_emptied_begins_anew(bench: Bench) -> None:
     bench.history.append(b"y" * 1000)
     await bench.has(b"y" * 1000)
     assert [path.name for path in bench.path.parent.iterdir()] == ["console.log"]
+
+
+async def test_the_next_one_has_what_could_not_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is full, and the log moves to another one."""
+    monkeypatch.setattr(logfile, "GRACE", 0.05)
+    full = await bench.begin()
+    write, fd = os.write, full._fd
+
+    def broken(to: int, data: bytes) -> int:
+        if to == fd:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(to, data)
+
+    monkeypatch.setattr(logfile.os, "write", broken)
+    bench.history.append(b"one ")
+    await bench.until(lambda: bool(bench.told))
+    bench.history.append(b"two")
+    await bench.begin(path=bench.path.with_name("elsewhere"), before=full)
+    await bench.has(b"one two", bench.path.with_name("elsewhere"))

@@ -64,10 +64,12 @@ class History:
         """The offset from which on all is kept that was recorded since that time."""
         return max(self.start, self._timeline.offset(since, self._end))
 
-    def clear(self) -> None:
-        """Forget what is kept; offsets go on. A viewer that had not read it is too slow."""
-        self._blocks.clear()
-        self._offsets.clear()
+    def clear(self, before: int | None = None) -> None:
+        """Forget what is kept, or of that what comes before an offset; offsets go on. A viewer that had not
+        read it is too slow."""
+        start, kept = (self._end, b"") if before is None else self.read(before, self._end - before)
+        self._blocks = [bytearray(kept)] if kept else []
+        self._offsets = [start] if kept else []
 
     def tail(self, length: int) -> bytes:
         return self.read(self._end - length, length)[1]

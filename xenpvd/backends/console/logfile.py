@@ -63,6 +63,7 @@ class LogFile:
         self._now = now
         self._tasks = Tasks()
         self._offset = history.end
+        self._piece = history.end  # where what is in _rest begins
         self._safe = SafeText()
         self._rest = b""
         self._line_begins = True
@@ -76,8 +77,9 @@ class LogFile:
         self._unrotated: str | None = None  # why it grows beyond its size, if it must
         self._settled = asyncio.Event()
 
-    async def open(self) -> None:
-        """Begin. Raises :class:`HostError`."""
+    async def open(self, before: LogFile | None = None) -> None:
+        """Begin, in place of ``before`` with what that has not written. Raises :class:`HostError`; ``before``
+        goes on then."""
         try:
             self._follow_on(await in_thread(partial(_opened, self.terms.path), os.close))
         except OSError as fault:
@@ -87,6 +89,9 @@ class LogFile:
                 fault.errno or 0,
                 str(self.terms.path),
             ) from None
+        if before is not None:
+            await before.close()
+            self._offset = before._piece if before._rest else before._offset
         self._following = self._tasks.spawn(self._follow(), f"console {self._name} log")
 
     async def settle(self) -> None:
@@ -148,7 +153,7 @@ class LogFile:
             self.lost += lost
             self._rest = b"\n[%d bytes are missing]\n" % lost
             self._line_begins = True
-        self._offset = start + len(data)
+        self._piece, self._offset = start, start + len(data)
         self._rest += self._formatted(data)
         return bool(self._rest)
 
