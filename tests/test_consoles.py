@@ -250,3 +250,15 @@ async def test_where_no_other_log_can_be_made_the_old_one_goes_on(bench: Bench, 
     bench.consoles.main.history.append(b"on")
     await bench.configure()
     assert (tmp_path / "log").read_bytes() == b"on"
+
+
+@pytest.mark.parametrize("end", ["the daemon's", "the pattern's"])
+async def test_the_last_match_is_told_before_its_pause_is_over(bench: Bench, end: str) -> None:
+    await bench.configure(match=["panic"])
+    await bench.settle()
+    bench.consoles.main.history.append(b"panic 1\npanic 2\npanic 3\n")
+    await bench.settle()
+    assert len(bench.told("console.match")) == 1
+    await (bench.configure() if end == "the pattern's" else bench.consoles.close())
+    first, last = bench.told("console.match")
+    assert (first["start"], last["start"], last["skipped"]) == (0, 16, 1)

@@ -261,23 +261,27 @@ class Consoles:
         history, pattern, clock = self.main.history, compile(regex), asyncio.get_running_loop().time
         since, again, skipped = history.end, clock(), 0
         last: ConsoleMatch | None = None  # that no event told yet
-        while True:
-            try:
-                async with asyncio.timeout_at(again if last is not None else None):
-                    found = await self._searcher.find(history, pattern, since)
-            except TimeoutError:
-                skipped -= 1
-            else:
-                if found is None:
-                    return
-                since, last = max(found.end, found.start + 1), found
-                if clock() < again:
-                    skipped += 1
-                    await asyncio.sleep(0)  # there may be very many
-                    continue
-            assert last is not None
-            self._publish("console.match", skipped=skipped, **_event(last, regex))
-            again, skipped, last = clock() + MATCH_PAUSE, 0, None
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout_at(again if last is not None else None):
+                        found = await self._searcher.find(history, pattern, since)
+                except TimeoutError:
+                    skipped -= 1
+                else:
+                    if found is None:
+                        return
+                    since, last = max(found.end, found.start + 1), found
+                    if clock() < again:
+                        skipped += 1
+                        await asyncio.sleep(0)  # there may be very many
+                        continue
+                assert last is not None
+                self._publish("console.match", skipped=skipped, **_event(last, regex))
+                again, skipped, last = clock() + MATCH_PAUSE, 0, None
+        finally:
+            if last is not None:  # the pause is longer than the daemon lives, or the pattern is watched for
+                self._publish("console.match", skipped=skipped - 1, **_event(last, regex))
 
     async def close(self) -> None:
         """The daemon ends: every viewer is told, and the logs are written to their ends."""
