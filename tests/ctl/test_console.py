@@ -19,7 +19,18 @@ import pytest
 
 from tests.ctl.conftest import Daemon
 from tests.ctl.terminal import MAIN, PYTHON, Terminal, late_signal
-from xenpvd.ctl.console import QUIET, TICK, TYPED_MAX, End, _Carry, ended_by_signals, parse_escape, spell
+from xenpvd.ctl import console as terminal_module
+from xenpvd.ctl.console import (
+    LINGER,
+    QUIET,
+    TICK,
+    TYPED_MAX,
+    End,
+    _Carry,
+    ended_by_signals,
+    parse_escape,
+    spell,
+)
 
 
 @pytest.fixture
@@ -307,3 +318,35 @@ def test_a_signal_just_before_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         typist.ours.setblocking(False)
         _Carry(typist.ours, typist.stdin, 1, None, False, True).run(b"", None, lambda: False)
+
+
+def test_who_was_typed_to_for_long_is_still_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that takes a long file slowly answers its end."""
+    clock = [0.0]
+    monkeypatch.setattr(terminal_module.time, "monotonic", lambda: clock[0])
+    with typing(b"x" * TYPED_MAX) as typist:
+        reading, writing = os.pipe()
+        carry = _Carry(typist.ours, typist.stdin, writing, None, True, True)
+        end, took = carry._end, 0
+
+        def ended(why: End) -> None:
+            end(why)
+            clock[0] += LINGER + 1  # until it has taken the rest
+            taking.start()
+
+        def take() -> None:
+            nonlocal took
+            while took < TYPED_MAX:
+                took += len(typist.guest.recv(65536))
+            typist.guest.sendall(b"done")
+            while not os.read(reading, 4096).endswith(b"done"):
+                pass
+            clock[0] += LINGER + 1
+
+        taking = threading.Thread(target=take)
+        monkeypatch.setattr(carry, "_end", ended)
+        assert carry.run(b"", None, lambda: False) is End.INPUT
+        os.close(writing)
+        taking.join(10)
+        assert took == TYPED_MAX and not taking.is_alive(), "its answer was heard"
+        os.close(reading)

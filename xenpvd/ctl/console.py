@@ -179,6 +179,7 @@ class _Carry:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             del self._typed[: self._sock.send(self._typed)]
             self._quiet_at = time.monotonic() + QUIET
+            self._ends_at = time.monotonic() + LINGER
         if not self._typed:
             self._dropping = False
 
