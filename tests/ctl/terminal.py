@@ -90,3 +90,12 @@ def late_signal() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def at_once(process: subprocess.Popen[Any], *signals: signal.Signals) -> None:
+    """It finds them all when it looks for one."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    for signum in signals:
+        process.send_signal(signum)
+    process.send_signal(signal.SIGCONT)

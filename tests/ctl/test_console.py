@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.ctl.conftest import Daemon
-from tests.ctl.terminal import MAIN, PYTHON, Terminal, late_signal
+from tests.ctl.terminal import MAIN, PYTHON, Terminal, at_once, late_signal
 from xenpvd.ctl import console as terminal_module
 from xenpvd.ctl.console import (
     LINGER,
@@ -31,6 +31,9 @@ from xenpvd.ctl.console import (
     parse_escape,
     spell,
 )
+
+#: what a terminal's first process has, and is hung up with it
+LEADER = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
 
 
 @pytest.fixture
@@ -350,3 +353,27 @@ def test_who_was_typed_to_for_long_is_still_listened_to(monkeypatch: pytest.Monk
         taking.join(10)
         assert took == TYPED_MAX and not taking.is_alive(), "its answer was heard"
         os.close(reading)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_two_signals_at_once_leave_the_terminal_as_it_was(terminal: Terminal, second: signal.Signals) -> None:
+    with terminal("console", "web1") as session:
+        session.expect("login: ")
+        at_once(session.process, signal.SIGHUP, second)
+        assert session.end() == 128 + signal.SIGHUP
+
+
+def test_a_terminal_that_goes_away_ends_it_without_a_word(run_dir: Path, daemon: Daemon) -> None:
+    """The kernel sends SIGHUP, and SIGCONT behind it."""
+    master, slave = os.openpty()
+    command = [PYTHON, "-c", LEADER + MAIN, sys.executable, "--run-dir", str(run_dir), "console", "web1"]
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        os.close(slave)
+        assert process.stderr is not None and process.stderr.readline().startswith(b"connected to")
+        daemon.do(lambda: daemon.service.console.print(b"login: "))
+        while b"login: " not in os.read(master, 4096):
+            pass
+        os.close(master)
+        assert (process.stderr.read(), process.wait()) == (b"", 128 + signal.SIGHUP)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.ctl.conftest import Daemon
-from tests.ctl.terminal import MAIN, PYTHON
+from tests.ctl.terminal import MAIN, PYTHON, at_once
 from tests.rpc.conftest import until
 from xenpvd.ctl import pty
 
@@ -216,3 +216,9 @@ def test_it_ends_with_the_daemon_though_nobody_looks(served: Served, daemon: Dae
     daemon.end()
     assert served.end() == (0, "web1 is gone\n")
     assert not link.is_symlink()
+
+
+def test_two_signals_at_once_leave_no_link(served: Served, link: Path) -> None:
+    """As ^C, and the end of whoever has begun it."""
+    at_once(served.process, signal.SIGINT, signal.SIGTERM)
+    assert served.end() == (130, "") and not link.is_symlink()

@@ -202,12 +202,16 @@ def _write_all(stdout: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Signals that would kill this process at once raise SystemExit instead: ``finally`` has its turn. One
-    that is ignored (``nohup``) stays so."""
+def ended_by_signals(again: bool = False) -> Iterator[None]:
+    """Signals that would kill this process at once raise SystemExit instead: ``finally`` has its turn, which
+    a second one does not end, unless it may do so ``again``. One that is ignored (``nohup``) stays so."""
+    ending = False
 
     def ended(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
+        nonlocal ending
+        if again or not ending:
+            ending = True
+            raise SystemExit(128 + signum)
 
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
     with contextlib.ExitStack() as before:
@@ -234,11 +238,16 @@ def raw(terminal: int) -> Iterator[None]:
     def make_raw(*_: object) -> None:
         tty.setraw(terminal, termios.TCSADRAIN)
 
-    # who was stopped finds the terminal as the shell likes it
-    with ended_by_signals(), _handled(signal.SIGCONT, make_raw):
-        try:
+    def continued(*_: object) -> None:
+        with contextlib.suppress(termios.error):  # it has gone: the kernel continues whom it tells so
             make_raw()
-            yield
+
+    with ended_by_signals():
+        try:
+            # who was stopped finds the terminal as the shell likes it
+            with _handled(signal.SIGCONT, continued):
+                make_raw()
+                yield
         finally:
             with contextlib.suppress(termios.error):  # it has gone
                 termios.tcsetattr(terminal, termios.TCSADRAIN, before)

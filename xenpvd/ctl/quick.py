@@ -75,7 +75,7 @@ def run(place: RunDir, wanted: Wanted) -> int:
     with tempfile.TemporaryDirectory(
         prefix="xenpvd-run-", dir=os.environ.get("TMPDIR", "/var/tmp")
     ) as scratch:
-        with ended_by_signals():
+        with ended_by_signals(again=True):  # a second ^C hurries a guest's shutdown
             if wanted.drop_changes:
                 disks = [_copy(disk, Path(scratch)) for disk in disks]
             config = Path(scratch) / f"{name}.toml"
