@@ -294,3 +294,37 @@ async def test_who_leaves_amid_a_paste_that_the_guest_does_not_take(web: Web, se
     ws._conn.transport.abort()
     await ws.close()
     await until(lambda: service.console.writer is None)
+
+
+async def test_a_boot_that_is_told_of_while_its_bytes_are_sent() -> None:
+    """Events have a connection of their own: they may come while a slow client takes the bytes."""
+    sent: list[Any] = []
+
+    class Slow:
+        async def send_json(self, note: dict[str, Any]) -> None:
+            sent.append(note)
+
+        async def send_bytes(self, data: bytes) -> None:
+            sent.append(data)
+            if len(sent) == 1:
+                await seat._tell("console.opened", {"console": "0", "offset": 5, "boot": 2})
+
+    nothing: Any = None
+    slow: Any = Slow()
+    seat = console._Seat(nothing, "web1", "0", nothing, slow)
+    seat._rest = b"first" + b"second"
+    await seat._show()
+    assert sent == [b"firstsecond", {"type": "opened", "offset": 5, "boot": 2}]
+
+
+async def test_a_viewer_types_nothing_whoever_gives_it_the_keyboard(
+    web: Web, host: Host, service: FakeService
+) -> None:
+    await host.stop("web1")
+    service = await host.start("web1", looking="admin")
+    async with web.ws_connect(f"{CONSOLE}/0", headers=bearer("viewer")) as ws:
+        service.consoles.steal((await note(ws))["viewer"])
+        assert await note(ws) == {"type": "role", "role": "rw"}
+        await ws.send_bytes(b"rm -rf /\r")
+        assert "read-only" in (await note(ws))["why"]
+    assert service.console.typed == b""

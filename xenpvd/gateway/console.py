@@ -120,6 +120,11 @@ class _Seat:
             await self._tasks.cancel()
             log.info("%s has left", who)
 
+    @property
+    def _types(self) -> bool:
+        """It has the keyboard; whoever gave it that, the role comes first."""
+        return self._role == "rw" and covers(self._caller.role, TYPIST)
+
     def _check_typist(self) -> None:
         if not covers(self._caller.role, TYPIST):
             why = f"cannot have the keyboard: you are {self._caller.role} here, and that takes {TYPIST}."
@@ -171,8 +176,8 @@ class _Seat:
             next_boot = min((mark for mark in self._marks if mark > self._offset), default=1 << 63)
             length = min(len(self._rest), next_boot - self._offset)
             piece, self._rest = self._rest[:length], self._rest[length:]
+            self._offset += length  # first: a boot that is told of meanwhile may begin amid them
             await self._ws.send_bytes(piece)
-            self._offset += length
 
     async def _serve_events(self, events: Wire) -> None:
         with contextlib.suppress(ConnectionLost):
@@ -204,7 +209,7 @@ class _Seat:
     async def _serve_input(self) -> None:
         """Always reads on, or nobody would hear that it has left, nor see that it is still there."""
         async for message in self._ws:
-            if message.type is WSMsgType.BINARY and self._role == "rw":
+            if message.type is WSMsgType.BINARY and self._types:
                 try:
                     self._typed.put_nowait(message.data)
                 except asyncio.QueueFull:
