@@ -222,3 +222,21 @@ def test_two_signals_at_once_leave_no_link(served: Served, link: Path) -> None:
     """As ^C, and the end of whoever has begun it."""
     at_once(served.process, signal.SIGINT, signal.SIGTERM)
     assert served.end() == (130, "") and not link.is_symlink()
+
+
+def test_a_closed_one_is_over_as_soon_as_its_keys_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the daemon leaves the connection open: who ends its sending side may look on."""
+    monkeypatch.setattr(pty, "GRACE", 60)
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    ours, theirs = socket.socketpair()
+    opening = threading.Thread(target=pty._Opening(master, lambda: (ours, b"")).serve)
+    opening.start()
+    os.write(slave, b"reboot\r")
+    os.close(slave)
+    with theirs, theirs.makefile("rb") as taken:
+        assert taken.read() == b"reboot\r"
+        opening.join(20)
+        assert not opening.is_alive()
+    os.close(master)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -21,6 +22,8 @@ LOOK = 0.1
 SHOWN_MAX = 1 << 20
 #: Seconds that the daemon has to take what was typed before a close
 GRACE = 2.0
+#: Seconds between two looks whether it has
+GLANCE = 0.01
 
 #: A console's connection, and what came on it already
 Attach = Callable[[], tuple[socket.socket, bytes]]
@@ -95,14 +98,17 @@ class _Opening:
                     return True
 
     def _hand_in(self, sock: socket.socket) -> None:
-        """The last keys. A socket that is closed with bytes unread takes along what it has sent."""
+        """The last keys. A socket that is closed with bytes unread takes along what it has sent: so until the
+        daemon has read them, and no longer, as somebody may have opened the terminal anew."""
         sock.settimeout(GRACE)
         with contextlib.suppress(OSError):
             sock.sendall(self._typed)
             sock.shutdown(socket.SHUT_WR)
-            until = time.monotonic() + GRACE
-            while time.monotonic() < until and sock.recv(65536):
-                pass
+            until, more = time.monotonic() + GRACE, True
+            sock.settimeout(GLANCE)
+            while more and _is_unread(sock) and time.monotonic() < until:
+                with contextlib.suppress(TimeoutError):
+                    more = bool(sock.recv(65536))
 
     def _events(self, reads: bool, out: bytearray) -> int:
         return (select.POLLIN if reads else 0) | (select.POLLOUT if out else 0)
@@ -140,6 +146,11 @@ class _Opening:
         except OSError:  # EIO
             return False
         return True
+
+
+def _is_unread(sock: socket.socket) -> bool:
+    """Its peer has not read all that was sent."""
+    return any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
 
 
 def _point(link: Path, path: str) -> None:
