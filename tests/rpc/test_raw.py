@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,18 +13,19 @@ import pytest
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import until
 from xenpvd.access import Role
+from xenpvd.rpc import console
 from xenpvd.rpc.raw import ConsoleSocket
 
 
 @pytest.fixture
 async def door(service: FakeService, tmp_path: Path) -> AsyncIterator[Path]:
     path = tmp_path / "console0.sock"
-    socket = ConsoleSocket(service.consoles, path, "0")
-    await socket.start()
+    server = ConsoleSocket(service.consoles, path, "0")
+    await server.start()
     yield path
-    await socket.stop()
+    await server.stop()
     assert not path.exists()
-    await socket.stop()
+    await server.stop()
 
 
 async def test_replay_then_live_both_ways(door: Path, service: FakeService) -> None:
@@ -56,14 +59,14 @@ async def test_the_second_one_looks_on_until_the_first_has_left(door: Path, serv
 
 async def test_who_only_listens_hears_the_last_words(service: FakeService, tmp_path: Path) -> None:
     """``socat -u``, and the daemon's end."""
-    socket = ConsoleSocket(service.consoles, tmp_path / "s", "0")
-    await socket.start()
+    server = ConsoleSocket(service.consoles, tmp_path / "s", "0")
+    await server.start()
     reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
     writer.write_eof()
     await until(lambda: len(service.console.viewers) == 1)
     service.console.print(b"reboot: Power down")
     service.console.close()
-    await socket.stop()
+    await server.stop()
     assert await reader.read() == b"reboot: Power down"
     writer.close()
 
@@ -112,3 +115,23 @@ async def test_what_was_typed_before_a_close_is_typed(door: Path, service: FakeS
         writer.close()
         await service.console.wait_typed(b"%d," % number)
         await until(lambda: not service.console.viewers)
+
+
+async def test_who_leaves_while_the_guest_prints(
+    door: Path, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last keys are typed, and the keyboard is free at once, though there is something left to read."""
+    monkeypatch.setattr(console, "GRACE", 60)
+    for number in range(5):
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(door))
+        await until(lambda: service.console.writer is not None)
+        service.console.print(b"login: ")
+        await until(lambda: bool(select.select([client], [], [], 0)[0]))  # noqa: B023
+        for _ in range(5):
+            await asyncio.sleep(0)
+        client.sendall(b"%d" % number)
+        service.console.print(b"more")
+        client.close()
+        await until(lambda: not service.console.viewers)
+    assert service.console.typed == b"01234"

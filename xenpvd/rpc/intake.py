@@ -44,6 +44,13 @@ class Intake:
         taken, self.rights = self.rights, Rights()
         return taken
 
+    def hang_up(self) -> None:
+        """The peer has closed both directions: what has come can be read, to its end, without waiting. uvloop
+        does not tell who waits, if the peer has left something unread."""
+        if self._watched:
+            self._readable()
+            self._unwatch()
+
     def close(self) -> None:
         """Nobody reads any more. Idempotent."""
         self._unwatch()

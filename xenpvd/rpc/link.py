@@ -42,6 +42,7 @@ class Link:
 
         def hung_up() -> None:
             self.gone.set()
+            self.reader.hang_up()
             left()
 
         hangup = Hangup(self._socket, hung_up)

@@ -3,95 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import socket
 from pathlib import Path
+from typing import Any
 
 from xenpvd.access import Role, RoleOf, everything
-from xenpvd.errors import HostError, XenpvdError
+from xenpvd.errors import XenpvdError
 from xenpvd.rpc.console import attach_as_can, converse
-from xenpvd.rpc.link import GRACE, Hangup
+from xenpvd.rpc.link import Link
+from xenpvd.rpc.server import SocketServer
 from xenpvd.rpc.service import Consoles
-from xenpvd.rpc.session import places
-from xenpvd.sockets import credentials, listen
 from xenpvd.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 
-class ConsoleSocket:
+class ConsoleSocket(SocketServer):
     """Serves console ``name`` at ``path``: all that is kept, then what comes. The first client that may has
     the keyboard, as long as nobody takes it; the others look on."""
 
     def __init__(
         self, consoles: Consoles, path: Path, name: str, role_of: RoleOf = everything, mode: int = 0o660
     ) -> None:
+        super().__init__(path, role_of, mode)
         self._consoles = consoles
-        self._path = path
         self._name = name
-        self._role_of = role_of
-        self._mode = mode
+
+    def _client(self, role: Role, sock: socket.socket) -> _Client:
+        return _Client(self._consoles, self._name, self._path.name, role, sock)
+
+    def _refusal(self, fault: XenpvdError) -> bytes:
+        log.info("%s: %s", self._path.name, fault)
+        return b""  # these would be the guest's words
+
+
+class _Client:
+    """Its socket is no transport of asyncio's: that forgets what has come as soon as nothing can be sent, and
+    that is the last keys of one who leaves while the guest prints."""
+
+    def __init__(self, consoles: Consoles, name: str, place: str, role: Role, sock: socket.socket) -> None:
+        self._consoles = consoles
+        self._name = name
+        self._role = role
+        self._link = Link(sock)
+        self._who = f"{self._link.who}, {place}"
         self._tasks = Tasks()
-        self._clients: set[asyncio.Task[None]] = set()
-        self._server: asyncio.AbstractServer | None = None
+        self._conversation: set[asyncio.Task[Any]] = set()
 
-    async def start(self) -> None:
-        """Listen. Raises :class:`HostError`."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=listen(self._path, self._mode))
+    async def serve(self) -> None:
+        link = self._link
+        async with link.held():
+            try:
+                viewer = attach_as_can(self._consoles, self._name, None, self._who, self._role)
+            except XenpvdError as fault:
+                log.warning("%s: %s", self._who, fault)
+                return
+            try:
+                talk = self._tasks.spawn(converse(viewer, link.reader, link.send, link.gone), "raw console")
+                self._conversation.add(talk)
+                await talk
+            finally:
+                log.info("%s left: %s", self._who, viewer.close())
+                await self._tasks.cancel()
 
-    async def stop(self) -> None:
-        """Take no more clients; the others get a moment for the last bytes. Idempotent."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
-        self._path.unlink(missing_ok=True)
-        if self._clients:
-            await asyncio.wait(self._clients, timeout=GRACE)
-        await self._tasks.cancel()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None:  # accepted just before stop
-            writer.close()
-            return
-        peer = credentials(writer.transport)
-        role = self._role_of(peer)
-        if role is None or len(self._clients) >= places(role):
-            log.warning("%s: it %s", peer, "may nothing here" if role is None else "is one client too many")
-            writer.close()
-            return
-        who = f"{peer}, {self._path.name}"
-        task = self._tasks.spawn(self._serve(reader, writer, who, role), f"client of {self._path.name}")
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
-
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str, role: Role
-    ) -> None:
-        try:
-            viewer = attach_as_can(self._consoles, self._name, None, who, role)
-        except XenpvdError as fault:
-            log.warning("%s: %s", who, fault)
-            writer.close()
-            return
-
-        async def write(data: bytes) -> None:
-            writer.write(data)
-            await writer.drain()
-
-        gone = asyncio.Event()
-        hangup = None
-        try:
-            hangup = Hangup(writer.transport, gone.set)
-            await converse(viewer, reader, write, gone)
-        except HostError as fault:
-            log.warning("%s: %s", who, fault)
-        finally:
-            if hangup is not None:
-                hangup.close()
-            log.info("%s left: %s", who, viewer.close())
-            writer.close()
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(GRACE):
-                    await writer.wait_closed()
-            writer.transport.abort()
+    def ending(self) -> set[asyncio.Task[Any]]:
+        return self._conversation
