@@ -184,6 +184,10 @@ async def test_the_keyboard_is_given_by_number(bench: Bench) -> None:
     assert (first.mode, second.mode) == ("ro", "rw")
     with pytest.raises(PermissionRefused, match="may only look on, or has ended its typing"):
         bench.consoles.steal(looker.number)
+    first.release()
+    with pytest.raises(PermissionRefused, match="may only look on, or has ended its typing"):
+        bench.consoles.steal(first.number)
+    assert (first.mode, second.mode) == ("ro", "rw")
     second.close()
     with pytest.raises(NotFound, match="no viewer"):
         bench.consoles.steal(second.number)

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import until
 from xenpvd.access import Role
+from xenpvd.errors import PermissionRefused
 from xenpvd.rpc import console
 from xenpvd.rpc.raw import ConsoleSocket
 
@@ -93,6 +94,9 @@ async def test_roles(service: FakeService, tmp_path: Path, role: Role | None) ->
     assert await reader.read(5) == (b"hello" if role else b"")
     modes = [viewer.mode for viewer in service.consoles.viewers()]
     assert modes == {"operator": ["rw"], "viewer": ["ro"], None: []}[role]
+    if role == "viewer":
+        with pytest.raises(PermissionRefused):
+            service.consoles.steal(service.console.viewers[0].number)
     writer.close()
     await door.stop()
 
@@ -135,3 +139,13 @@ async def test_who_leaves_while_the_guest_prints(
         client.close()
         await until(lambda: not service.console.viewers)
     assert service.console.typed == b"01234"
+
+
+async def test_a_long_paste_before_a_close_is_typed(door: Path, service: FakeService) -> None:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(door))
+    await until(lambda: service.console.writer is not None)
+    client.sendall(b"x" * 100_000)
+    client.close()
+    await until(lambda: not service.console.viewers)
+    assert len(service.console.typed) == 100_000

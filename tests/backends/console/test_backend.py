@@ -543,3 +543,16 @@ async def test_what_is_cleared_is_too_late_for_who_has_not_read_it(bench: Bench)
     await bench.printed(b"!")
     assert await read(quick, 1) == b"!"
     assert await slow.read() == b"" and slow.ended == "too slow: 6 bytes were lost"
+
+
+async def test_a_kick_leaves_what_others_have_typed(bench: Bench) -> None:
+    typist = bench.console.attach("rw", None, "typist")
+    await typist.write(b"x" * (IN_SIZE + 100))
+    bench.console.kick(bench.console.attach("ro", None, "looker"), "ended by the boss")
+    taken = bytearray()
+
+    def all_of_it() -> bool:
+        taken.extend(bench.guest.reads())
+        return len(taken) == IN_SIZE + 100
+
+    await bench.until(all_of_it)

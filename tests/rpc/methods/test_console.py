@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.service import FakeService
 from tests.rpc.conftest import Peer
 from xenpvd.access import Role
-from xenpvd.errors import TimedOut
+from xenpvd.errors import PermissionRefused, TimedOut
 from xenpvd.rpc.server import RpcServer
 
 ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -132,3 +132,15 @@ async def test_a_wait_ends_with_what_comes(peer: Peer, service: FakeService) -> 
         service.console.print(piece)
     reply = await peer.receive()
     assert reply["id"] == "wait" and reply["result"]["start"] == 21
+
+
+async def test_who_only_looks_on_is_given_no_keyboard(service: FakeService, path: Path) -> None:
+    server = RpcServer(service, path, lambda peer: "viewer")
+    await server.start()
+    looker = await Peer.connect(path)
+    number = (await looker.result("console.attach", mode="ro"))["viewer"]
+    with pytest.raises(PermissionRefused):
+        service.consoles.steal(number)
+    assert service.console.writer is None
+    await looker.close()
+    await server.stop()
