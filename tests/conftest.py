@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -23,6 +24,14 @@ def tiny_shim() -> bytes:
     ident = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
     head = struct.pack("<16sHHIIIIIHHHHHH", ident, 2, 3, 1, 0x200000, 52, 0, 0, 52, 32, 2, 0, 0, 0)
     return head + load + notes + note + bytes(16)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_count() -> None:
+    """Though the tests are run by nohup or in a shell's background: children ignore what they inherit so."""
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import socket
 import sys
 import threading
@@ -74,12 +73,6 @@ class Xenpvctl:
 
     def json(self, *args: str, status: int = 0) -> Any:
         return json.loads(self(*args, "--json", status=status).stdout)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hangups_count() -> None:
-    """Though the tests themselves are run by nohup, whose children would ignore them, too."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
