@@ -15,6 +15,7 @@ from tests.fakes.disks import Rig
 from tests.fakes.guest import Guest
 from tests.fakes.slow_disk import SlowDisk
 from xenpvd.backends.blkif import backend as backend_module
+from xenpvd.backends.blkif.image import Image
 from xenpvd.errors import Unsupported
 
 SECTORS = 2048
@@ -51,6 +52,13 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(random.Random(0).randbytes(SECTORS * 512))
     return path
+
+
+@pytest.fixture
+def image(path: Path) -> Iterator[Image]:
+    image = Image.open(path, readonly=False)
+    yield image
+    image.close()
 
 
 @pytest.fixture(params=[False, True], ids=["python", "native"])

@@ -21,13 +21,6 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def image(path: Path) -> Iterator[Image]:
-    image = Image.open(path, readonly=False)
-    yield image
-    image.close()
-
-
 def views(*sizes: int) -> list[memoryview]:
     return [memoryview(bytearray(size)) for size in sizes]
 

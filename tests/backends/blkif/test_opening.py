@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(range(256)) * 64)
     return path
-
-
-@pytest.fixture
-def image(path: Path) -> Iterator[Image]:
-    image = Image.open(path, readonly=False)
-    yield image
-    image.close()
 
 
 @pytest.mark.parametrize(
