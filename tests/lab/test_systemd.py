@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ if [ "$(stat -c %a /dev/kvm)" = 600 ]; then
 fi
 """
 
+DEVICE = r"""
+set -e
+printf '[Service]\nDeviceAllow={} rw\nSupplementaryGroups=disk\n' \
+    > /etc/systemd/system/xenpvd@.service.d/device.conf
+systemctl daemon-reload
+"""
+
 
 @pytest.fixture
 def systemd() -> Iterator[Systemd]:
@@ -40,12 +48,29 @@ def systemd() -> Iterator[Systemd]:
 
 
 @pytest.fixture
-def web1(systemd: Systemd) -> str:
-    """Its definition is in place, its image in /srv/guests; not yet started."""
+def device(systemd: Systemd) -> Iterator[str]:
+    """A block device of the host, which docs/systemd.md lets the unit open, and that one only."""
+    image = systemd.place / "device.img"
+    image.write_bytes(b"block".ljust(1 << 20, b"\0"))
+    losetup = ("losetup", "--find", "--show", image)
+    loop = subprocess.run(losetup, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    try:
+        shutil.chown(loop, group="disk")
+        Path(loop).chmod(0o660)
+        systemd.run("sh", "-c", DEVICE.format(loop))
+        yield loop
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+@pytest.fixture
+def web1(systemd: Systemd, device: str) -> str:
+    """Its definition is in place, its first image in /srv/guests; not yet started."""
     place = systemd.place / "web1"
     place.mkdir()
     shutil.copyfile(assets.disk(), place / "xvda.img")
     definition: dict[str, Any] = assets.definition("/srv/guests/web1.img")
+    definition["disk"].append({"vdev": "xvdb", "target": device})
     for table, key in ((definition, "kernel"), (definition, "ramdisk"), (definition["shim"], "path")):
         copy = shutil.copy(table[key], place)  # a service sees no home, where the cache may be
         table[key] = str(INSIDE / "web1" / Path(copy).name)
@@ -72,8 +97,10 @@ def test_a_guests_whole_life(systemd: Systemd, web1: str) -> None:
     fields = dict(line.split(":\t", 1) for line in process.splitlines() if ":\t" in line)
     assert fields["CapBnd"] == fields["CapEff"] == "0" * 16 and fields["Seccomp"] == "2"
     assert fields["Uid"].split()[0] not in ("0", str(Path(systemd.place).stat().st_uid))
-    (drive,) = call(systemd, "drive.list")
-    assert drive["plane"].startswith("native, io_uring"), drive
+    for drive in call(systemd, "drive.list"):
+        assert drive["plane"].startswith("native, io_uring"), drive
+    call(systemd, "console.write", "text=head -c 5 /dev/xvdb; echo ' re''ad'\n")
+    call(systemd, "guest.wait", "for=console:block read", "timeout=60")
 
     log = "/var/log/xenpvd/web1/console.log"
     systemd.run("mv", log, f"{log}.old")
