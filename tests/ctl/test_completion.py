@@ -130,13 +130,15 @@ def test_jobs(run_dir: Path, daemon: Daemon) -> None:
         ("drive add web1 xvdb nbd : //a", "drive add web1 xvdb", "nbd://a", None),
         ("drive add web1 xvdb", "drive add web1", "xvdb", None),
         ("start --wait console : login web1", "start --wait console:login", "web1", None),
+        ("wait web1 console : login : --ti", "wait web1 console:login:", "--ti", None),
+        ("wait web1 console : login :  ", "wait web1 console:login:", "", None),  # a blank, then TAB
     ],
 )
 def test_words_with_a_colon_in_bash(
     monkeypatch: pytest.MonkeyPatch, words: str, args: str, incomplete: str, said: str | None
 ) -> None:
     monkeypatch.setenv("COMP_WORDS", f"xenpvctl {words}")
-    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) + words.endswith(" ")))
     class_ = get_completion_class("bash")
     assert class_ is not None
     bash = class_(cli, {}, "xenpvctl", "_XENPVCTL_COMPLETE")

@@ -101,7 +101,8 @@ def targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 @add_completion_class
 class _Bash(BashComplete):
     """To bash a ":" ends a word (COMP_WORDBREAKS): fd:NAME comes as three, and what is chosen takes the place
-    of what is behind the last ":" only."""
+    of what is behind the last ":" only. Of a blank behind a ":" it does not tell; an empty word, or an
+    option, is one of its own."""
 
     _kept = 0
 
@@ -109,7 +110,8 @@ class _Bash(BashComplete):
         args, last = super().get_completion_args()
         words: list[str] = []
         for word in (*args, last):
-            if words and (words[-1].endswith(":") or (word and not word.strip(":"))):
+            goes_on = words and words[-1].endswith(":") and not word.startswith("-")
+            if word and words and (goes_on or not word.strip(":")):
                 words[-1] += word
             else:
                 words.append(word)
