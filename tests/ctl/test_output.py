@@ -67,6 +67,15 @@ def test_table() -> None:
     assert list(table(("A", "BB"), [])) == ["A  BB"]
 
 
+def test_a_table_steers_no_terminal_and_has_a_line_each_row() -> None:
+    odd = [("a\x1b[31m", "b\nc\td"), ("\udcff", "é")]
+    assert list(table(("A", "B"), odd)) == [
+        "A          B",
+        r"a\x1b[31m  b\x0ac\x09d",
+        r"\xdcff     é",
+    ]
+
+
 @pytest.mark.parametrize(
     ("fault", "status"),
     [

@@ -8,7 +8,7 @@ import stat
 import click
 
 from xenpvd.ctl.completion import descriptors, guest_argument
-from xenpvd.ctl.output import Failure, Verbs, emit, json_option, plain, size, table
+from xenpvd.ctl.output import Failure, Verbs, emit, json_option, size, table
 from xenpvd.ctl.rundir import RunDir
 
 
@@ -35,7 +35,7 @@ def list_(place: RunDir, name: str) -> None:
             each["access"],
             size(each["size"]),
             " ".join(each["drives"]) or "-",
-            plain(each.get("path") or "-"),
+            each.get("path") or "-",
         )
         for each in found
     )

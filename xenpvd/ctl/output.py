@@ -138,8 +138,8 @@ def emit(value: Any, text: str | Iterable[str]) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Container[str] = ()) -> Iterator[str]:
-    """Aligned columns; those of the names in ``right`` to the right, as numbers are."""
-    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    """Aligned columns, a line each row; those of the names in ``right`` to the right, as numbers are."""
+    cells = [list(head), *([plain(str(cell), keep="") for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         columns = zip(head, row, widths, strict=True)
@@ -147,10 +147,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Containe
         yield "  ".join(padded).rstrip()
 
 
-def plain(text: str) -> str:
+def plain(text: str, keep: str = "\n\t") -> str:
     """``text`` without what would steer the terminal: a guest may have written it."""
     text = text.replace("\r\n", "\n")
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in keep else f"\\x{ord(c):02x}" for c in text)
 
 
 def duration(seconds: float | None) -> str:

@@ -17,7 +17,7 @@ import click
 from xenpvd.ctl import completion
 from xenpvd.ctl.client import NoAnswer, RpcFault
 from xenpvd.ctl.console import TICK, raw
-from xenpvd.ctl.output import emit, json_option, mib, plain, size, table, wants_json
+from xenpvd.ctl.output import emit, json_option, mib, size, table, wants_json
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
 #: One daemon that hangs must not hide the others.
@@ -99,7 +99,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         return (
-            plain(self.name),
+            self.name,
             self.state,
             "-" if self.cpu_percent is None else f"{self.cpu_percent:.0f}",
             "-" if self.resident is None else mib(self.resident),
