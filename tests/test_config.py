@@ -182,6 +182,8 @@ def test_a_file_names_its_guest(tmp_path: Path) -> None:
         (b"kernel = ", "no valid TOML"),
         (b'kernel = "\xff"', "no valid TOML"),
         (b'kernel = "/k"\nkernel = "/l"', "no valid TOML"),
+        (b"memory = " + b"1" * 5000, "no valid TOML: Exceeds the limit"),
+        (b"memory = " + b"[" * 5000, "no valid TOML: maximum recursion depth exceeded"),
         (b'kernel = "/k"\nmemory = 1', "memory: "),
     ],
 )

@@ -414,7 +414,7 @@ def load(path: Path) -> GuestConfig:
     except OSError as fault:
         why = f"cannot read {path}: {fault.strerror}. Check the path."
         raise BadConfig(why, [("(file)", f"cannot read it: {fault.strerror}")]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:  # not all of tomllib's are its own: digits, depth
         raise BadConfig(f"cannot use {path}: no valid TOML: {fault}.", [("(file)", str(fault))]) from None
     data.setdefault("name", path.stem)
     anchor(data, path.absolute().parent)

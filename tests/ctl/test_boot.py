@@ -154,6 +154,8 @@ def test_start_tells_what_a_crash_left(xenpvctl: Xenpvctl, service: FakeService,
     ("text", "status", "words"),
     [
         ("kernel =", 2, "no valid TOML"),
+        ("memory = " + "1" * 5000, 2, "no valid TOML"),
+        ("memory = " + "[" * 5000, 2, "no valid TOML"),
         ("name = 'Web 1'", 2, "no guest can be called 'Web 1'"),
         ("name = 1", 2, "no guest can be called 1"),
         (None, 2, "cannot read"),

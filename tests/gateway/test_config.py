@@ -64,6 +64,7 @@ def test_a_whole_one(tmp_path: Path) -> None:
             "client: two have one name",
         ),
         ("tokens = ", "no valid TOML"),
+        ("tokens = " + "[" * 5000, "no valid TOML: maximum recursion"),
     ],
 )
 def test_faults(tmp_path: Path, text: str, place: str) -> None:

@@ -48,7 +48,7 @@ def read(file: Path) -> tuple[str, dict[str, Any]]:
         definition = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as fault:
         raise Failure(f"cannot read {file}: {fault.strerror}. Check the path.", USAGE) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:  # not all of tomllib's are its own: digits, depth
         raise Failure(f"cannot use {file}: no valid TOML: {fault}.", USAGE) from None
     paths.anchor(definition, file.parent)
     name = definition.setdefault("name", file.stem)

@@ -95,7 +95,7 @@ def load(path: Path) -> GatewayConfig:
     except OSError as fault:
         why = f"cannot read {path}: {fault.strerror}. Write it (docs/gateway.md), or give another --config."
         raise HostError(why, fault.errno or 0, str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:  # not all of tomllib's are its own: digits, depth
         raise BadConfig(f"cannot use {path}: no valid TOML: {fault}.", [("(file)", str(fault))]) from None
     try:
         config = GatewayConfig.model_validate(data)
