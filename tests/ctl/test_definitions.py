@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.ctl.conftest import Xenpvctl
 from xenpvd import paths
-from xenpvd.ctl.definitions import find
+from xenpvd.ctl import definitions
+from xenpvd.ctl.definitions import defined, find
 from xenpvd.ctl.rundir import NoGuest, RunDir
 
 
@@ -37,3 +40,24 @@ def test_start_of_a_name_whose_file_lies_here(
             f"xenpvctl: no definition of web1: there is no {tmp_path}/own/web1.toml or "
             f"{tmp_path}/etc/web1.toml. For the file here: xenpvctl {verb} ./web1.toml\n"
         )
+
+
+def test_a_file_on_storage_that_hangs_hides_no_other(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dirs", lambda: [tmp_path])
+    monkeypatch.setattr(definitions, "READ_TIME", 0.5)
+    back, read = threading.Event(), definitions.read
+
+    def hanging(file: Path) -> tuple[str, dict[str, Any]]:
+        if file.name == "far.toml":
+            back.wait(50)
+        return read(file)
+
+    monkeypatch.setattr(definitions, "read", hanging)
+    for name in ("far", "near"):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}1"')
+    try:
+        assert defined(RunDir(run_dir)) == [("far", tmp_path / "far.toml"), ("near1", tmp_path / "near.toml")]
+    finally:
+        back.set()

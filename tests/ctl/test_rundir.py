@@ -71,6 +71,8 @@ def test_the_file_that_it_was_started_from(
     for file in (Path("/srv/b.toml"), Path("/srv/a.toml")):
         place.remember("web1", file)
         assert place.definition("web1") == file
+    place.link("Web2").parent.mkdir()
+    place.remember("Web2", tmp_path)  # nobody can be started by that name
     assert place.definitions() == ["web1"]
     owner = os.geteuid()
     monkeypatch.setattr("os.geteuid", lambda: owner + 1)

@@ -103,7 +103,8 @@ class RunDir:
 
     def definitions(self) -> list[str]:
         """The names of all that can be started by name."""
-        return sorted({*paths.definitions(), *filter(self.definition, self._folders())})
+        started = (name for name in self._folders() if NAME.fullmatch(name) and self.definition(name))
+        return sorted({*paths.definitions(), *started})
 
     def remember(self, name: str, file: Path) -> None:
         """It was started from ``file``, and may be again."""
