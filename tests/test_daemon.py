@@ -42,11 +42,12 @@ class Hall:
         stop_timeout: float = 5,
         accel: str | None = None,
         file: Path | None = None,
+        start: bool = True,
     ) -> None:
         self.daemon = Daemon("web1", run_dir, config, stop_timeout, accel=accel, file=file)
         self.socket = run_dir / "web1" / "rpc.sock"
         self.peers: list[Peer] = []
-        self.ended = asyncio.ensure_future(self.daemon.run(start=config is not None))  # noqa: TID251
+        self.ended = asyncio.ensure_future(self.daemon.run(start=start and config is not None))  # noqa: TID251
 
     async def peer(self) -> Peer:
         ready, _, _ = self.daemon.events.subscribe(("daemon.ready",), since=0)

@@ -219,9 +219,26 @@ async def test_another_name_is_a_new_daemons(
     file = tmp_path / "web1.toml"
     halls.append(hall := Hall(tmp_path / "run", written(file, definition), file=file))
     peer = await hall.peer()
-    written(file, definition, name="other", memory=256)
-    assert await peer.result("daemon.reload") == told(next_start=["memory"], next_daemon=["name"])
+    written(file, definition, name="other", memory=256, on_poweroff="preserve")
+    done = await peer.result("daemon.reload")
+    assert done == told(applied=["on_poweroff"], next_start=["memory"], next_daemon=["name"])
     assert (await peer.result("guest.status"))["name"] == definition.name
+    machines[0].end("poweroff")
+    await peer.result("guest.wait", **{"for": "stopped"})
+    await peer.result("guest.start")  # by the same daemon
+    assert (await peer.result("guest.config"))["name"] == definition.name
+    assert await peer.result("daemon.reload") == told(next_daemon=["name"]), "it still waits"
+
+
+async def test_another_name_is_told_where_no_guest_has_run_yet(
+    tmp_path: Path, definition: GuestConfig, halls: list[Hall]
+) -> None:
+    file = tmp_path / "web1.toml"
+    halls.append(hall := Hall(tmp_path / "run", written(file, definition), file=file, start=False))
+    peer = await hall.peer()
+    written(file, definition, name="other")
+    for _ in range(2):
+        assert await peer.result("daemon.reload") == told(next_daemon=["name"])
 
 
 async def test_two_at_once(

@@ -11,14 +11,14 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import xenpvd
 from xenpvd.access import Access
-from xenpvd.changes import Changes, differences
+from xenpvd.changes import differences
 from xenpvd.config import AccessConfig, GuestConfig, load
 from xenpvd.counts import Durations
 from xenpvd.errors import Busy, HostError, StateError, Unsupported, XenpvdError
@@ -331,28 +331,28 @@ class Daemon:
             raise Unsupported(f"cannot reload: {why}. {cure}", feature="reload")
         async with self._reloading:
             before = self.config
-            config = self.as_run(await in_thread(partial(load, file)))
+            found = await in_thread(partial(load, file))
+            # with another name the guest would not be called as this daemon's folder any more
+            config = self.as_run(found.model_copy(update={"name": before.name}))
             access = await in_thread(partial(Access, config.access))
-            changes = await self.guest.redefine(before, config)
+            applied, next_start, _ = await self.guest.redefine(before, config)
             self.config = config
-            told = self._let_in(access, changes)
+            next_daemon = ("name",) if found.name != before.name else ()
+            told = self._let_in(access, Reloaded(applied, next_start, next_daemon))
         self.events.publish("daemon.reloaded", **asdict(told))
         words = [", ".join(paths) or "nothing" for paths in (told.applied, told.next_start, told.next_daemon)]
         log.info("reloaded %s: applied %s; at the next start %s; with a new daemon %s", file, *words)
         return told
 
-    def _let_in(self, access: Access, changes: Changes) -> Reloaded:
-        """Roles for who connects from now on. Only a new daemon can have none any more: who is connected, or
-        about to be, would be taken for one whom the sockets' modes have let in, and may do everything. And
-        only a new one can have another name."""
-        applied, waiting, _ = changes
-        next_start = tuple(path for path in waiting if path != "name")
-        next_daemon = tuple(path for path in waiting if path == "name")
+    def _let_in(self, access: Access, told: Reloaded) -> Reloaded:
+        """Roles for who connects from now on; what is ``told`` with them. Only a new daemon can have none any
+        more: who is connected, or about to be, would be taken for one whom the sockets' modes have let in,
+        and may do everything."""
         paths = tuple(differences(self._access.config, access.config, "access."))
         if not paths:
-            return Reloaded(applied, next_start, next_daemon)
+            return told
         if not access.restricted:
-            return Reloaded(applied, next_start, next_daemon + paths)
+            return replace(told, next_daemon=told.next_daemon + paths)
         opened = not self._access.restricted
         self._access.become(access)
         if opened:
@@ -360,7 +360,7 @@ class Daemon:
             for name in ("rpc.sock", "console0.sock", "http.sock", "qmp.sock"):
                 with contextlib.suppress(OSError):
                     (self._directory / name).chmod(0o666)
-        return Reloaded(applied + paths, next_start, next_daemon)
+        return replace(told, applied=told.applied + paths)
 
     def _on_hangup(self) -> None:
         self._telling.spawn(self._reload_on_signal(), "reload on SIGHUP")
