@@ -98,7 +98,14 @@ async def test_a_format_over_a_file(peer: Peer, service: FakeService, image: Pat
         ({"driver": "raw", "filename": "/x"}, "a format has a file"),
         ({"driver": "nbd", "filename": "/x"}, "nbd has a server"),
         ({"driver": "nbd", "server": {"type": "fd", "str": "x"}}, "server: 'type' must be one of"),
-        ({"driver": "nbd", "server": {"type": "inet", "host": "a/b", "port": "1"}}, "server.inet.host: "),
+        *(
+            ({"driver": "nbd", "server": {"type": "inet", "host": host, "port": "1"}}, "server.inet.host: it")
+            for host in ("a/b", "", ":", "a:b", "[::1]", "::1%x", "a\n")
+        ),
+        *(
+            ({"driver": "nbd", "server": {"type": "inet", "host": "a", "port": port}}, "server.inet.port: it")
+            for port in ("", "0", "65536", "nbd", "1\n", "-1")
+        ),
         (
             {"driver": "nbd", "server": {"type": "unix", "path": "x"}},
             "server.unix.path: it must be an absolute",

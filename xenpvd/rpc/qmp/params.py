@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
@@ -31,12 +33,27 @@ def _stored(filename: str) -> str:
 Filename = Annotated[str, Field(max_length=4096), AfterValidator(_stored)]
 
 
+def _host(host: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", host):
+        try:
+            IPv6Address(host.replace("%", "/"))  # a target's URL has no room for a zone
+        except ValueError:
+            raise PydanticCustomError("host", "it must be a host's name, or its address") from None
+    return host
+
+
+def _port(port: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise PydanticCustomError("port", "it must be a number from 1 to 65535, as a text")
+    return port
+
+
 class InetParams(Params):
     """An NBD server."""
 
     type: Literal["inet"]
-    host: str = Field(pattern=r"^[A-Za-z0-9.:_-]{1,255}$")
-    port: str = Field(pattern=r"^[0-9]{1,5}$")
+    host: Annotated[str, AfterValidator(_host)]
+    port: Annotated[str, AfterValidator(_port)]
 
     def url(self, export: str) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
