@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,7 +63,7 @@ async def test_what_is_told_of_one(held: Descriptors, path: Path) -> None:
     root = DescriptorInfo("root", "file", "rw", 1 << 20, path=str(path))
     assert (added.descriptor, added.changed) == (root, True)
     held.inherit("mem", memory())
-    assert held.listing() == [
+    assert await held.listing() == [
         added.descriptor,
         DescriptorInfo("mem", "file", "rw", 4096, path="/memfd:disk (deleted)"),
     ]
@@ -71,21 +72,41 @@ async def test_what_is_told_of_one(held: Descriptors, path: Path) -> None:
 async def test_where_one_lies_now(held: Descriptors, path: Path) -> None:
     await held.add("root", os.open(path, os.O_RDWR))
     moved = path.rename(path.with_name(os.fsdecode(b"\xff.img")))
-    (told,) = held.listing()
+    (told,) = await held.listing()
     assert told.path == f"{path.parent}/\ufffd.img", "it goes into JSON"
     moved.unlink()
-    (told,) = held.listing()
+    (told,) = await held.listing()
     assert told.path == f"{path.parent}/\ufffd.img (deleted)"
 
 
-def test_without_proc_its_path_is_not_told(held: Descriptors, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_proc_its_path_is_not_told(held: Descriptors, monkeypatch: pytest.MonkeyPatch) -> None:
     held.inherit("mem", memory())
 
     def none(path: Path) -> NoReturn:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "readlink", none)
-    assert held.listing()[0].path is None
+    assert (await held.listing())[0].path is None
+
+
+async def test_storage_that_hangs_holds_up_nothing_but_the_list(
+    held: Descriptors, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await held.add("root", os.open(path, os.O_RDWR))
+    back, stat = threading.Event(), os.fstat
+
+    def hanging(fd: int) -> os.stat_result:
+        back.wait(50)
+        return stat(fd)
+
+    monkeypatch.setattr("xenpvd.descriptors.os.fstat", hanging)
+    listing = asyncio.ensure_future(held.listing())  # noqa: TID251
+    await asyncio.sleep(0)
+    assert not listing.done() and held.has("root")
+    held.remove("root")
+    back.set()
+    assert [info.name for info in await listing] == ["root"]
+    assert await held.listing() == []
 
 
 async def test_the_same_file_again_changes_nothing(held: Descriptors, path: Path) -> None:
@@ -286,4 +307,4 @@ async def test_none_goes_while_an_image_is_on_it_or_comes_to_be(
 async def test_a_file_that_has_grown_is_told_so(held: Descriptors, path: Path) -> None:
     await held.add("root", os.open(path, os.O_RDWR))
     os.truncate(path, 2 << 20)
-    assert held.listing()[0].size == 2 << 20
+    assert (await held.listing())[0].size == 2 << 20

@@ -90,16 +90,28 @@ class Descriptors:
         self._held[name] = new
         return DescriptorAdded(new.info, changed=True)
 
-    def listing(self) -> list[DescriptorInfo]:
+    def has(self, name: str) -> bool:
+        return name in self._held
+
+    async def listing(self) -> list[DescriptorInfo]:
         """As they are now: files grow, and go elsewhere."""
-        return [
-            replace(
-                held.info,
-                size=os.fstat(held.fd).st_size if held.info.kind == "file" else held.info.size,
-                path=_path(held.fd),
-            )
-            for held in self._held.values()
-        ]
+        there = tuple(self._held.values())
+        return await in_thread(lambda: [self._now(held) for held in there])
+
+    def _now(self, held: _Held) -> DescriptorInfo:
+        """Blocking: its storage may hang. As it came, if it is gone by now, or there are no more files."""
+        try:
+            with self._lock:
+                if self._held.get(held.info.name) is not held:
+                    return held.info
+                fd = os.dup(held.fd)
+        except OSError:
+            return held.info
+        try:
+            size = os.fstat(fd).st_size if held.info.kind == "file" else held.info.size
+            return replace(held.info, size=size, path=_path(fd))
+        finally:
+            os.close(fd)
 
     def remove(self, name: str) -> None:
         """Close it. Raises :class:`NotFound`, and :class:`Busy` while there is an image on it: the next one

@@ -204,8 +204,8 @@ class Service:
         added = await self._guest.descriptors.add(name, fd)
         return replace(added, descriptor=self._with_drives(added.descriptor))
 
-    def fd_list(self) -> list[DescriptorInfo]:
-        return [self._with_drives(info) for info in self._guest.descriptors.listing()]
+    async def fd_list(self) -> list[DescriptorInfo]:
+        return [self._with_drives(info) for info in await self._guest.descriptors.listing()]
 
     def _with_drives(self, info: DescriptorInfo) -> DescriptorInfo:
         return replace(info, drives=self._guest.drives.on(BY_DESCRIPTOR + info.name))
@@ -215,7 +215,7 @@ class Service:
             raise Busy(
                 f"cannot remove descriptor {name}: {users[0]} uses it. Remove that first.", by=users[0]
             )
-        if missing_ok and name not in (info.name for info in self._guest.descriptors.listing()):
+        if missing_ok and not self._guest.descriptors.has(name):
             return False
         self._guest.descriptors.remove(name)
         return True

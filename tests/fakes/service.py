@@ -423,7 +423,7 @@ class FakeService:
         changed = self.descriptors.setdefault(name, info) is info
         return DescriptorAdded(self.descriptors[name], changed)
 
-    def fd_list(self) -> list[DescriptorInfo]:
+    async def fd_list(self) -> list[DescriptorInfo]:
         return list(self.descriptors.values())
 
     def fd_remove(self, name: str, missing_ok: bool) -> bool:

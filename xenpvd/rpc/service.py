@@ -260,7 +260,7 @@ class Service(Protocol):
     async def fd_add(self, name: str, fd: int) -> DescriptorAdded:
         """``fd`` is the service's from now on, also if this raises."""
 
-    def fd_list(self) -> list[DescriptorInfo]: ...
+    async def fd_list(self) -> list[DescriptorInfo]: ...
     def fd_remove(self, name: str, missing_ok: bool) -> bool:
         """True if one was removed, False if there was none and ``missing_ok``. Raises ``Busy``."""
 

@@ -394,6 +394,8 @@ async def test_an_image_whose_storage_hangs(peer: Peer, image: Path, monkeypatch
         return 0
 
     monkeypatch.setattr("xenpvd.rpc.qmp.block.in_thread", hangs)
+    monkeypatch.setattr(FakeService, "fd_list", hangs)
     monkeypatch.setattr("xenpvd.rpc.qmp.block.OPEN_TIME", 0.05)
-    arguments = {"driver": "file", "node-name": "n0", "filename": str(image)}
-    assert "it has not opened in time" in (await peer.refused("blockdev-add", **arguments))[1]
+    for filename in (str(image), "fd:root"):
+        arguments = {"driver": "file", "node-name": "n0", "filename": filename}
+        assert "it has not opened in time" in (await peer.refused("blockdev-add", **arguments))[1]

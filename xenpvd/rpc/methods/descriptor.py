@@ -29,7 +29,7 @@ async def fd_add(call: Call, params: models.DescriptorParams) -> DescriptorAdded
 @method("fd.list", "viewer")
 async def fd_list(call: Call, params: models.NoParams) -> list[DescriptorInfo]:
     """The descriptors that the daemon was given, at its start and since."""
-    return call.service.fd_list()
+    return await call.service.fd_list()
 
 
 @method("fd.remove", "operator")

@@ -82,25 +82,20 @@ async def _storage(monitor: Monitor, params: FileParams, name: str) -> tuple[str
     :class:`Refused`."""
     if params.server is not None:
         return params.server.url(params.export or ""), 0
-    assert params.filename is not None
-    if not params.filename.startswith(BY_DESCRIPTOR):
-        return params.filename, await _size(name, params.filename)
-    wanted = params.filename.removeprefix(BY_DESCRIPTOR)
-    for held in monitor.service.fd_list():
-        if held.name == wanted:
-            return params.filename, held.size
-    why = f"the daemon has no descriptor {wanted}. By rpc.sock, fd.add gives it one"
-    raise Refused(f"cannot add block node {name}: {why} (xenpvctl fd add).")
-
-
-async def _size(name: str, filename: str) -> int:
-    """Of a file or block device. Raises :class:`Refused`."""
+    filename = params.filename
+    assert filename is not None
     try:
         async with asyncio.timeout(OPEN_TIME):
-            return await in_thread(partial(_size_now, filename))
+            if not filename.startswith(BY_DESCRIPTOR):
+                return filename, await in_thread(partial(_size_now, filename))
+            for held in await monitor.service.fd_list():
+                if BY_DESCRIPTOR + held.name == filename:
+                    return filename, held.size
     except OSError as fault:
         why = fault.strerror or "it has not opened in time"  # TimeoutError has none
         raise Refused(f"cannot add block node {name}: {filename}: {why}. Check the path.") from None
+    why = f"the daemon has no descriptor {filename.removeprefix(BY_DESCRIPTOR)}"
+    raise Refused(f"cannot add block node {name}: {why}. By rpc.sock, fd.add gives it one (xenpvctl fd add).")
 
 
 def _size_now(filename: str) -> int:
