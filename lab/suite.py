@@ -53,6 +53,7 @@ class _Aside:
     def __init__(self, kind: str, tests: Sequence[str]) -> None:
         self._held = _Held(sys.stdout.buffer)
         self._outcome: int | BaseException = 1
+        self._kind, self._was_up = kind, host.running(kind) is not None
         self._thread = threading.Thread(target=self._run, args=(kind, tests), daemon=True)
         self._thread.start()
 
@@ -70,6 +71,12 @@ class _Aside:
             raise self._outcome
         return self._outcome
 
+    def end(self) -> None:
+        """Its outcome, if there is none yet, is not wanted any more."""
+        if self._thread.is_alive() and not self._was_up:
+            _stop(self._kind)
+            self._thread.join()
+
 
 def here(*tests: str) -> int:
     return subprocess.call((*PYTEST, *tests))
@@ -82,8 +89,12 @@ def in_host(kind: str, tests: Sequence[str], out: _Held | None = None) -> int:
         return jobs.run((*PYTEST, *tests, "-p", "no:cacheprovider"), kind, out=out)
     finally:
         if not was_up:
-            with step("stop", f"lab host ({kind})"):
-                host.down(kind)
+            _stop(kind)
+
+
+def _stop(kind: str) -> None:
+    with step("stop", f"lab host ({kind})"):
+        host.down(kind)
 
 
 def room_for_two(cpus: int, meminfo: str) -> bool:
@@ -101,8 +112,11 @@ def main() -> int:
     if room_for_two(os.cpu_count() or 1, Path("/proc/meminfo").read_text()):
         print("Most of the xen host's tests run beside the others, and are shown after them.", flush=True)
         aside = _Aside("xen", (*XEN, *(f"--ignore={name}" for name in SECOND)))
-        others = here("-m", "not lab") or in_host("plain", PLAIN) or in_host("xen2", (*XEN, *SECOND))
-        return others or aside.wait()
+        try:
+            others = here("-m", "not lab") or in_host("plain", PLAIN) or in_host("xen2", (*XEN, *SECOND))
+            return others or aside.wait()
+        finally:
+            aside.end()
     return here("-m", "not lab") or in_host("xen", XEN) or in_host("plain", PLAIN)
 
 

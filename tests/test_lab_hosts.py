@@ -252,6 +252,30 @@ def test_any_part_that_fails_is_a_failure(
     assert suite.main() == status
 
 
+def test_where_a_part_fails_no_lab_host_is_left_over(
+    runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, downed = threading.Event(), threading.Event()
+
+    def job(argv: Sequence[str], kind: str, out: jobs.Output | None = None) -> int:
+        begun.set()
+        downed.wait(50)  # as a job in a lab host that goes away
+        return 1
+
+    def call(argv: Sequence[str]) -> int:
+        begun.wait(50)
+        return 2
+
+    monkeypatch.setattr(kvm, "unfit", lambda: "no KVM")
+    monkeypatch.setattr(suite, "room_for_two", lambda cpus, meminfo: True)
+    monkeypatch.setattr(jobs, "run", job)
+    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(host, "running", lambda kind: None)
+    monkeypatch.setattr(host, "down", lambda kind: (runs.append(("down", kind)), downed.set()))
+    assert suite.main() == 2
+    assert ("down", "xen") in runs
+
+
 def test_a_lab_host_that_cannot_be_had_is_told(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(argv: Sequence[str], kind: str, out: jobs.Output | None = None) -> int:
         if kind == "xen":
