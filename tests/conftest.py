@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
@@ -24,6 +25,11 @@ def tiny_shim() -> bytes:
     ident = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
     head = struct.pack("<16sHHIIIIIHHHHHH", ident, 2, 3, 1, 0x200000, 52, 0, 0, 52, 32, 2, 0, 0, 0)
     return head + load + notes + note + bytes(16)
+
+
+# how long anything takes is the machine's
+settings.register_profile("xenpvd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("xenpvd")
 
 
 @pytest.fixture(scope="session", autouse=True)
