@@ -17,8 +17,10 @@ from tests.fakes.disk import Disk
 from tests.fakes.guest import Guest
 from xenpvd.abi.io_blkif import BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_READ, BLKIF_OP_WRITE
 from xenpvd.backends.blkif import build, native
+from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.config import Cache
+from xenpvd.errors import ImageError
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
 SOURCE = Path(__file__).parents[2] / "fakes" / "faults.c"
@@ -190,3 +192,17 @@ def test_a_write_through_the_cache_has_ended_when_it_is_stored(
     assert faults.synced == synced
     assert disk.end() is None
     disk.close()
+
+
+def test_what_may_still_be_under_way_keeps_the_lock(path: Path, faults: Faults) -> None:
+    disk = Disk(path, native=True)
+    held = os.dup(disk.image.fd)  # as the kernel does for a request
+    faults.call, faults.fail_at, faults.number = b"io_uring_enter", 1, errno.EIO
+    ring = disk.start()
+    ring.submit(pack_request(FLUSH, id=0))
+    assert isinstance(disk.ended(), OSError)
+    with pytest.raises(ImageError, match="uses it"):
+        Image.open(path, readonly=False)
+    os.close(held)
+    disk.close()
+    Image.open(path, readonly=False).close()

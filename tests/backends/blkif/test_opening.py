@@ -147,3 +147,15 @@ def test_qemu_s_byte_locks_collide(path: Path) -> None:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
         with pytest.raises(ImageError, match="uses it"):
             Image.open(path, readonly=False)
+
+
+def test_the_lock_ends_with_its_last_user_though_the_kernel_holds_the_file(path: Path) -> None:
+    image = Image.open(path, readonly=False)
+    plane = image.dup()
+    held = os.dup(image.fd)  # as io_uring does for a moment behind the last request
+    image.close()
+    with pytest.raises(ImageError, match="uses it"):
+        Image.open(path, readonly=False)
+    plane.close()
+    Image.open(path, readonly=False).close()
+    os.close(held)

@@ -91,7 +91,7 @@ class EngineImage(Image):
         twin._queue = self._engine.take_queue()
         return twin
 
-    def close(self) -> None:
+    def close(self, unlock: bool = True) -> None:
         if self._closed:
             return
         self._closed = True

@@ -31,6 +31,7 @@ from xenpvd.backends.blkif.opening import (
 from xenpvd.backends.blkif.sharing import OpenFile
 from xenpvd.config import Cache
 from xenpvd.errors import ImageError
+from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.views import EngineInfo
 
 SECTOR_SIZE = 512
@@ -62,7 +63,7 @@ class Image:
         #: of the first flush that has failed; 0: none has
         self.flush_errno = ctypes.c_int32(0)
         self.can_discard = False
-        #: which it shares with others; else it has it alone
+        #: its lock's; None: it has none
         self._file: OpenFile | None = None
         #: bytes to whose multiples requests must be aligned
         self.alignment = 1
@@ -90,6 +91,8 @@ class Image:
         try:
             lock_image(fd, path, readonly)
             image = cls(fd, path, 0, readonly=readonly)
+            image._file = OpenFile()
+            image._file.enter(readonly)
             image._measure(cache)
             return image
         except OSError as fault:
@@ -149,7 +152,7 @@ class Image:
         os.set_blocking(self.fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
         if self.size == 0:
-            what = "FILE" if self._file else self.path
+            what = "FILE" if self.path.startswith(BY_DESCRIPTOR) else self.path
             raise refusal(self.path, "it is empty", f"Give it a size: truncate -s 1G {what}")
         if self.size % SECTOR_SIZE:
             why = f"its size, {self.size} bytes, is no multiple of {SECTOR_SIZE}"
@@ -263,11 +266,13 @@ class Image:
             raise refusal_of_size(self.path, *reasons(fault, self.readonly)) from None
         self.size = size
 
-    def close(self) -> None:
-        """Close it and give up the lock. Idempotent."""
+    def close(self, unlock: bool = True) -> None:
+        """Close it; the last one of it gives up the lock, as the kernel holds on to a file for a moment after
+        the last request by io_uring. Not if some may still be under way (``unlock``): then the kernel does,
+        behind them. Idempotent."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            if self._file is not None:
+            if self._file is not None and unlock:
                 self._file.leave(fd)
             os.close(fd)
 

@@ -213,7 +213,7 @@ class NativePlane:
                 end = MemoryError("no memory for a ring's requests")
             elif code == _URING_BROKEN:
                 end = OSError(at, os.strerror(at))
-        self._image.close()
+        self._image.close(unlock=not isinstance(end, OSError))  # what is under way may still be done
         self._on_end(end)
 
     def _trouble(self, kind: int, operation: int, a: int, b: int) -> None:
