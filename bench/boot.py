@@ -70,13 +70,11 @@ def main() -> None:
             report.note(kind, name, value)
 
     for _ in range(options.rounds):
-        found: dict[str, tuple[float, float, float]] = {}
-        for shape, more in reversed(SHAPES):
-            found = {name: measure(PEERS[name], more) for name in names}
-            for name, values in found.items():
-                note(shape, name, values)
-        for name, values in {**found, MINE: measure(PEERS[MINE], PLAIN[1])}.items():
-            note(PLAIN[0], name, values)
+        found = {shape: {name: measure(PEERS[name], more) for name in names} for shape, more in SHAPES}
+        found[PLAIN[0]] = {**found[SHAPES[0][0]], MINE: measure(PEERS[MINE], PLAIN[1])}
+        for shape, values in found.items():
+            for name in names:
+                note(shape, name, values[name])
     report.finish()
 
 

@@ -80,7 +80,7 @@ IO = {
 
 #: modules without a test file of their own, and why
 TESTED_ELSEWHERE = {
-    "__main__": "tests/test_daemon.py starts it as a process",
+    "__main__": "tests/test_main.py starts it as a process",
     "domain": "tests/test_guest.py: a life is seen through its guest",
     "drives": "tests/test_guest.py: the disks' verbs are the guest's",
     "progress": "tests/test_guest.py: states and phases are the guest's",

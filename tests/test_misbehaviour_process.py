@@ -28,7 +28,8 @@ from tests.fakes.fds import open_fds
 from tests.fakes.house import House
 from tests.fakes.machine import FakeMachine
 from tests.rpc.conftest import Peer
-from tests.test_daemon import Hall, Process, halls
+from tests.test_daemon import Hall, halls
+from tests.test_main import Process
 from xenpvd import tasks
 from xenpvd.__main__ import _run
 from xenpvd.backends.console import logfile
