@@ -1,7 +1,9 @@
-/* A frontend for bench/block.py, and the limit that it is held against: the same I/O with no ring in between.
+/* A frontend for bench/block.py, and what the planes are held against.
  *
  * front() is the guest's half of xen-block: it keeps ``depth`` requests on the ring, kicks and sleeps as Linux
- * does, and uses indirect requests beyond 11 segments. limit() does the same transfers by io_uring.
+ * does, and uses indirect requests beyond 11 segments. limit() does the same transfers by io_uring, with no ring
+ * in between. back() is the least that another half can be: it reads where to put what, but trusts the frontend,
+ * marks no grant, counts nothing, and knows how many requests there will be.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,15 +19,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#define SEED 88172645463325252ull
+enum { SPIN = 50000 /* ns */ };
 enum { PAGE = 4096, RING = 64, SLOT = 112, SLOTS = 32, SEGMENTS = 11 };
 
 struct job {
     uint8_t *ring, *data, *tables; /* a page; SLOTS runs of pages; SLOTS pages */
     uint32_t first_gref, table_gref; /* data pages and tables have the references from these on */
     int32_t kick_fd, irq_fd, image_fd;
-    uint32_t pages, depth, write, sequential; /* pages of a request */
-    uint64_t size, operations;               /* of the image, in bytes; how many requests */
-    uint64_t elapsed, cpu;                   /* results: nanoseconds, those of this thread */
+    uint32_t pages, depth, write, sequential, stop; /* pages of a request; stop: others may set it */
+    uint64_t size, operations;     /* of the image, in bytes; how many requests */
+    uint64_t ended, elapsed, cpu;  /* results: requests; nanoseconds, those of this thread */
 };
 
 static uint64_t clock_of(clockid_t clock)
@@ -76,11 +80,11 @@ int front(struct job *j)
 {
     uint32_t *shared = (uint32_t *)j->ring; /* req_prod, req_event, rsp_prod, rsp_event */
     uint32_t req_prod = shared[0], rsp_cons = shared[2], free_ids[SLOTS], n_free = j->depth;
-    uint64_t begun = 0, ended = 0, seed = 88172645463325252ull, one = 1, count;
+    uint64_t begun = 0, ended = 0, seed = SEED, one = 1, count;
     uint64_t begin = clock_of(CLOCK_MONOTONIC), cpu = clock_of(CLOCK_THREAD_CPUTIME_ID);
     for (uint32_t n = 0; n < n_free; n++)
         free_ids[n] = n;
-    while (ended < j->operations) {
+    while (ended < j->operations && !__atomic_load_n(&j->stop, __ATOMIC_RELAXED)) {
         uint32_t old = req_prod;
         while (n_free && begun < j->operations)
             put(j, req_prod++, free_ids[--n_free], next_place(j, &seed, begun++));
@@ -114,67 +118,195 @@ int front(struct job *j)
             free_ids[n_free++] = (uint32_t)id;
         }
     }
+    j->ended = ended;
     j->elapsed = clock_of(CLOCK_MONOTONIC) - begin;
     j->cpu = clock_of(CLOCK_THREAD_CPUTIME_ID) - cpu;
     return 0;
 }
 
-int limit(struct job *j)
+struct uring {
+    int fd;
+    uint32_t *sq_tail, *cq_head, *cq_tail, *array, sq_mask, cq_mask, to_submit;
+    struct io_uring_sqe *sqes;
+    struct io_uring_cqe *cqes;
+    uint8_t *sq, *cq;
+    size_t sq_size, cq_size, sqes_size;
+};
+
+static int uring_open(struct uring *u)
 {
     struct io_uring_params params = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN};
-    int ring = (int)syscall(SYS_io_uring_setup, 64, &params);
-    if (ring < 0)
-        return errno;
-    size_t sq_size = params.sq_off.array + params.sq_entries * 4, sqes_size = params.sq_entries * 64;
-    size_t cq_size = params.cq_off.cqes + params.cq_entries * 16;
     int flags = PROT_READ | PROT_WRITE;
-    uint8_t *sq = mmap(NULL, sq_size, flags, MAP_SHARED, ring, IORING_OFF_SQ_RING);
-    uint8_t *cq = mmap(NULL, cq_size, flags, MAP_SHARED, ring, IORING_OFF_CQ_RING);
-    struct io_uring_sqe *sqes = mmap(NULL, sqes_size, flags, MAP_SHARED, ring, IORING_OFF_SQES);
-    if (sq == MAP_FAILED || cq == MAP_FAILED || sqes == MAP_FAILED)
+    u->fd = (int)syscall(SYS_io_uring_setup, 64, &params);
+    if (u->fd < 0)
+        return errno;
+    u->sq_size = params.sq_off.array + params.sq_entries * 4;
+    u->cq_size = params.cq_off.cqes + params.cq_entries * 16;
+    u->sqes_size = params.sq_entries * 64;
+    u->sq = mmap(NULL, u->sq_size, flags, MAP_SHARED, u->fd, IORING_OFF_SQ_RING);
+    u->cq = mmap(NULL, u->cq_size, flags, MAP_SHARED, u->fd, IORING_OFF_CQ_RING);
+    u->sqes = mmap(NULL, u->sqes_size, flags, MAP_SHARED, u->fd, IORING_OFF_SQES);
+    if (u->sq == MAP_FAILED || u->cq == MAP_FAILED || u->sqes == MAP_FAILED)
         return ENOMEM;
-    uint32_t *tail = (uint32_t *)(sq + params.sq_off.tail), mask = params.sq_entries - 1;
-    uint32_t *array = (uint32_t *)(sq + params.sq_off.array);
-    uint32_t *cq_head = (uint32_t *)(cq + params.cq_off.head), *cq_tail = (uint32_t *)(cq + params.cq_off.tail);
-    struct io_uring_cqe *cqes = (struct io_uring_cqe *)(cq + params.cq_off.cqes);
-    uint32_t free_ids[SLOTS], n_free = j->depth, submit = 0, length = j->pages * PAGE;
-    uint64_t begun = 0, ended = 0, seed = 88172645463325252ull;
+    u->sq_tail = (uint32_t *)(u->sq + params.sq_off.tail);
+    u->array = (uint32_t *)(u->sq + params.sq_off.array);
+    u->cq_head = (uint32_t *)(u->cq + params.cq_off.head);
+    u->cq_tail = (uint32_t *)(u->cq + params.cq_off.tail);
+    u->cqes = (struct io_uring_cqe *)(u->cq + params.cq_off.cqes);
+    u->sq_mask = params.sq_entries - 1;
+    u->cq_mask = params.cq_entries - 1;
+    u->to_submit = 0;
+    return 0;
+}
+
+static void uring_close(struct uring *u)
+{
+    munmap(u->sqes, u->sqes_size);
+    munmap(u->cq, u->cq_size);
+    munmap(u->sq, u->sq_size);
+    close(u->fd);
+}
+
+static void queue(struct uring *u, const struct job *j, uint64_t id, const uint8_t *data, uint64_t at)
+{
+    uint32_t index = *u->sq_tail & u->sq_mask, length = j->pages * PAGE;
+    struct io_uring_sqe *e = &u->sqes[index];
+    memset(e, 0, sizeof *e);
+    e->opcode = j->write ? IORING_OP_WRITE : IORING_OP_READ;
+    e->fd = j->image_fd;
+    e->addr = (uint64_t)data;
+    e->len = length;
+    e->off = at;
+    e->user_data = id;
+    u->array[index] = index;
+    __atomic_store_n(u->sq_tail, *u->sq_tail + 1, __ATOMIC_RELEASE);
+    u->to_submit++;
+}
+
+static int enter(struct uring *u, uint32_t wait)
+{
+    int done = (int)syscall(SYS_io_uring_enter, u->fd, u->to_submit, wait, IORING_ENTER_GETEVENTS, NULL, 0);
+    if (done < 0)
+        return errno;
+    u->to_submit -= (uint32_t)done;
+    return 0;
+}
+
+/* The next one that is done, or NULL. */
+static struct io_uring_cqe *completed(struct uring *u)
+{
+    uint32_t head = *u->cq_head;
+    if (head == __atomic_load_n(u->cq_tail, __ATOMIC_ACQUIRE))
+        return NULL;
+    __atomic_store_n(u->cq_head, head + 1, __ATOMIC_RELEASE); /* there is room for more than are under way */
+    return &u->cqes[head & u->cq_mask];
+}
+
+int limit(struct job *j)
+{
+    struct uring u;
+    struct io_uring_cqe *c;
+    int fault = uring_open(&u);
+    uint32_t free_ids[SLOTS], n_free = j->depth;
+    uint64_t begun = 0, ended = 0, seed = SEED;
     uint64_t begin = clock_of(CLOCK_MONOTONIC), cpu = clock_of(CLOCK_THREAD_CPUTIME_ID);
     for (uint32_t n = 0; n < n_free; n++)
         free_ids[n] = n;
-    while (ended < j->operations) {
-        while (n_free && begun < j->operations) {
-            uint32_t id = free_ids[--n_free], at = *tail & mask;
-            struct io_uring_sqe *e = &sqes[at];
-            memset(e, 0, sizeof *e);
-            e->opcode = j->write ? IORING_OP_WRITE : IORING_OP_READ;
-            e->fd = j->image_fd;
-            e->addr = (uint64_t)(j->data + (uint64_t)id * length);
-            e->len = length;
-            e->off = next_place(j, &seed, begun++);
-            e->user_data = id;
-            array[at] = at;
-            __atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
-            submit++;
+    while (!fault && ended < j->operations) {
+        for (; n_free && begun < j->operations; begun++) {
+            uint32_t id = free_ids[--n_free];
+            queue(&u, j, id, j->data + (uint64_t)id * j->pages * PAGE, next_place(j, &seed, begun));
         }
-        int done = (int)syscall(SYS_io_uring_enter, ring, submit, 1, IORING_ENTER_GETEVENTS, NULL, 0);
-        if (done < 0)
-            return errno;
-        submit -= (uint32_t)done;
-        uint32_t head = *cq_head;
-        for (; head != __atomic_load_n(cq_tail, __ATOMIC_ACQUIRE); ended++) {
-            struct io_uring_cqe *c = &cqes[head++ & (params.cq_entries - 1)];
-            if (c->res != (int)length)
-                return EIO;
+        fault = enter(&u, 1);
+        for (; !fault && (c = completed(&u)); ended++) {
+            if (c->res != (int)(j->pages * PAGE))
+                fault = EIO;
             free_ids[n_free++] = (uint32_t)c->user_data;
         }
-        __atomic_store_n(cq_head, head, __ATOMIC_RELEASE);
     }
     j->elapsed = clock_of(CLOCK_MONOTONIC) - begin;
     j->cpu = clock_of(CLOCK_THREAD_CPUTIME_ID) - cpu;
-    munmap(sqes, sqes_size);
-    munmap(cq, cq_size);
-    munmap(sq, sq_size);
-    close(ring);
+    uring_close(&u);
+    return fault;
+}
+
+/* Until there are requests; as the plane does, it looks for a while before it sleeps. */
+static int wait_for_requests(struct job *j, uint32_t req_cons)
+{
+    uint32_t *shared = (uint32_t *)j->ring;
+    uint64_t since = clock_of(CLOCK_MONOTONIC), count;
+    while (clock_of(CLOCK_MONOTONIC) - since < SPIN) {
+        if (__atomic_load_n(&shared[0], __ATOMIC_ACQUIRE) != req_cons)
+            return 0;
+        __builtin_ia32_pause();
+    }
+    __atomic_store_n(&shared[1], req_cons + 1, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&shared[0], __ATOMIC_ACQUIRE) == req_cons) {
+        struct pollfd fd = {j->kick_fd, POLLIN, 0};
+        if (poll(&fd, 1, 5000) != 1)
+            return ETIMEDOUT;
+        if (read(j->kick_fd, &count, 8) < 0 && errno != EAGAIN)
+            return errno;
+    }
     return 0;
+}
+
+static int push(struct job *j, uint32_t old, uint32_t new)
+{
+    uint32_t *shared = (uint32_t *)j->ring;
+    uint64_t one = 1;
+    __atomic_store_n(&shared[2], new, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (new - __atomic_load_n(&shared[3], __ATOMIC_ACQUIRE) < new - old && write(j->irq_fd, &one, 8) < 0)
+        return errno;
+    return 0;
+}
+
+/* The pages of a request, which are one after the other. */
+static const uint8_t *pages_of(const struct job *j, const uint8_t *slot, uint64_t id)
+{
+    const uint8_t *segments = j->pages > SEGMENTS ? j->tables + id * PAGE : slot + 24;
+    uint32_t first, gref;
+    memcpy(&first, segments, 4);
+    for (uint32_t n = 1; n < j->pages; n++) {
+        memcpy(&gref, segments + 8 * n, 4);
+        if (gref != first + n || segments[8 * n + 4] != 0 || segments[8 * n + 5] != 7)
+            return NULL;
+    }
+    return j->data + (uint64_t)(first - j->first_gref) * PAGE;
+}
+
+int back(struct job *j)
+{
+    struct uring u;
+    struct io_uring_cqe *c;
+    int fault = uring_open(&u);
+    uint32_t *shared = (uint32_t *)j->ring, req_cons = 0, rsp_prod = 0, pushed, group = (j->depth + 1) / 2;
+    while (!fault && rsp_prod < j->operations) {
+        uint32_t req_prod = __atomic_load_n(&shared[0], __ATOMIC_ACQUIRE);
+        if (req_prod == req_cons && rsp_prod == req_cons) {
+            fault = wait_for_requests(j, req_cons);
+            continue;
+        }
+        for (uint32_t n = 0; n < group && req_cons != req_prod; n++) {
+            uint8_t *slot = j->ring + RING + (req_cons++ % SLOTS) * SLOT;
+            uint64_t id, sector;
+            memcpy(&id, slot + 8, 8);
+            memcpy(&sector, slot + 16, 8);
+            queue(&u, j, id, pages_of(j, slot, id), sector * 512);
+        }
+        fault = enter(&u, 1);
+        for (pushed = rsp_prod; !fault && (c = completed(&u)); rsp_prod++) {
+            uint8_t *slot = j->ring + RING + (rsp_prod % SLOTS) * SLOT;
+            uint16_t status = c->res == (int)(j->pages * PAGE) ? 0 : 0xffff;
+            memset(slot, 0, 16);
+            memcpy(slot, &c->user_data, 8);
+            memcpy(slot + 10, &status, 2);
+        }
+        if (!fault && rsp_prod != pushed)
+            fault = push(j, pushed, rsp_prod);
+    }
+    uring_close(&u);
+    return fault;
 }

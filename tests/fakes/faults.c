@@ -100,6 +100,11 @@ static long faulty_syscall(long number, ...)
         sq_at = params->sq_off;
         cq_at = params->cq_off;
         cq_seen = 0;
+    } else if (number == SYS_io_uring_register) {
+        int fd = va_arg(args, int);
+        unsigned what = va_arg(args, unsigned);
+        void *files = va_arg(args, void *);
+        result = fails("io_uring_register") ? -1 : syscall(number, fd, what, files, va_arg(args, unsigned));
     } else {
         int fd = va_arg(args, int);
         unsigned submit = va_arg(args, unsigned), wait = va_arg(args, unsigned), flags = va_arg(args, unsigned);

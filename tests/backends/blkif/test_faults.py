@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import random
 import subprocess
@@ -19,6 +20,7 @@ from xenpvd.abi.io_blkif import BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_READ, BLKIF_O
 from xenpvd.backends.blkif import build, native
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.request import Offer
+from xenpvd.backends.blkif.sharing import FLOCK
 from xenpvd.config import Cache
 from xenpvd.errors import ImageError
 
@@ -30,7 +32,7 @@ BEFORE = random.Random(3).randbytes(SECTORS * 512)
 AGAIN = (errno.EINTR, errno.EAGAIN)
 #: those that carry out requests, and others
 TRANSFERS = {True: ("completion",), False: ("preadv", "pwritev2", "fallocate")}
-OTHERS = {True: ("mmap", "io_uring_setup", "io_uring_enter"), False: ()}
+OTHERS = {True: ("mmap", "io_uring_setup", "io_uring_register", "io_uring_enter"), False: ()}
 ALWAYS = ("calloc", "fstat", "poll", "read", "fdatasync")
 
 
@@ -205,4 +207,6 @@ def test_what_may_still_be_under_way_keeps_the_lock(path: Path, faults: Faults) 
         Image.open(path, readonly=False)
     os.close(held)
     disk.close()
+    with path.open("r+b") as file:  # waits for the kernel, which lets go of a broken io_uring in its own time
+        fcntl.fcntl(file, fcntl.F_OFD_SETLKW, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     Image.open(path, readonly=False).close()

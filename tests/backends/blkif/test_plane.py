@@ -99,6 +99,20 @@ def test_the_guest_is_notified_only_as_it_asked(disk: Disk, native: bool) -> Non
     assert stats["notifications_suppressed"] >= (1 if native else 3), "in groups of 16, or of 8"
 
 
+def test_half_of_few_requests_is_answered_before_the_rest(path: Path) -> None:
+    """Or the guest would stand still until all are done, and the plane until there are new ones."""
+    disk = Disk(path, native=True)
+    for n in range(8):
+        disk.ring.put(pack_request(99, id=n))  # is answered at once
+    disk.ring.push()
+    disk.start()
+    assert sorted(id_ for id_, _, _ in disk.ring.wait(8)) == [*range(8)]
+    stats = disk.plane.stats()
+    assert stats["notifications"] + stats["notifications_suppressed"] == 2
+    assert disk.end() is None
+    disk.close()
+
+
 def test_requests_from_before_the_start_need_no_kick(disk: Disk) -> None:
     disk.ring.put(pack_request(FLUSH, id=1))
     disk.ring.push()

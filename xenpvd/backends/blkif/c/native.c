@@ -14,6 +14,7 @@ static bool reap(struct run *r)
 {
     struct uring *u = &r->ring;
     bool any = false;
+    r->at = now();
     if (r->p->vhost)
         return vq_reap(r);
     if (!r->p->uses_uring)
@@ -108,12 +109,22 @@ static void learn(struct run *r, uint64_t waited)
     r->spin = waited < r->p->spin_max ? r->p->spin_max : r->spin / 2;
 }
 
+/* How many requests to take before they are answered: half of those that the guest has out at a time, so that it
+ * is told seldom, and has put new ones there by the time that the other half is done. */
+static int group(struct run *r)
+{
+    int waiting = unconsumed(r);
+    uint32_t out = r->in_flight + (waiting > 0 ? (uint32_t)waiting : 0);
+    r->depth = out >= r->depth ? out : r->depth - (r->depth - out + 7) / 8; /* it goes down slowly */
+    return r->depth / 2 < GROUP ? (int)r->depth / 2 + 1 : GROUP;
+}
+
 static int serve(struct run *r)
 {
     struct plane *p = r->p;
     for (;;) {
         bool busy = reap(r), stopping = false;
-        for (int n = 0; n < GROUP && !(stopping = load(&p->stopping)); n++) {
+        for (int n = group(r); n && !(stopping = load(&p->stopping)); n--) {
             int count = unconsumed(r);
             if (count < 0)
                 return RING_BROKEN;
@@ -219,7 +230,7 @@ int plane_run(struct plane *p, uint32_t rsp_prod)
         free(r.requests);
         return OUT_OF_MEMORY;
     }
-    p->uses_uring = p->want_uring && !p->vhost && uring_open(&r.ring, r.size + 8);
+    p->uses_uring = p->want_uring && !p->vhost && uring_open(&r.ring, r.size + 8, p->image_fd);
     int end = serve(&r);
     finish(&r);
     uring_close(&r.ring);

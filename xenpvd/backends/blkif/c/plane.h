@@ -31,7 +31,7 @@ enum { GNTST_bad_gntref = -3, GNTST_permission_denied = -8, GNTST_bad_page = -9,
        GNTST_eagain = -12 };
 enum { GRANT_FRAMES = 64, GRANTS_PER_FRAME = 512, GRANT_TRIES = 5 };
 
-/* Requests taken in one go: the guest works on the first while we work on the next. */
+/* Requests taken in one go at most: the guest works on the first while we work on the next. */
 enum { GROUP = 16 };
 #define DISCARD_STEP (1ull << 30)
 #define NS 1000000000ull
@@ -95,6 +95,7 @@ struct uring {
     struct io_uring_sqe *sqes;
     struct io_uring_cqe *cqes;
     uint32_t to_submit, entries;
+    bool fixed; /* file 0 of this ring is the image */
     int fault; /* errno of what must not happen */
     void *sq_ring, *cq_ring;
     size_t sq_size, cq_size, sqes_size;
@@ -107,7 +108,8 @@ struct run {
     uint32_t size, slot_size, free, rsp_prod_pvt, rsp_prod, in_flight;
     bool kick_armed, stop_armed, wrote;
     struct vq *vq;
-    uint64_t spin;
+    uint32_t depth;
+    uint64_t spin, at; /* at: the time, as it was a moment ago */
 };
 
 #define load(p) __atomic_load_n((p), __ATOMIC_RELAXED)

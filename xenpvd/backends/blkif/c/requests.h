@@ -17,7 +17,7 @@ static void done(struct run *r, struct request *q)
             bump(q->operation == BLKIF_OP_DISCARD ? &p->stats.discards : &p->stats.flushes, 1);
         }
     }
-    uint64_t ns = now() - q->begun, us = ns / 1000, bucket = us ? 64 - (uint64_t)__builtin_clzll(us) : 0;
+    uint64_t ns = r->at - q->begun, us = ns / 1000, bucket = us ? 64 - (uint64_t)__builtin_clzll(us) : 0;
     bump(&p->stats.latency[bucket < 23 ? bucket : 23], 1);
     bump(&p->stats.latency_ns, ns);
     if (!q->ours)
@@ -107,7 +107,10 @@ static int64_t carry_out(struct run *r, struct request *q)
         else
             result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, (off_t)range[1]);
     } while (result < 0 && is_no_error(errno));
-    return result < 0 ? -errno : result;
+    if (result < 0)
+        result = -errno;
+    r->at = now();
+    return result;
 }
 
 /* Begin, or go on with, what is checked. */
@@ -135,7 +138,8 @@ static void start(struct run *r, struct request *q)
         return;
     }
     struct io_uring_sqe *e = sqe(&r->ring, (uint64_t)(q - r->requests));
-    e->fd = p->image_fd;
+    e->fd = r->ring.fixed ? 0 : p->image_fd;
+    e->flags = r->ring.fixed ? IOSQE_FIXED_FILE : 0;
     e->off = q->offset + q->done;
     switch (q->operation) {
     case BLKIF_OP_READ:
@@ -195,7 +199,7 @@ static struct request *begin(struct run *r, uint64_t id, uint8_t operation, uint
     q->offset = sector * SECTOR;
     q->length = count * SECTOR;
     q->done = q->n_grefs = q->n_iov = q->first_iov = 0;
-    q->begun = now();
+    q->begun = r->at;
     return q;
 }
 
@@ -204,14 +208,14 @@ static void transfer(struct run *r, uint64_t id, uint8_t operation, uint64_t sec
                      uint32_t nr)
 {
     struct plane *p = r->p;
-    uint32_t unit = p->sector_size / SECTOR, count = 0;
+    uint32_t inside = p->sector_size / SECTOR - 1, count = 0; /* sector_size is a power of two */
     if (operation == BLKIF_OP_WRITE && load(&p->readonly)) {
         refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_READONLY, 0, 0);
         return;
     }
     for (uint32_t n = 0; n < nr; n++) {
         uint32_t first = table[8 * n + 4], last = table[8 * n + 5];
-        if (first > last || last >= SECTORS_PER_PAGE || first % unit || (last + 1) % unit) {
+        if (first > last || last >= SECTORS_PER_PAGE || first & inside || (last + 1) & inside) {
             refuse(r, id, operation, BLKIF_RSP_ERROR, REFUSED_SEGMENT, first, last);
             return;
         }

@@ -33,6 +33,8 @@ static void *map(int fd, size_t size, uint64_t at)
 
 static void uring_close(struct uring *u)
 {
+    if (u->fixed && !u->fault) /* or the kernel has the image open for a while longer */
+        syscall(SYS_io_uring_register, u->fd, IORING_UNREGISTER_FILES, NULL, 0);
     if (u->sqes)
         munmap(u->sqes, u->sqes_size);
     if (u->cq_ring)
@@ -45,7 +47,7 @@ static void uring_close(struct uring *u)
     u->fd = -1;
 }
 
-static bool uring_open(struct uring *u, uint32_t entries)
+static bool uring_open(struct uring *u, uint32_t entries, int32_t image_fd)
 {
     static const uint32_t flags[] = {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0};
     struct io_uring_params params;
@@ -58,6 +60,7 @@ static bool uring_open(struct uring *u, uint32_t entries)
     if (u->fd < 0)
         return false;
     fcntl(u->fd, F_SETFD, FD_CLOEXEC);
+    u->fixed = syscall(SYS_io_uring_register, u->fd, IORING_REGISTER_FILES, &image_fd, 1) == 0;
     u->entries = params.sq_entries;
     u->sq_size = params.sq_off.array + params.sq_entries * sizeof(uint32_t);
     u->cq_size = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
