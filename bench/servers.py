@@ -63,20 +63,12 @@ class Server:
         self.greets = name != "echo"
         guest = f"bench{number}"
         self.path = folder / f"{name}{number}.sock"
-        argv: list[str | Path]
         if name == "xenpvd":
             self.path = folder / "xenpvd" / guest / "rpc.sock"
-            argv = [sys.executable, "-m", "xenpvd", "--name", guest, "--run-dir", folder / "xenpvd"]
-            argv += ["--log-level", "warning"]
-        elif name == "echo":
-            argv = [sys.executable, "-c", ECHO, self.path]
-        else:
-            argv = [*qemu.get(), "-M", "none", "-nodefaults", "-display", "none", "-name", guest]
-            argv += ["-qmp", f"unix:{self.path},server=on,wait=off"]
         self.path.unlink(missing_ok=True)
         self._begin = time.monotonic()
         self._process = subprocess.Popen(
-            argv,
+            self.argv(folder, guest),
             stderr=subprocess.DEVNULL,
             env=environment(folder),
             preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
@@ -84,6 +76,15 @@ class Server:
         self.pid = self._process.pid
         #: seconds until it had answered
         self.start_up = self.answered() if wait else 0.0
+
+    def argv(self, folder: Path, guest: str) -> list[str | Path]:
+        if self.name == "xenpvd":
+            words = ["--name", guest, "--run-dir", f"{folder / 'xenpvd'}", "--log-level", "warning"]
+            return [sys.executable, "-m", "xenpvd", *words]
+        if self.name == "echo":
+            return [sys.executable, "-c", ECHO, self.path]
+        none = [*qemu.get(), "-M", "none", "-nodefaults", "-display", "none", "-name", guest]
+        return [*none, "-qmp", f"unix:{self.path},server=on,wait=off"]
 
     def answered(self) -> float:
         """Wait for an answer; seconds from the process's start until then."""

@@ -47,7 +47,10 @@ class Asset:
 
 KERNEL = ("boot/vmlinuz-*", "boot/config-*")
 GUEST_MODULES = ("xen_blkfront", "xen_wdt")
-HOST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_net", "kvm_amd", "loop", "tun")
+HOST_MODULES = (
+    *("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_net", "kvm_amd", "loop", "tun"),
+    *("crc32c_generic", "ext4"),  # the former is asked for by name only
+)
 
 GUEST_KERNELS = {
     "6.1": Asset("guest-kernel-6.1", "bookworm", ("linux-image-cloud-amd64",), KERNEL, GUEST_MODULES),

@@ -1,15 +1,67 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from types import SimpleNamespace
+from typing import TypeVar
 
 import pytest
 
 from xenpvd.counts import Durations
-from xenpvd.lag import watch
+from xenpvd.lag import _SCHED_ATTR, SLICE, come_first, watch
 from xenpvd.tasks import Tasks
+
+T = TypeVar("T")
+
+
+def time_slice() -> tuple[int, int]:
+    """(policy, nanoseconds) of this thread, by sched_getattr(2)."""
+    attr = ctypes.create_string_buffer(_SCHED_ATTR.size)
+    assert ctypes.CDLL(None).syscall(ctypes.c_long(315), 0, attr, len(attr), 0) == 0
+    _, policy, _, _, _, runtime, _, _ = _SCHED_ATTR.unpack(attr.raw)
+    return policy, runtime
+
+
+def in_a_thread(work: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_a_thread_that_comes_first_has_a_short_slice_and_those_that_it_begins_have_not() -> None:
+    if not (usual := in_a_thread(time_slice))[1]:
+        pytest.skip("this kernel has no time slices by thread: Linux 6.12 has")
+
+    def both() -> tuple[tuple[int, int], tuple[int, int]]:
+        come_first()
+        return time_slice(), in_a_thread(time_slice)
+
+    assert in_a_thread(both) == ((os.SCHED_OTHER, SLICE), usual)
+
+
+def test_who_runs_by_another_policy_keeps_it() -> None:
+    def batch() -> tuple[int, int]:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        before = time_slice()
+        come_first()
+        assert time_slice() == before
+        return before
+
+    assert in_a_thread(batch)[0] == os.SCHED_BATCH
+
+
+def test_where_it_is_refused_all_is_as_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("xenpvd.lag._SYS_sched_setattr", 9999)
+    caplog.set_level("DEBUG")
+    before = time_slice()
+    come_first()
+    assert time_slice() == before and "no shorter time slice: Function not implemented" in caplog.text
 
 
 async def test_a_loop_that_is_blocked_is_late() -> None:

@@ -25,7 +25,7 @@ from xenpvd.errors import Busy, HostError, StateError, Unsupported, XenpvdError
 from xenpvd.events import EventLog
 from xenpvd.guest import Guest
 from xenpvd.jobs import Jobs
-from xenpvd.lag import watch
+from xenpvd.lag import come_first, watch
 from xenpvd.paths import open_regular
 from xenpvd.rpc.errors import fault_of
 from xenpvd.rpc.models import API
@@ -182,6 +182,7 @@ class Daemon:
             loop.add_signal_handler(signum, self._on_signal, signum)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         install_kick_handler()
+        come_first()
         self._telling.spawn(self._supervisor.watchdog(self.guest.stuck), "watchdog")
         self._telling.spawn(self._tell_status(), "status")
         self._telling.spawn(watch(self.lag), "loop lag")

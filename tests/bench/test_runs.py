@@ -18,11 +18,12 @@ from lab.progress import LabError
 SHORT = {
     "block": ["--size=1", "--bytes=1"],
     "density": ["--fleets=1", "--seconds=0.1"],
+    "saturated": ["--seconds=0.2"],
     "rpc": ["--calls=64", "--clients=70"],
     "start": ["--seconds=0.1"],
     "xenstore": ["--count=50", "--nodes=50"],
 }
-COMPILED = ("block", "xenstore")
+COMPILED = ("block", "saturated", "xenstore")
 
 
 def none(*args: object) -> tuple[str, ...]:
@@ -43,4 +44,6 @@ def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     kept = json.loads(file.read_text())
     assert kept["rounds"] == 1 and kept["rows"]
     assert all(values["xenpvd"] for values in (row["values"] for row in kept["rows"]))
-    assert set(kept["missing"]) == {"block": set(), "xenstore": {"xenstored"}}.get(name, {"qemu"})
+    assert set(kept["missing"]) == {"block": set(), "saturated": set(), "xenstore": {"xenstored"}}.get(
+        name, {"qemu"}
+    )
