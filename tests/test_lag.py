@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,15 +44,26 @@ def test_a_thread_that_comes_first_has_a_short_slice_and_those_that_it_begins_ha
     assert in_a_thread(both) == ((os.SCHED_OTHER, SLICE), usual)
 
 
-def test_who_runs_by_another_policy_keeps_it() -> None:
-    def batch() -> tuple[int, int]:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+def batch() -> None:
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def favoured() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -5)
+
+
+@pytest.mark.parametrize("chosen", [batch, favoured])
+def test_who_has_been_given_another_priority_keeps_it(chosen: Callable[[], None]) -> None:
+    if chosen is favoured and os.geteuid():
+        pytest.skip("only root may favour a thread")
+
+    def both() -> None:
+        chosen()
         before = time_slice()
         come_first()
         assert time_slice() == before
-        return before
 
-    assert in_a_thread(batch)[0] == os.SCHED_BATCH
+    in_a_thread(both)
 
 
 def test_where_it_is_refused_all_is_as_before(

@@ -33,9 +33,9 @@ def come_first() -> None:
     are over. By a shorter one of its own it comes first, and gets no more CPU (sched_setattr(2), Linux 6.12).
     It needs no privilege; where it is refused all is as before.
     """
-    if os.sched_getscheduler(0) != os.SCHED_OTHER:
-        return  # who has started us has decided otherwise
     nice = os.getpriority(os.PRIO_PROCESS, 0)
+    if os.sched_getscheduler(0) != os.SCHED_OTHER or nice < 0:
+        return  # who has started us has decided otherwise; and vCPUs and disks would lose that by our flag
     attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, _SCHED_FLAG_RESET_ON_FORK, nice, 0, SLICE, 0, 0)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(ctypes.c_long(_SYS_sched_setattr), 0, attr, 0):

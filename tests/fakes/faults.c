@@ -30,6 +30,7 @@ struct faults {
     int32_t number;          /* errno */
     uint32_t most;           /* bytes that a transfer may have; 0: any */
     uint32_t synced;         /* writes that wait for stable storage */
+    uint32_t discard_us;     /* what a discard of a block device takes; it is done then */
 } faults;
 
 static uint8_t *sq, *cq;
@@ -161,6 +162,8 @@ static int faulty_fallocate(int fd, int mode, off_t at, off_t length)
 
 static int faulty_ioctl(int fd, unsigned long request, void *argument)
 {
+    if (faults.discard_us)
+        return usleep(faults.discard_us);
     return fails("ioctl") ? -1 : ioctl(fd, request, argument);
 }
 

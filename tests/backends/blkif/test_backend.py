@@ -190,6 +190,23 @@ async def test_a_disk_that_the_guest_refuses(rig: Rig) -> None:
     assert rig.named("drive.error") == [{"vdev": "xvda", "error": backend.info().error}]
 
 
+async def test_rings_that_would_share_an_open_file_are_not_offered(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells an open file once that pages were lost, and so one of their flushes."""
+
+    def refused(self: Image) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Image, "_reopen", refused)
+    backend, front = rig.disk("xvdb")
+    assert rig.nodes(front.backend)["multi-queue-max-queues"] == "1"
+    waiting = rig.spawn(backend.wait_connected(5))
+    front.offer(queues=2)
+    with pytest.raises(XenpvdError, match="2 queues, of 1 that were offered"):
+        await waiting
+
+
 @pytest.mark.parametrize(
     "nodes", [{"ring_page_order": "0"}, {"num_ring_pages": "1"}, {"multi_queue_num_queues": 1}]
 )

@@ -46,6 +46,7 @@ class Faults(ctypes.Structure):
         ("number", ctypes.c_int32),
         ("most", ctypes.c_uint32),
         ("synced", ctypes.c_uint32),
+        ("discard_us", ctypes.c_uint32),
     )
 
 
@@ -192,6 +193,50 @@ def test_a_write_through_the_cache_has_ended_when_it_is_stored(
         ring.write(sector, b"x" * 4096)
     assert ring.read(0, 24) == b"x" * 3 * 4096 and ring.flush() == 0
     assert faults.synced == synced
+    assert disk.end() is None
+    disk.close()
+
+
+def test_of_flushes_that_come_together_none_succeeds_without_the_others(path: Path, faults: Faults) -> None:
+    """The kernel tells one of them that pages were lost, and the next that all is well."""
+    faults.call, faults.fail_at, faults.number = b"completion", 1, errno.EIO
+    disk = Disk(path, native=True)
+    for n in range(6):
+        disk.ring.put(pack_request(FLUSH, id=n))
+    disk.ring.push()
+    disk.start()
+    assert sorted(disk.ring.wait(6)) == [(n, FLUSH, -1) for n in range(6)]
+    assert disk.plane.stats()["flushes"] == 0
+    assert disk.end() is None
+    disk.close()
+
+
+def test_flushes_that_come_meanwhile_have_one_in_common(path: Path, faults: Faults) -> None:
+    faults.call = b"completion"
+    disk = Disk(path, native=True)
+    for n in range(16):
+        disk.ring.put(pack_request(FLUSH, id=n))
+    disk.ring.push()
+    disk.start()
+    assert sorted(disk.ring.wait(16)) == [(n, FLUSH, 0) for n in range(16)]
+    assert disk.plane.stats()["flushes"] == 16 and faults.calls < 16
+    assert disk.end() is None
+    disk.close()
+
+
+def test_what_is_done_does_not_wait_for_what_the_thread_does_itself(path: Path, faults: Faults) -> None:
+    """A discard of a block device is a call that takes its time, and the guest has many."""
+    faults.discard_us = 2000
+    disk = Disk(path, native=True, order=4)
+    disk.plane._plane.is_block = 1  # type: ignore[union-attr]
+    disk.ring.put(pack_request(FLUSH, id=1000))
+    for n in range(100):
+        disk.ring.put(pack_discard(n, 1, id=n))
+    disk.ring.push()
+    disk.start()
+    answered = [id_ for id_, _, _ in disk.ring.wait(101)]
+    assert answered.index(1000) < 100
+    faults.discard_us = 0
     assert disk.end() is None
     disk.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,6 +234,47 @@ def test_a_second_descriptor_keeps_file_and_lock(path: Path, tmp_path: Path) -> 
         Image.open(path, readonly=False)
     twin.close()
     Image.open(path, readonly=False).close()
+
+
+def test_each_has_an_open_file_of_its_own(image: Image) -> None:
+    """Which the kernel tells of lost pages, each of them."""
+    twin = image.dup()
+    os.lseek(twin.fd, 512, os.SEEK_SET)
+    assert image.can_reopen and os.lseek(image.fd, 0, os.SEEK_CUR) != 512
+    flags = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (image.fd, twin.fd)]
+    assert flags[0] == flags[1] and not os.get_inheritable(twin.fd)
+    twin.close()
+
+
+def test_what_cannot_be_opened_anew_is_one_open_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As who was given it open may not open it."""
+
+    def refused(self: Image) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Image, "_reopen", refused)
+    image = Image.open(path, readonly=False)
+    assert not image.can_reopen
+    twin = image.dup()
+    os.lseek(twin.fd, 512, os.SEEK_SET)
+    assert os.lseek(image.fd, 0, os.SEEK_CUR) == 512
+    image.close()
+    with pytest.raises(ImageError, match="uses it"):
+        Image.open(path, readonly=False)
+    twin.close()
+    Image.open(path, readonly=False).close()
+
+
+def test_of_two_flushes_at_once_none_succeeds_alone(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = image.dup()
+
+    def told_to_the_other() -> None:
+        twin.flush_errno.value = errno.EIO
+
+    monkeypatch.setattr(image, "_fdatasync", told_to_the_other)
+    with pytest.raises(OSError, match="earlier flush"):
+        image.flush()
+    twin.close()
 
 
 def test_a_flush_that_failed_has_failed_for_all(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,16 +195,14 @@ def test_a_full_disk_is_an_error_and_a_trouble(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1 << 16))
     disk = Disk(path, native=True)
-    ring = disk.start()
     with Path("/dev/full").open("r+b", buffering=0) as full:
         disk.plane._plane.is_block = 1  # type: ignore[union-attr]  # its size is not asked for then
         disk.plane._plane.image_fd = full.fileno()  # type: ignore[union-attr]
+        ring = disk.start()
         page, gref = ring.data_page(readonly=True)
         assert ring.do(pack_request(1, id=5, segments=[(gref, 0, 7)])) == [(5, 1, -1)]
         assert "cannot write" in disk.troubles[0] and "No space left" in disk.troubles[0]
-        disk.plane._plane.image_fd = disk.image.fd  # type: ignore[union-attr]
-    disk.plane.stop()
-    assert disk.ended() is None
+        assert disk.end() is None
     disk.close()
     assert page is not None
 

@@ -119,6 +119,8 @@ class BlockBackend:
         self._removed = False
         self._shown: tuple[str, str] | None = None
         self._error: str | None = None
+        #: rings that share an open file share the news of lost pages, too: see Image.dup
+        self._max_queues = MAX_QUEUES if image.readonly or image.can_reopen else 1
         image.watch(self._trouble, on_fault)
         self._device = XenbusDevice(
             "vbd",
@@ -145,7 +147,7 @@ class BlockBackend:
             "feature-max-indirect-segments": f"{self._offer.max_indirect}",
             "max-ring-page-order": f"{MAX_RING_PAGE_ORDER}",
             "max-ring-pages": f"{1 << MAX_RING_PAGE_ORDER}",
-            "multi-queue-max-queues": f"{MAX_QUEUES}",
+            "multi-queue-max-queues": f"{self._max_queues}",
             "feature-persistent": f"{self.disk.persistent:d}",
         }
         if self._offer.discard:
@@ -302,7 +304,7 @@ class BlockBackend:
     # ---- the driver's half (device.Driver)
 
     def on_connect(self, frontend: Frontend) -> None:
-        terms = Terms.read(frontend)
+        terms = Terms.read(frontend, self._max_queues)
         self._rings = Rings(terms, self._evtchn, self._gnttab, partial(self._make_plane, terms.abi))
         self._rings.start()
 

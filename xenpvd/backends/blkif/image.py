@@ -63,8 +63,12 @@ class Image:
         #: of the first flush that has failed; 0: none has
         self.flush_errno = ctypes.c_int32(0)
         self.can_discard = False
+        #: whether there can be open files of its own for each who uses it
+        self.can_reopen = True
         #: its lock's; None: it has none
         self._file: OpenFile | None = None
+        #: another descriptor of that file, of a twin that has an open file of its own
+        self._locked_fd = -1
         #: bytes to whose multiples requests must be aligned
         self.alignment = 1
         #: a write has ended when it is on stable storage
@@ -159,18 +163,34 @@ class Image:
             what = "A raw image has whole sectors: if it is of another format, say so (format)."
             raise refusal(self.path, why, what)
         self.can_discard = self._probe_discard()
+        try:
+            os.close(self._reopen())
+        except OSError:
+            self.can_reopen = False
 
     def dup(self) -> Self:
-        """The same open image, with a file descriptor of its own that its user closes: who has a request on
+        """The same image, with a file descriptor of its own that its user closes: who has a request on
         storage that hangs must not find another file behind the number later. It stays locked until all are
         closed, and a flush that fails has failed for all. Raises ``OSError``.
+
+        It is an open file of its own where it can be (:attr:`can_reopen`): the kernel tells each of them once
+        that pages were lost. Of two flushes of the same one, only one would be told.
         """
         twin = copy.copy(self)
         if self.fd >= 0:
-            twin.fd = os.dup(self.fd)
+            twin._locked_fd = os.dup(self.fd)
+            try:
+                twin.fd = self._reopen()
+            except OSError:
+                twin.fd, twin._locked_fd = twin._locked_fd, -1
             if self._file is not None:
                 self._file.enter_again()
         return twin
+
+    def _reopen(self) -> int:
+        """Whoever has opened it may have been allowed more than we are. Raises ``OSError``."""
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT)
+        return os.open(f"/proc/self/fd/{self.fd}", flags | os.O_CLOEXEC)
 
     def is_at(self, path: str) -> bool:
         """Whether it is the file or device that ``path`` names now."""
@@ -207,13 +227,17 @@ class Image:
         """
         if self.fd < 0:
             return
-        if number := self.flush_errno.value:
-            raise OSError(number, f"{os.strerror(number)}, at an earlier flush; writes may be lost")
+        self._check_flushes()
         try:
             self._fdatasync()
         except OSError as fault:
             self.flush_errno.value = fault.errno or errno.EIO
             raise
+        self._check_flushes()  # one beside this one may have been told
+
+    def _check_flushes(self) -> None:
+        if number := self.flush_errno.value:
+            raise OSError(number, f"{os.strerror(number)}, at an earlier flush; writes may be lost")
 
     def discard(self, offset: int, length: int) -> None:
         """Let go of the storage of these bytes; they read as zeroes, or as before, from now on."""
@@ -272,9 +296,12 @@ class Image:
         behind them. Idempotent."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
+            locked, self._locked_fd = self._locked_fd, -1
             if self._file is not None and unlock:
-                self._file.leave(fd)
+                self._file.leave(fd if locked < 0 else locked)
             os.close(fd)
+            if locked >= 0:
+                os.close(locked)
 
     # What other images than files have to say; engine_image.py.
 

@@ -38,15 +38,15 @@ class Terms:
     queues: tuple[QueueTerms, ...]
 
     @classmethod
-    def read(cls, frontend: Nodes) -> Terms:
+    def read(cls, frontend: Nodes, max_queues: int = MAX_QUEUES) -> Terms:
         """Raises :class:`GuestFault` for what was not offered."""
         protocol = frontend.text("protocol", XEN_IO_PROTO_ABI_X86_32)  # the default of Linux' backend on x86
         if (abi := ABIS.get(protocol)) is None:
             raise GuestFault(f"protocol {protocol[:20]!r} is not known")
         pages = _ring_pages(frontend)
         count = frontend.number("multi-queue-num-queues", 1)
-        if not 1 <= count <= MAX_QUEUES:
-            raise GuestFault(f"{count} queues, of {MAX_QUEUES} that were offered")
+        if not 1 <= count <= max_queues:
+            raise GuestFault(f"{count} queues, of {max_queues} that were offered")
         places = [""] if count == 1 else [f"queue-{n}/" for n in range(count)]
         queues = tuple(_queue(frontend, place, pages) for place in places)
         taken = [gref for queue in queues for gref in queue.ring_refs]

@@ -28,6 +28,8 @@ static bool reap(struct run *r)
             r->kick_armed = false;
         else if (cqe.user_data == STOP)
             r->stop_armed = false;
+        else if (&r->requests[cqe.user_data] == r->flushing)
+            flush_ended(r, cqe.res);
         else if (advance(r, &r->requests[cqe.user_data], cqe.res))
             start(r, &r->requests[cqe.user_data]);
     }
@@ -116,14 +118,14 @@ static int group(struct run *r)
     int waiting = unconsumed(r);
     uint32_t out = r->in_flight + (waiting > 0 ? (uint32_t)waiting : 0);
     r->depth = out >= r->depth ? out : r->depth - (r->depth - out + 7) / 8; /* it goes down slowly */
-    return r->depth / 2 < GROUP ? (int)r->depth / 2 + 1 : GROUP;
+    return r->depth < 2 * GROUP ? ((int)r->depth + 1) / 2 + !r->depth : GROUP;
 }
 
 static int serve(struct run *r)
 {
     struct plane *p = r->p;
     for (;;) {
-        bool busy = reap(r), stopping = false;
+        bool busy = reap(r), stopping = false, took = false;
         for (int n = group(r); n && !(stopping = load(&p->stopping)); n--) {
             int count = unconsumed(r);
             if (count < 0)
@@ -131,10 +133,10 @@ static int serve(struct run *r)
             if (!count)
                 break;
             take(r);
-            busy = true;
+            busy = took = true;
         }
-        if (r->ring.to_submit)
-            enter(&r->ring, 0);
+        if (r->ring.to_submit || (took && p->uses_uring && r->in_flight))
+            enter(&r->ring, 0); /* which is also where the kernel puts what it has done */
         if (p->vhost)
             vq_kick(r);
         busy |= reap(r);

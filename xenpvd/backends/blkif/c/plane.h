@@ -107,6 +107,7 @@ struct run {
     struct request *requests;
     uint32_t size, slot_size, free, rsp_prod_pvt, rsp_prod, in_flight;
     bool kick_armed, stop_armed, wrote;
+    struct request *flushing, *to_flush; /* with those behind them by their ``after``; see submit_flush() */
     struct vq *vq;
     uint32_t depth;
     uint64_t spin, at; /* at: the time, as it was a moment ago */

@@ -59,7 +59,10 @@ static bool advance(struct run *r, struct request *q, int64_t result)
         return false;
     }
     if (q->operation == BLKIF_OP_FLUSH_DISKCACHE) {
-        done(r, q);
+        if (load(r->p->flush_fault)) /* of another ring, meanwhile */
+            fail(r, q, load(r->p->flush_fault));
+        else
+            done(r, q);
         return false;
     }
     if (q->operation == BLKIF_OP_DISCARD)
@@ -113,30 +116,9 @@ static int64_t carry_out(struct run *r, struct request *q)
     return result;
 }
 
-/* Begin, or go on with, what is checked. */
-static void start(struct run *r, struct request *q)
+static void submit(struct run *r, struct request *q)
 {
     struct plane *p = r->p;
-    if (q->operation == BLKIF_OP_WRITE && !p->is_block && !p->vhost) {
-        struct stat found; /* a write must not make a file grow that somebody has truncated */
-        if (fstat(p->image_fd, &found) == 0 && (uint64_t)found.st_size < q->offset + q->length) {
-            fail(r, q, EIO);
-            return;
-        }
-    }
-    if (q->operation == BLKIF_OP_FLUSH_DISKCACHE && load(p->flush_fault)) {
-        fail(r, q, load(p->flush_fault));
-        return;
-    }
-    if (p->vhost) {
-        vq_start(r, q);
-        return;
-    }
-    if (!p->uses_uring || (q->operation == BLKIF_OP_DISCARD && p->is_block) || p->image_fd < 0) {
-        while (advance(r, q, carry_out(r, q)))
-            ;
-        return;
-    }
     struct io_uring_sqe *e = sqe(&r->ring, (uint64_t)(q - r->requests));
     e->fd = r->ring.fixed ? 0 : p->image_fd;
     e->flags = r->ring.fixed ? IOSQE_FIXED_FILE : 0;
@@ -164,6 +146,66 @@ static void start(struct run *r, struct request *q)
         e->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
         e->addr = step(r, q);
     }
+}
+
+/* One at a time: the kernel tells of lost pages once, so that of two flushes one would be said to have succeeded.
+ * Those that come while one is under way have the next one in common. */
+static void submit_flush(struct run *r, struct request *q)
+{
+    if (r->flushing) {
+        q->after = r->to_flush;
+        r->to_flush = q;
+    } else {
+        r->flushing = q;
+        submit(r, q);
+    }
+}
+
+static void flush_ended(struct run *r, int64_t result)
+{
+    struct request *q = r->flushing, *after;
+    if (is_no_error((int)-result)) {
+        submit(r, q);
+        return;
+    }
+    for (; q; q = after) {
+        after = q->after;
+        advance(r, q, result);
+    }
+    r->flushing = r->to_flush;
+    r->to_flush = NULL;
+    if (r->flushing)
+        submit(r, r->flushing);
+}
+
+/* Begin, or go on with, what is checked. */
+static void start(struct run *r, struct request *q)
+{
+    struct plane *p = r->p;
+    if (q->operation == BLKIF_OP_WRITE && !p->is_block && !p->vhost) {
+        struct stat found; /* a write must not make a file grow that somebody has truncated */
+        if (fstat(p->image_fd, &found) == 0 && (uint64_t)found.st_size < q->offset + q->length) {
+            fail(r, q, EIO);
+            return;
+        }
+    }
+    if (q->operation == BLKIF_OP_FLUSH_DISKCACHE && load(p->flush_fault)) {
+        fail(r, q, load(p->flush_fault));
+        return;
+    }
+    if (p->vhost) {
+        vq_start(r, q);
+        return;
+    }
+    if (!p->uses_uring || (q->operation == BLKIF_OP_DISCARD && p->is_block) || p->image_fd < 0) {
+        while (advance(r, q, carry_out(r, q)))
+            ;
+        return;
+    }
+    if (q->operation == BLKIF_OP_FLUSH_DISKCACHE)
+        submit_flush(r, q);
+    else
+        submit(r, q);
 }
 
 static void refuse(struct run *r, uint64_t id, uint8_t operation, int16_t status, enum trouble why, int64_t a,
@@ -199,6 +241,7 @@ static struct request *begin(struct run *r, uint64_t id, uint8_t operation, uint
     q->offset = sector * SECTOR;
     q->length = count * SECTOR;
     q->done = q->n_grefs = q->n_iov = q->first_iov = 0;
+    q->after = NULL;
     q->begun = r->at;
     return q;
 }

@@ -191,8 +191,8 @@ static void vq_answer(struct run *r, struct vq_slot *s, uint8_t status)
         start(r, q);
 }
 
-/* Take up other memory, or give everything up. */
-static void vq_renew(struct run *r, uint8_t *memory)
+/* Take up other memory, or give everything up. What is in ``taken`` stays mapped until we take another. */
+static void vq_renew(struct run *r)
 {
     struct vq *v = r->vq;
     struct request *again = v->first;
@@ -204,8 +204,12 @@ static void vq_renew(struct run *r, uint8_t *memory)
     }
     v->first = v->last = NULL;
     struct vhost *link = r->p->vhost;
-    vq_reset(v, memory, memory && memory == link->taken ? (uint16_t)link->used : 0);
-    __atomic_store_n(&link->taken, memory, __ATOMIC_SEQ_CST);
+    uint8_t *before = link->taken, *memory = NULL;
+    do { /* once more if it has been given up before it was known that we work with it */
+        memory = __atomic_load_n(&link->memory, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&link->taken, memory, __ATOMIC_SEQ_CST);
+    } while (memory != __atomic_load_n(&link->memory, __ATOMIC_SEQ_CST));
+    vq_reset(v, memory, memory && memory == before ? (uint16_t)link->used : 0);
     signal_fd(link->taken_fd);
     for (struct request *q = again, *after; q; q = after) {
         after = q->after;
@@ -217,10 +221,9 @@ static bool vq_reap(struct run *r)
 {
     struct vq *v = r->vq;
     struct vhost *link = r->p->vhost;
-    uint8_t *memory = __atomic_load_n(&link->memory, __ATOMIC_ACQUIRE);
     bool any = false;
-    if (memory != v->memory || (load(&link->given_up) && r->in_flight)) {
-        vq_renew(r, memory);
+    if (__atomic_load_n(&link->memory, __ATOMIC_ACQUIRE) != v->memory || (load(&link->given_up) && r->in_flight)) {
+        vq_renew(r);
         any = true;
     }
     if (!v->memory)
