@@ -167,7 +167,10 @@ class LimitsConfig(Strict):
         return DriveLimits(**self.model_dump()) if self.bytes_per_second or self.ops_per_second else NO_LIMITS
 
 
-Cache = Literal["writeback", "writethrough", "none"]
+Cache = Literal["writeback", "writethrough", "none", "directsync"]
+#: Those past the host's page cache (O_DIRECT), and those whose writes have ended when they are stored.
+DIRECT: tuple[Cache, ...] = ("none", "directsync")
+SYNC: tuple[Cache, ...] = ("writethrough", "directsync")
 
 
 class DiskConfig(Strict):
@@ -190,7 +193,8 @@ class DiskConfig(Strict):
     )
     cache: Cache = Field(
         "writeback",
-        description="how the host caches it; writethrough: a write is stored when it ends; none: O_DIRECT",
+        description="how the host caches it; writethrough: a write is stored when it ends; none: O_DIRECT; "
+        "directsync: both",
     )
     discard: bool = Field(True, description="offer it, if what the image lies on can do it")
     persistent: bool = Field(
@@ -221,7 +225,7 @@ class DiskConfig(Strict):
         needs_engine = info.data.get("format") != "raw" or info.data.get("target", "").startswith(REMOTE)
         if cache != "writeback" and needs_engine:
             raise ValueError("it is writeback for images of other formats, and for NBD")
-        if cache == "none" and info.data.get("target", "").startswith(BY_DESCRIPTOR):
+        if cache in DIRECT and info.data.get("target", "").startswith(BY_DESCRIPTOR):
             raise ValueError(
                 "it is writeback or writethrough for fd:NAME: O_DIRECT would be the sender's, too"
             )

@@ -34,15 +34,20 @@ def test_add_list_remove(xenpvctl: Xenpvctl, service: FakeService) -> None:
 
 def test_all_that_a_disk_may_be(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
     limits = ("--bytes", "10M", "--ops", "200", "--burst", "2")
-    more = ("--sector-size", "4096", "--cache", "none", "--no-discard", "--persistent")
+    more = ("--sector-size", "4096", "--cache", "directsync", "--no-discard", "--persistent")
     xenpvctl("drive", "add", "web1", "xvdb", "/b", *limits, *more)
     asked = daemon.service.asked_for["xvdb"]
-    assert (asked.sector_size, asked.cache, asked.discard, asked.persistent) == (4096, "none", False, True)
+    assert (asked.sector_size, asked.cache, asked.discard, asked.persistent) == (
+        4096,
+        "directsync",
+        False,
+        True,
+    )
     assert asked.limits == LimitsConfig(bytes_per_second=10 << 20, ops_per_second=200, burst=2.0)
     daemon.do(lambda: daemon.service.with_drive("xvdb", error="the ring is broken", plane="python: limits"))
     (_, row) = xenpvctl("drive", "list", "web1").stdout.splitlines()
     assert re.split(" {2,}", row)[-4:] == [
-        "none",
+        "directsync",
         "python",
         "10.0 MiB/s, 200 requests/s",
         "/b: the ring is broken",

@@ -16,7 +16,7 @@ from xenpvd.ctl.rundir import RunDir
 from xenpvd.ctl.waiting import timeout_option
 from xenpvd.paths import BY_DESCRIPTOR, REMOTE
 
-CACHES = ["writeback", "writethrough", "none"]
+CACHES = ["writeback", "writethrough", "none", "directsync"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -84,7 +84,9 @@ def list_(place: RunDir, name: str) -> None:
     help="Of the image.",
 )
 @click.option("--sector-size", type=click.Choice(["512", "4096"]), default="512", help="Of a logical sector.")
-@click.option("--cache", type=click.Choice(CACHES), default=CACHES[0], help="The host's; none is O_DIRECT.")
+@click.option(
+    "--cache", type=click.Choice(CACHES), default=CACHES[0], help="The host's; none and directsync: O_DIRECT."
+)
 @click.option("--no-discard", is_flag=True, help="Do not offer to give storage back.")
 @click.option("--persistent", is_flag=True, help="Offer persistent grants.")
 @limit_options

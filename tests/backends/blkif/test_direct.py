@@ -17,6 +17,7 @@ import pytest
 from tests.fakes.disk import Disk
 from xenpvd.backends.blkif import direct
 from xenpvd.backends.blkif.image import Image
+from xenpvd.config import DIRECT, Cache
 from xenpvd.errors import ImageError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a loop device needs root")
@@ -50,12 +51,13 @@ def drop_from_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def test_reads_and_writes_leave_nothing_in_the_page_cache(path: Path, native: bool) -> None:
+@pytest.mark.parametrize("cache", DIRECT)
+def test_reads_and_writes_leave_nothing_in_the_page_cache(path: Path, native: bool, cache: Cache) -> None:
     shadow = bytearray(path.read_bytes())
     drop_from_cache(path)
     if cached_pages(path):
         pytest.skip(f"the file system of {path.parent} is the page cache itself: set TMPDIR to another")
-    disk = Disk(path, native=native, cache="none")
+    disk = Disk(path, native=native, cache=cache)
     try:
         ring, rng = disk.start(), random.Random(2)
         for _ in range(100):
@@ -130,8 +132,11 @@ def test_a_read_that_fails_for_another_reason_is_told_as_such(
         Image.open(path, readonly=True, cache="none")
 
 
+@pytest.mark.parametrize(("cache", "other"), [("none", "writeback"), ("directsync", "writethrough")])
 @pytest.mark.parametrize("cannot", ["to be set", "this file"])
-def test_a_file_system_that_cannot(path: Path, monkeypatch: pytest.MonkeyPatch, cannot: str) -> None:
+def test_a_file_system_that_cannot(
+    path: Path, monkeypatch: pytest.MonkeyPatch, cannot: str, cache: Cache, other: str
+) -> None:
     def refuse(fd: int, command: int, argument: int = 0) -> int:
         if command == fcntl.F_SETFL and argument & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -144,10 +149,10 @@ def test_a_file_system_that_cannot(path: Path, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(direct, "_told_alignment", lambda fd: 0)
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ImageError) as refused:
-        Image.open(path, readonly=False, cache="none")
+        Image.open(path, readonly=False, cache=cache)
     assert str(refused.value) == (
         f"cannot use image {path}: its file system cannot do without the page cache "
-        '(cache "none", O_DIRECT). Use cache "writeback", or put it on another file system.'
+        f'(cache "{cache}", O_DIRECT). Use cache "{other}", or put it on another file system.'
     )
     monkeypatch.undo()
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -183,7 +183,9 @@ def test_short_transfers_are_continued(tmp_path: Path, faults: Faults, uring: bo
     assert run.answers == dict.fromkeys(range(6), 0) and run.end is None
 
 
-@pytest.mark.parametrize(("cache", "synced"), [("writeback", 0), ("writethrough", 3), ("none", 0)])
+@pytest.mark.parametrize(
+    ("cache", "synced"), [("writeback", 0), ("writethrough", 3), ("none", 0), ("directsync", 3)]
+)
 def test_a_write_through_the_cache_has_ended_when_it_is_stored(
     path: Path, faults: Faults, uring: bool, cache: Cache, synced: int
 ) -> None:

@@ -29,3 +29,10 @@ def test_sectors(size: int, alignment: int, sector_size: int, says: str | None) 
     with pytest.raises(BadConfig, match=f"^cannot use xvdb: .*{says}") as refused:
         check_fits(disk, image)
     assert [where for where, _ in refused.value.problems] == ["sector_size"]
+
+
+def test_the_cure_is_as_stable_as_what_was_asked_for() -> None:
+    image = Image(-1, "/x.img", 4096 * 4, readonly=False)
+    image.alignment = 16384
+    with pytest.raises(BadConfig, match=r'with cache "directsync" sector_size.* Use cache "writethrough"\.$'):
+        check_fits(DiskConfig(vdev="xvdb", target="/x.img", cache="directsync"), image)

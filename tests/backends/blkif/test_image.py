@@ -169,7 +169,10 @@ def test_what_it_has_grown_by_is_not_seen(image: Image, path: Path) -> None:
 # ---- flush
 
 
-@pytest.mark.parametrize(("cache", "flags"), [("writeback", 0), ("writethrough", os.RWF_DSYNC), ("none", 0)])
+@pytest.mark.parametrize(
+    ("cache", "flags"),
+    [("writeback", 0), ("writethrough", os.RWF_DSYNC), ("none", 0), ("directsync", os.RWF_DSYNC)],
+)
 def test_a_write_through_the_cache_has_ended_when_it_is_stored(
     path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache, flags: int
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xenpvd.backends.blkif.image import Image
-from xenpvd.config import DiskConfig
+from xenpvd.config import SYNC, DiskConfig
 from xenpvd.errors import BadConfig
 
 
@@ -14,9 +14,9 @@ def check_fits(disk: DiskConfig, image: Image) -> None:
         why = f"its image has {image.size} bytes, no multiple of its sector_size, {size}"
         cure = "Leave sector_size out."
     elif image.alignment > size:
-        why = f'its storage has blocks of {image.alignment} bytes, and with cache "none" sector_size, '
-        why += f"{size}, cannot be less"
-        cure = 'Use cache "writeback"'
+        why = f"its storage has blocks of {image.alignment} bytes, and with cache "
+        why += f'"{disk.cache}" sector_size, {size}, cannot be less'
+        cure = f'Use cache "{"writethrough" if disk.cache in SYNC else "writeback"}"'
         cure += "." if image.alignment > 4096 else ", or sector_size 4096 if it has been partitioned so."
     else:
         return

@@ -29,8 +29,8 @@ from xenpvd.backends.blkif.opening import (
     refusal,
 )
 from xenpvd.backends.blkif.sharing import OpenFile
-from xenpvd.config import Cache
-from xenpvd.errors import ImageError
+from xenpvd.config import DIRECT, SYNC, Cache
+from xenpvd.errors import BadConfig, ImageError
 from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.views import EngineInfo
 
@@ -122,13 +122,13 @@ class Image:
 
         As :meth:`open`, but that the host has not mounted a block device is for who opens it to see to
         (O_EXCL). Without ``lock`` it is only looked at whether the lock could be had. There is no ``cache``
-        "none": O_DIRECT would be the sender's as well.
+        past the page cache: O_DIRECT would be the sender's as well.
         """
         image = None
         try:
             check_descriptor(fd, name)
-            if cache == "none":
-                why = 'cache "none" (O_DIRECT) would count for its sender, too'
+            if cache in DIRECT:
+                why = f'cache "{cache}" (O_DIRECT) would count for its sender, too'
                 raise refusal(name, why, 'Use cache "writeback", or a path.')
             if not readonly:
                 check_writable(fd, name)
@@ -150,9 +150,9 @@ class Image:
 
     def _measure(self, cache: Cache) -> None:
         """All that is left to do once it is open and locked."""
-        if cache == "none":
-            self.alignment = bypass(self.fd, self.path)
-        self.sync = cache == "writethrough"
+        if cache in DIRECT:
+            self.alignment = bypass(self.fd, self.path, cache)
+        self.sync = cache in SYNC
         os.set_blocking(self.fd, True)  # that was for the opening: io_uring would give EAGAIN for a device
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
         if self.size == 0:

@@ -10,6 +10,7 @@ import stat
 
 from xenpvd.backends.blkif.direct import bypass_page_cache
 from xenpvd.backends.blkif.sharing import FLOCK
+from xenpvd.config import SYNC, Cache
 from xenpvd.errors import ImageError
 
 #: Where the kernel shows itself
@@ -92,14 +93,15 @@ def _claim(fd: int, path: str) -> int:
     return claimed
 
 
-def bypass(fd: int, path: str) -> int:
+def bypass(fd: int, path: str, cache: Cache) -> int:
     try:
         return bypass_page_cache(fd)
     except OSError as fault:
         if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
-        why = 'its file system cannot do without the page cache (cache "none", O_DIRECT)'
-        raise refusal(path, why, 'Use cache "writeback", or put it on another file system.') from None
+        why = f'its file system cannot do without the page cache (cache "{cache}", O_DIRECT)'
+        other = "writethrough" if cache in SYNC else "writeback"
+        raise refusal(path, why, f'Use cache "{other}", or put it on another file system.') from None
 
 
 def lock_image(fd: int, path: str, readonly: bool, look: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from xenpvd import config
-from xenpvd.config import DiskConfig, LimitsConfig
+from xenpvd.config import DIRECT, DiskConfig, LimitsConfig
 from xenpvd.errors import TimedOut
 from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.rpc.models import NoParams
@@ -231,7 +231,7 @@ def _disk(monitor: Monitor, params: DiskParams) -> DriveInfo:
 def _inserted(drive: DriveInfo, node: str) -> dict[str, Any]:
     limits = drive.limits
     return {
-        **_info(node, drive.format, drive.target, drive.access == "ro", drive.size, drive.cache == "none"),
+        **_info(node, drive.format, drive.target, drive.access == "ro", drive.size, drive.cache in DIRECT),
         "bps": limits.bytes_per_second,
         "iops": limits.ops_per_second,
     }
