@@ -89,6 +89,17 @@ def test_an_image_that_does_not_fit_its_sectors(pv: GuestConfig, tmp_path: Path)
     assert found(pv, disk=[disk | {"sector_size": 512, "cache": "none"}]) == {}
 
 
+def test_two_names_of_one_number(pv: GuestConfig, tmp_path: Path) -> None:
+    names = ("xvda", "d0p1", "51712", "xvda1", "sdzz")
+    disks = [{"vdev": vdev, "device": "cdrom"} for vdev in names]
+    assert found(pv, disk=disks) == {
+        "disk.2.vdev": "cannot use 51712: its number 51712 is xvda's. Choose another.",
+        "disk.3.vdev": "cannot use xvda1: its number 51713 is d0p1's. Choose another.",
+        "disk.4.vdev": "cannot use sdzz as a disk's name: there are sda to sdp, with partitions to 15. "
+        "Use xvda, xvdb and so on.",
+    }
+
+
 @pytest.mark.parametrize(
     "content, why",
     [
@@ -210,6 +221,7 @@ def test_images_of_other_formats(pv: GuestConfig, tmp_path: Path, monkeypatch: p
     assert "it is no vdi image" in found(pv, disk=[disk | {"format": "vdi"}])["disk.0.target"]
     assert found(pv, disk=[{"vdev": "xvda", "target": "nbd://host/a"}]) == {}
     assert "names no host" in found(pv, disk=[{"vdev": "xvda", "target": "nbd:///a"}])["disk.0.target"]
+    assert "port 0" in found(pv, disk=[{"vdev": "xvda", "target": "nbd://h:0/a"}])["disk.0.target"]
     monkeypatch.undo()
     monkeypatch.setattr(engine_process, "_PATH", "/nowhere")
     assert "qemu-storage-daemon. Install it" in found(pv, disk=[disk])["disk.0.target"]

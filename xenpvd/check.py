@@ -76,8 +76,9 @@ def problems(config: GuestConfig, descriptors: Descriptors | None = None) -> lis
         found += fault.problems
     if not found:
         attempt("memory", whole)
+    taken: dict[int, str] = {}
     for n, disk in enumerate(config.disk):
-        attempt(f"disk.{n}.vdev", lambda: devid(disk.vdev))  # noqa: B023 - called at once
+        attempt(f"disk.{n}.vdev", lambda: _number(disk.vdev, taken))  # noqa: B023 - called at once
         try:
             _look_at(disk, descriptors)
         except BadConfig as fault:
@@ -85,6 +86,13 @@ def problems(config: GuestConfig, descriptors: Descriptors | None = None) -> lis
         except XenpvdError as fault:
             found.append((f"disk.{n}.target", str(fault)))
     return found
+
+
+def _number(vdev: str, taken: dict[int, str]) -> None:
+    """Two names may mean one: d0 is xvda. Raises :class:`BadConfig`."""
+    other = taken.setdefault(number := devid(vdev), vdev)
+    if other != vdev:
+        raise BadConfig(f"cannot use {vdev}: its number {number} is {other}'s. Choose another.")
 
 
 def _look_at(disk: DiskConfig, descriptors: Descriptors | None) -> None:

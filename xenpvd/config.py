@@ -38,7 +38,8 @@ LABELS = (
     "result", "state", "type", "vcpu", "vdev", "version",
 )  # fmt: skip
 
-_NAME, _PATH, _VDEV = rf"^{NAME.pattern}$", r"^/[^\x00]*$", r"^(xvd|sd|hd|d)[a-z0-9p]{1,12}$"
+_NAME, _PATH = rf"^{NAME.pattern}$", r"^/[^\x00]*$"
+_VDEV = r"^((xvd|sd|hd|d)[a-z0-9p]{1,12}|0[xX][0-9A-Fa-f]{1,8}|[0-9]{1,12})$"
 _CHANNEL = _DESCRIPTOR = rf"^{DESCRIPTOR.pattern}$"
 _LABEL = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _MEDIUM = rf"^((/|nbd://|nbd\+unix://)[^\x00]*|{BY_DESCRIPTOR}{DESCRIPTOR.pattern})?$"
@@ -98,7 +99,7 @@ ChannelName = Annotated[
 ]
 LabelName = Annotated[str, Field(pattern=_LABEL), AfterValidator(_label)]
 LabelValue = Annotated[str, Field(max_length=128)]
-Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1")]
+Vdev = Annotated[str, Field(pattern=_VDEV, description="as Xen names it: xvda, xvdb1, or its number")]
 
 #: pydantic's types of error and our patterns, in an operator's words; the fields are the error's context
 _WORDS = {
@@ -131,7 +132,7 @@ _WORDS = {
     _SHIM: 'it must be an absolute path, or "auto"',
     _CHANNEL: "it takes letters, digits, '.', '_' and '-', and 64 at most",
     _LABEL: "it takes letters, digits and '_', begins with no digit, and has 64 at most",
-    _VDEV: "it must be a disk's name, as xvda or xvdb1",
+    _VDEV: "it must be a disk's name, as xvda or xvdb1, or its number",
     _XEN_VERSION: "it must be two numbers, as 4.17",
 }
 

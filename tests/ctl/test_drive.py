@@ -74,6 +74,11 @@ def test_a_name_that_xen_does_not_know(xenpvctl: Xenpvctl, daemon: Daemon) -> No
     assert "cannot use VDEV: it must be a disk's name" in failed.stderr
 
 
+def test_a_disk_may_be_called_by_its_number(xenpvctl: Xenpvctl, daemon: Daemon) -> None:
+    assert xenpvctl("drive", "add", "web1", "0xca10", "/b", "--no-wait").stdout == "0xca10 added\n"
+    assert xenpvctl("drive", "remove", "web1", "0xca10").stdout == "0xca10 removed\n"
+
+
 def test_resize_flush_swap(xenpvctl: Xenpvctl, daemon: Daemon, tmp_path: Path) -> None:
     xenpvctl("drive", "add", "web1", "xvdb", "/b")
     for text, said in (("20G", "20.0 GiB"), ("1536MiB", "1.5 GiB"), ("4096", "4.0 KiB"), ("1t", "1.0 TiB")):

@@ -168,7 +168,10 @@ def test_nothing_of_the_file_steers_a_terminal_or_ends_a_comment(xenpvctl: Xenpv
         ("name = 'x'", "there is neither kernel nor bootloader"),
         ("kernel = '/k'; memory = 99999999", "memory: it must be at most 1048576."),
         ("kernel = '/k'; disk = ['/a,,xvda', '/b,,xvda']", "disk: two disks are called xvda."),
-        ("kernel = '/k'; disk = ['/a,,floppy']", "disk.0.vdev: it must be a disk's name, as xvda or xvdb1."),
+        (
+            "kernel = '/k'; disk = ['/a,,floppy']",
+            "disk.0.vdev: it must be a disk's name, as xvda or xvdb1, or its number.",
+        ),
     ],
 )
 def test_what_is_impossible(xenpvctl: Xenpvctl, tmp_path: Path, text: str, message: str) -> None:

@@ -21,7 +21,8 @@ from xenpvd.rpc.methods import METHODS
 @pytest.mark.parametrize(
     ("verb", "words"),
     [
-        ("drive add web1 nvme0 /b", "cannot use VDEV: it must be a disk's name, as xvda or xvdb1. "
+        ("drive add web1 nvme0 /b",
+         "cannot use VDEV: it must be a disk's name, as xvda or xvdb1, or its number. "
          "See: xenpvctl drive add --help"),
         ("drive add web1 xvdb", "cannot use TARGET: a disk has one; only a cdrom can be empty. "),
         ("drive add web1 xvdb /b --ops -1", "cannot use --ops: it must be at least 0. "),
