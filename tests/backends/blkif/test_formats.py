@@ -81,6 +81,7 @@ def test_a_differencing_vpc_is_refused(tmp_path: Path) -> None:
         ("nbd://host:1/e", {"type": "inet", "host": "host", "port": "1"}, "e"),
         ("nbd://[::1]/a%20b", {"type": "inet", "host": "::1", "port": "10809"}, "a b"),
         ("nbd://host", {"type": "inet", "host": "host", "port": "10809"}, None),
+        ("nbd://host:/", {"type": "inet", "host": "host", "port": "10809"}, None),
         ("nbd+unix:///e?socket=/run/n", {"type": "unix", "path": "/run/n"}, "e"),
         ("nbd+unix://?socket=/run/n", {"type": "unix", "path": "/run/n"}, None),
     ],
@@ -96,7 +97,7 @@ def test_addresses(target: str, server: dict[str, str], export: str | None) -> N
     [
         "nbd:///e", "nbd://host:port/e", "nbd://host:99999/", "nbd://host/e?socket=/x", "nbd://u@host/e",
         "nbd+unix:///e", "nbd+unix:///e?socket=x", "nbd+unix://host/e?socket=/x", "nbd+unix:///e?socket=/x&a=b",
-        "nbd://[/e",
+        "nbd://[/e", "nbd://host:0/e", "nbd://host:00/", "nbd://[::1]:0", "nbd://host:-1/",
     ],
 )  # fmt: skip
 def test_what_is_no_address(target: str) -> None:

@@ -39,13 +39,15 @@ def nbd(target: str) -> dict[str, Any]:
     cure = "Write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=/PATH."
     try:
         url = urlsplit(target)
-        port = url.port or NBD_PORT
+        port = NBD_PORT if url.port is None else url.port
     except ValueError as fault:
         raise Misfit(f"it is no address ({fault})", cure) from None
     query = parse_qs(url.query)
     if url.scheme == "nbd":
         if not url.hostname or query or url.username is not None:
             raise Misfit("it names no host, or too much", cure)
+        if not port:
+            raise Misfit("no server has port 0", cure)
         server = {"type": "inet", "host": url.hostname, "port": str(port)}
     else:
         paths = query.pop("socket", [])
