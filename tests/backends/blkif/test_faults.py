@@ -33,6 +33,8 @@ AGAIN = (errno.EINTR, errno.EAGAIN)
 #: those that carry out requests, and others
 TRANSFERS = {True: ("completion",), False: ("preadv", "pwritev2", "fallocate")}
 OTHERS = {True: ("mmap", "io_uring_setup", "io_uring_register", "io_uring_enter"), False: ()}
+#: the sectors that requests begin at, by their ids
+WHERE = {0: 8, 1: 64, 2: 128, 4: 256}
 ALWAYS = ("calloc", "fstat", "poll", "read", "fdatasync")
 
 
@@ -172,6 +174,8 @@ def check(run: Run, call: str, number: int) -> None:
         assert errors in ([0], [1], [2], [4], [5], [3, 5], [])
         (told,) = run.troubles
         assert os.strerror(number) in told
+        if errors and (sector := WHERE.get(errors[0])):
+            assert f" at byte {sector * 512}: " in told
         assert errors or "cannot flush" in told, "the one at the end, which nobody has asked for"
 
 

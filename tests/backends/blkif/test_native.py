@@ -200,8 +200,8 @@ def test_a_full_disk_is_an_error_and_a_trouble(tmp_path: Path) -> None:
         disk.plane._plane.image_fd = full.fileno()  # type: ignore[union-attr]
         ring = disk.start()
         page, gref = ring.data_page(readonly=True)
-        assert ring.do(pack_request(1, id=5, segments=[(gref, 0, 7)])) == [(5, 1, -1)]
-        assert "cannot write" in disk.troubles[0] and "No space left" in disk.troubles[0]
+        assert ring.do(pack_request(1, id=5, sector=8, segments=[(gref, 0, 7)])) == [(5, 1, -1)]
+        assert disk.troubles == [f"cannot write {path} at byte 4096: No space left on device"]
         assert disk.end() is None
     disk.close()
     assert page is not None

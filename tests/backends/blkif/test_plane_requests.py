@@ -93,7 +93,7 @@ def test_a_discard_that_fails(reference: Disk) -> None:
     ring = reference.start()
     reference.image.fail = refuse("discard", errno.ENOSPC)
     assert ring.discard(8, 16) == BLKIF_RSP_ERROR
-    assert "cannot discard in" in reference.troubles[-1]
+    assert f"cannot discard in {reference.path} at byte 4096: No space" in reference.troubles[-1]
 
 
 def test_an_offer_that_changes(disk: Disk) -> None:

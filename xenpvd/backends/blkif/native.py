@@ -13,7 +13,7 @@ from xenpvd.abi.io_ring import RSP_PROD
 from xenpvd.abi.page import GrantMemory, SharedPage
 from xenpvd.backends.blkif import build
 from xenpvd.backends.blkif.image import Image
-from xenpvd.backends.blkif.plane import TROUBLE_PAUSE, VERBS
+from xenpvd.backends.blkif.plane import TROUBLE_PAUSE, cannot
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.vqueue import Link
 from xenpvd.backends.ops import EvtchnPort
@@ -218,7 +218,7 @@ class NativePlane:
 
     def _trouble(self, kind: int, operation: int, a: int, b: int) -> None:
         if kind == _IO:
-            what = f"cannot {VERBS.get(operation, 'use')} {self._image.path}: {os.strerror(a)}"
+            what = cannot(operation, self._image.path, b, os.strerror(a))
         elif kind == _BAD_GRANT:
             what = f"cannot map the guest's page: gref {a} (GNTST {b})"
         else:

@@ -188,8 +188,9 @@ class Plane:
             self._trouble(f"cannot map the guest's page: {fault} (GNTST {fault.status})")
             status = BLKIF_RSP_ERROR
         except OSError as fault:
-            verb = VERBS[request.operation]
-            self._trouble(f"cannot {verb} {self._image.path}: {fault.strerror or fault}")
+            offset = request.offset if isinstance(request, Request) else 0
+            why = fault.strerror or str(fault)
+            self._trouble(cannot(request.operation, self._image.path, offset, why))
             status = BLKIF_RSP_ERROR
         return self._abi.response.pack(request.id, request.operation, status)
 
@@ -288,9 +289,15 @@ class Plane:
             self._on_trouble(what + more)
 
 
-VERBS = {
+_VERBS = {
     BLKIF_OP_READ: "read",
     BLKIF_OP_WRITE: "write",
     BLKIF_OP_FLUSH_DISKCACHE: "flush",
     BLKIF_OP_DISCARD: "discard in",
 }
+
+
+def cannot(operation: int, path: str, offset: int, why: str) -> str:
+    """What an operator is told of a request that the storage has failed."""
+    place = "" if operation == BLKIF_OP_FLUSH_DISKCACHE else f" at byte {offset}"
+    return f"cannot {_VERBS.get(operation, 'use')} {path}{place}: {why}"
