@@ -281,9 +281,10 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class DriveInfo:
-    """One disk as both ends see it; states are XenbusState names ("Connected"). ``protocol``, ``rings`` and
-    ``ring_pages`` (of each) are what they have agreed on, once they are connected; ``plane`` is what serves
-    them, and why if it is not the fast one."""
+    """One disk as both ends see it; states are XenbusState names ("Connected"). ``protocol``, ``rings``,
+    ``ring_pages`` (of each) and ``features`` are what they have agreed on, once they are connected;
+    ``grants`` is how many of the guest's pages are held for that: those with data are for the time of their
+    request only. ``plane`` is what serves the rings, and why if it is not the fast one."""
 
     vdev: str
     devid: int
@@ -298,6 +299,8 @@ class DriveInfo:
     protocol: str | None = None
     rings: int = 0
     ring_pages: int = 0
+    features: tuple[str, ...] = ()
+    grants: int = 0
     cache: str = "writeback"
     limits: DriveLimits = NO_LIMITS
     plane: str | None = None

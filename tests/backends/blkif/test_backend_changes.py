@@ -27,6 +27,9 @@ async def test_many_rings_of_many_pages(rig: Rig, queues: int, order: int) -> No
     await front.connect(queues=queues, order=order)
     for n, ring in enumerate(front.rings):
         ring.write(8 * n, bytes([n + 1]) * 4096)
+    info = backend.info()
+    assert (info.rings, info.ring_pages, info.grants) == (queues, 1 << order, queues << order)
+    assert sum(rig.gnttab.mapped.values()) == info.grants
     for n in range(queues):
         assert front.rings[n - 1].read(8 * n, 8) == bytes([n + 1]) * 4096
     assert backend.info().stats["writes"] == backend.info().stats["reads"] == queues
@@ -292,9 +295,11 @@ async def test_half_a_sector_is_none(rig: Rig) -> None:
 
 
 async def test_discard_is_not_offered_to_whom_it_is_denied(rig: Rig) -> None:
-    _, front = rig.disk(discard=False)
+    backend, front = rig.disk(discard=False)
     assert "feature-discard" not in rig.nodes(front.backend)
+    assert backend.info().features == () and backend.info().grants == 0
     ring = await front.connect()
+    assert backend.info().features == ("flush-cache", "indirect-segments")
     assert ring.discard(0, 8) == -2
 
 
@@ -304,6 +309,11 @@ async def test_persistent_grants_are_offered_on_request(rig: Rig) -> None:
     assert rig.nodes(front.backend)["feature-persistent"] == "1"
     front.write("feature-persistent", 1)
     ring = await front.connect()
+    assert backend.info().features == ("flush-cache", "indirect-segments", "discard", "persistent")
+    other, its_front = rig.disk("xvdb")
+    its_front.write("feature-persistent", 1)  # which was not offered there
+    await its_front.connect()
+    assert "persistent" not in other.info().features
     page, gref = ring.data_page()
     for sector in (0, 8, 16):
         assert ring.do(pack_request(BLKIF_OP_READ, sector=sector, segments=[(gref, 0, 7)]))[0][2] == 0

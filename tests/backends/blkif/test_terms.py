@@ -51,6 +51,13 @@ def test_good(nodes: dict[str, str], count: int, pages: int) -> None:
         QueueTerms(tuple(range(8 + n * pages, 8 + (n + 1) * pages)), 3 + n) for n in range(count)
     )
     assert Terms.read(Nodes(rings(count, pages) | nodes | {"protocol": "x86_64-abi"})).abi is X86_64
+    assert terms.pages == count * pages
+
+
+@pytest.mark.parametrize(("told", "persistent"), [(None, False), ("1", True), ("0", False), ("yes", False)])
+def test_who_keeps_its_pages_granted(told: str | None, persistent: bool) -> None:
+    nodes = {} if told is None else {"feature-persistent": told}
+    assert Terms.read(Nodes(rings(1, 1) | nodes)).persistent is persistent
 
 
 @pytest.mark.parametrize(

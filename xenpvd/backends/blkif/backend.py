@@ -297,8 +297,19 @@ class BlockBackend:
             limits=self._throttle.limits,
             plane=self._rings.engine if self._rings else None,
             ring_pages=len(terms.queues[0].ring_refs) if terms else 0,
+            features=self._features(terms) if terms else (),
+            grants=terms.pages if terms else 0,
             stats=dict(stats),
             engine=self.image.describe(),
+        )
+
+    def _features(self, terms: Terms) -> tuple[str, ...]:
+        """What both ends have of io/blkif.h; the guest tells only of the last whether it takes it."""
+        return (
+            "flush-cache",
+            "indirect-segments",
+            *(("discard",) if self._offer.discard else ()),
+            *(("persistent",) if self.disk.persistent and terms.persistent else ()),
         )
 
     # ---- the driver's half (device.Driver)

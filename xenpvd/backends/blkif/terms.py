@@ -36,6 +36,13 @@ class QueueTerms:
 class Terms:
     abi: Abi
     queues: tuple[QueueTerms, ...]
+    #: it uses the same pages for ever, if it was offered that
+    persistent: bool = False
+
+    @property
+    def pages(self) -> int:
+        """Of all rings."""
+        return sum(len(queue.ring_refs) for queue in self.queues)
 
     @classmethod
     def read(cls, frontend: Nodes, max_queues: int = MAX_QUEUES) -> Terms:
@@ -52,7 +59,7 @@ class Terms:
         taken = [gref for queue in queues for gref in queue.ring_refs]
         if len(set(taken)) < len(taken):
             raise GuestFault("a page is in the rings twice")
-        return cls(abi, queues)
+        return cls(abi, queues, frontend.text("feature-persistent", "0") == "1")
 
 
 def _ring_pages(frontend: Nodes) -> int:
