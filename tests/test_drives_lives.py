@@ -305,6 +305,9 @@ async def test_a_change_on_storage_that_hangs_does_not_hold_up_the_end(
     page.write(0, b"late" * 128)
     ring.submit(pack_request(BLKIF_OP_WRITE, segments=[(gref, 0, 0)]))
     change = asyncio.gather(drives.swap(domain, "xvdb", str(tmp_path / "c.img")))
+    async with asyncio.timeout(5):
+        while domain.drives["xvdb"].disk.target == disk.target:  # noqa: ASYNC110  nobody is told that it waits
+            await asyncio.sleep(0.01)
     await asyncio.wait_for(running.guest.destroy(), 5)
     await asyncio.wait_for(change, 5)
     assert not lock_is_free(tmp_path / "b.img"), "what hangs may still write there"
@@ -399,10 +402,10 @@ async def test_a_resize_that_a_remove_overtakes_says_so(
     planning, go = threading.Event(), threading.Event()
     planned = Image.plan_resize
 
-    def plan_slowly(image: Image, size: int | None, unit: int) -> int:
+    def plan_slowly(image: Image, *args: Any, **options: Any) -> int:
         planning.set()
         assert go.wait(5)
-        return planned(image, size, unit)
+        return planned(image, *args, **options)
 
     monkeypatch.setattr(Image, "plan_resize", plan_slowly)
     resize = asyncio.gather(drives.resize(domain, "xvdb", 1 << 21, False))

@@ -8,11 +8,13 @@ import logging
 import time
 from functools import partial
 
+from pydantic import ValidationError
+
 from xenpvd.backends.blkif.backend import BlockBackend
 from xenpvd.backends.blkif.engine_image import EngineImage
 from xenpvd.backends.blkif.image import Image
 from xenpvd.backends.blkif.vdev import devid
-from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig
+from xenpvd.config import MAX_DISKS, DiskConfig, LimitsConfig, problems
 from xenpvd.descriptors import Descriptors
 from xenpvd.domain import Domain
 from xenpvd.errors import BadConfig, Exists, ImageError, NotFound, StateError, TimedOut, XenpvdError
@@ -160,25 +162,22 @@ class Drives:
         drive = self._there(domain, vdev, "change")
         vdev = drive.disk.vdev
         assert domain is not None
-        if not target and drive.disk.device == "disk":
-            raise BadConfig(f"cannot empty {vdev}: it is a disk, no cdrom. Remove it.")
-        with domain.held(f"change {vdev}"):
-            same = target == drive.disk.target  # of a path it is not said that the same file is there now
-            if target.startswith("/"):
-                same = await in_thread(partial(drive.image.is_at, target))
-            if same:
-                return drive.info()
-            image = await self._open(drive.disk.model_copy(update={"target": target}))
+        disk = _with_target(drive.disk, target)
+        same = target == drive.disk.target  # of a path it is not said that the same file is there now
+        if target.startswith("/"):
+            same = await in_thread(partial(drive.image.is_at, target))
+        if same:
+            return drive.info()
+        image = await self._open(disk)  # nobody waits for that, as its storage may hang
+        unused = contextlib.ExitStack()
+        unused.callback(image.close)
+        with unused, domain.held(f"change {vdev}"):
             if domain.drives.get(vdev) is not drive:
-                image.close()
                 raise NotFound(f"cannot change {vdev}: it was removed meanwhile.", "drive", vdev)
-            try:
-                drive.check_fits(image)
-            except BadConfig:
-                image.close()
-                raise
+            drive.check_fits(image)
+            unused.pop_all()
             old = drive.image
-            drive.disk = drive.disk.model_copy(update={"target": target})
+            drive.disk = drive.disk.model_copy(update={"target": target})  # its limits may be others by now
             self.images[vdev] = (drive.disk, image)
             try:
                 await drive.swap(image)
@@ -266,6 +265,19 @@ class Drives:
         del self._given_up[target]
         if not opening.cancelled() and opening.exception() is None:
             opening.result().close()
+
+
+def _with_target(disk: DiskConfig, target: str) -> DiskConfig:
+    """What its definition would be; :class:`BadConfig` if it could not be."""
+    if not target and disk.device == "disk":
+        raise BadConfig(f"cannot empty {disk.vdev}: it is a disk, no cdrom. Remove it.")
+    try:
+        return DiskConfig.model_validate(disk.model_dump() | {"target": target})
+    except ValidationError as fault:
+        found = problems(fault)
+        why = "; ".join(f"{key}: {what}" for key, what in found)
+        cure = "Remove the disk, and add it as it shall be."
+        raise BadConfig(f"cannot put {target} behind {disk.vdev}: {why}. {cure}", found) from None
 
 
 async def _ended(*images: Image) -> None:
