@@ -128,13 +128,8 @@ class Drives:
         meant: what is beyond it is lost.
         """
         drive = self._there(domain, vdev, "resize")
-        if size is not None and size < drive.image.size and not shrink:
-            raise BadConfig(
-                f"cannot resize {vdev} to {size} bytes: it has {drive.image.size}, and what is beyond would "
-                "be lost. Allow that with shrink, once the guest has given it up."
-            )
         try:
-            await drive.resize(size)
+            await drive.resize(size, shrink=shrink)
         except ImageError:
             self._there(domain, vdev, "resize")  # it may have been removed meanwhile
             raise

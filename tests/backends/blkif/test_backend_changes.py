@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +85,9 @@ async def test_resize(rig: Rig) -> None:
     ring.write(SIZE // 512, bytes([7]) * 4096)
     assert ring.read(SIZE // 512, 8) == bytes([7]) * 4096
 
-    await backend.resize(SIZE)
+    with pytest.raises(BadConfig, match=f"it has {2 * SIZE}, and what is beyond would be lost"):
+        await backend.resize(SIZE)
+    await backend.resize(SIZE, shrink=True)
     _, gref = ring.data_page()
     beyond = pack_request(BLKIF_OP_READ, sector=SIZE // 512, segments=[(gref, 0, 7)])
     assert ring.do(beyond)[0][2] == -1
@@ -122,7 +125,7 @@ async def test_a_shrink_is_not_told_before_it_can_be(rig: Rig, monkeypatch: pyte
 
     monkeypatch.setattr(os, "ftruncate", fail)
     with pytest.raises(ImageError, match="bad disk"):
-        await backend.resize(SIZE // 2)
+        await backend.resize(SIZE // 2, shrink=True)
     ring.read(SIZE // 512 - 8, 8)
     assert rig.named("drive.resized") == []
 
@@ -139,6 +142,50 @@ async def test_a_read_only_disk_has_the_size_that_it_has(rig: Rig) -> None:
         await backend.resize(2 * SIZE)
     await backend.resize(None)
     assert sectors(rig, front) * 512 == SIZE
+
+
+async def test_a_block_device_is_resized_on_the_host(rig: Rig) -> None:
+    backend, front = rig.disk()
+    backend.image.is_block = True
+    for size in (SIZE // 2, 2 * SIZE):
+        with pytest.raises(
+            ImageError, match=r"it is a block device\. Resize it on the host, and give no size"
+        ):
+            await backend.resize(size, shrink=True)
+    assert Path(backend.image.path).stat().st_size == SIZE == backend.info().size
+    os.truncate(backend.image.path, 2 * SIZE)
+    await backend.resize(None)
+    assert sectors(rig, front) * 512 == 2 * SIZE
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a loop device needs root")
+async def test_a_block_device_that_has_grown(rig: Rig) -> None:
+    path = rig.tmp_path / "host.img"
+    path.write_bytes(b"block".ljust(SIZE, b"\0"))
+    made = losetup("--find", "--show", path)
+    if made.returncode:
+        pytest.skip(f"no loop device here: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        backend, front = rig.disk(image=Image.open(device, readonly=False))
+        ring = await front.connect()
+        os.truncate(path, 2 * SIZE)
+        assert losetup("--set-capacity", device).returncode == 0
+        await backend.resize(None)
+        assert sectors(rig, front) * 512 == 2 * SIZE
+        await in_thread(lambda: ring.write(SIZE // 512, b"grown".ljust(512)))
+        assert await in_thread(ring.flush) == 0
+        await backend.disconnect()
+        backend.image.close()
+    finally:
+        losetup("--detach", device)
+    with path.open("rb") as file:
+        file.seek(SIZE)
+        assert file.read(5) == b"grown"
+
+
+def losetup(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["losetup", *map(str, words)], capture_output=True, text=True)
 
 
 async def test_swap_while_the_guest_writes(rig: Rig) -> None:
@@ -305,7 +352,7 @@ async def test_discard_is_not_offered_to_whom_it_is_denied(rig: Rig) -> None:
 
 async def test_persistent_grants_are_offered_on_request(rig: Rig) -> None:
     """Mapping costs us nothing, so nothing is kept: the guest may use the same pages for ever, or not."""
-    _, front = rig.disk(persistent=True)
+    backend, front = rig.disk(persistent=True)
     assert rig.nodes(front.backend)["feature-persistent"] == "1"
     front.write("feature-persistent", 1)
     ring = await front.connect()

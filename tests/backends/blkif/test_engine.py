@@ -122,6 +122,37 @@ async def test_only_what_an_engine_keeps_to_itself_can_be_lost(path: Path) -> No
         await engine.ended()
 
 
+async def test_another_process_takes_over_and_nobody_is_told_of_a_fault(engine: Engine) -> None:
+    told: list[str] = []
+    engine.on_trouble = told.append
+    before, queue = pid(engine), engine.take_queue()
+    await in_thread(lambda: queue.transfer(abi.VIRTIO_BLK_T_OUT, 0, [memoryview(b"x" * 512)]))
+    await in_thread(queue.flush)
+    assert await engine.renew(SIZE) == SIZE
+    assert pid(engine) != before and engine.restarts == 1 and told == []
+    view = memoryview(bytearray(512))
+    await in_thread(lambda: queue.transfer(abi.VIRTIO_BLK_T_IN, 0, [view]))
+    assert bytes(view) == b"x" * 512
+    engine.give_back(queue)
+
+
+async def test_another_process_that_does_not_come(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+    engine.on_trouble = told.put_nowait
+    program = tmp_path / "engine"
+    program.write_text('#!/bin/sh\necho "qemu-storage-daemon: the moon is full" >&2; exit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(engine_process, "find", lambda: f"{program}")
+    monkeypatch.setattr(engine_module, "START_TIMEOUT", 0.2)
+    with pytest.raises(EngineFault, match=r"it has not begun anew in 0\.2 s\. Requests wait"):
+        await engine.renew(SIZE)
+    assert "the image cannot be started again: the moon is full. Requests wait." in await told.get()
+    with pytest.raises(EngineFault, match="just being started again"):
+        await engine.renew(SIZE)
+
+
 async def test_closing_ends_who_waits(path: Path) -> None:
     engine = _Engine(path)
     await engine.start()

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ from tests.fakes.blkfront import BlkRing, pack_request
 from tests.fakes.disks import Rig
 from tests.fakes.engine import SIZE, EngineDisk, contents, make_image, needs_engine
 from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE
-from xenpvd.backends.blkif import backend as backend_module
 from xenpvd.backends.blkif import engine_process
 from xenpvd.backends.blkif import native as native_module
 from xenpvd.backends.blkif.engine_image import EngineImage
 from xenpvd.backends.blkif.formats import FORMATS
 from xenpvd.backends.blkif.image import Image
 from xenpvd.config import DiskConfig
-from xenpvd.errors import ImageError, Unsupported
+from xenpvd.errors import BadConfig, ImageError, Unsupported
 from xenpvd.tasks import in_thread
 
 pytestmark = needs_engine
@@ -51,18 +50,10 @@ def qcow2(tmp_path: Path) -> Path:
     return make_image(tmp_path / "disk.qcow2", "qcow2")
 
 
-@pytest.fixture
-def nbd(tmp_path: Path) -> Iterator[tuple[int, str, Path]]:
-    """A server of a raw file on a unix socket."""
-    raw, socket = tmp_path / "nbd.img", tmp_path / "nbd.sock"
-    raw.write_bytes(random.Random(3).randbytes(SIZE))
-    words = ["qemu-nbd", "-f", "raw", "-k", f"{socket}", "-t", "-e", "8", "-x", "it", "--fork"]
-    pid_file = tmp_path / "nbd.pid"
-    subprocess.run([*words, "--pid-file", pid_file, raw], check=True)
-    pid = int(pid_file.read_text())
-    yield pid, f"nbd+unix:///it?socket={socket}", raw
-    for number in (signal.SIGCONT, signal.SIGKILL):
-        os.kill(pid, number)
+def qemu_img(verb: str, *words: object) -> str:
+    """What it complains of."""
+    command = ["qemu-img", verb, *(["-q"] if verb != "convert" else []), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True).stderr
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -284,55 +275,8 @@ async def test_resize(start: Start, qcow2: Path) -> None:
     await disk.do(lambda ring: ring.write(SIZE // 512, b"x" * 4096))
     with pytest.raises(ImageError, match="no multiple"):
         await in_thread(lambda: disk.image.plan_resize(SIZE + 512, 4096))
-
-
-async def test_what_a_server_has(nbd: tuple[int, str, Path], start: Start) -> None:
-    _, target, raw = nbd
-    disk = await start(target, "raw")
-    assert disk.image.size == SIZE
-    assert await disk.do(lambda ring: ring.read(8, 88)) == raw.read_bytes()[4096:49152]
-    await disk.do(lambda ring: (ring.write(0, b"n" * 4096), ring.flush()))
-    assert raw.read_bytes()[:4096] == b"n" * 4096
-    await disk.do(lambda ring: ring.write(0, b"m" * 4096))
-    os.kill(disk.pid, signal.SIGKILL)  # the server keeps what it has
-    assert await disk.do(lambda ring: (ring.flush(), ring.read(0, 8))) == (0, b"m" * 4096)
-
-
-async def test_a_server_that_hangs_is_waited_for(nbd: tuple[int, str, Path], start: Start) -> None:
-    pid, target, _ = nbd
-    disk = await start(target, "raw")
-    os.kill(pid, signal.SIGSTOP)
-    writing = asyncio.gather(disk.do(lambda ring: ring.write(0, b"n" * 4096)))
-    done, _ = await asyncio.wait([writing], timeout=0.2)
-    assert not done
-    os.kill(pid, signal.SIGCONT)
-    await writing
-
-
-async def test_a_disk_on_a_server_that_hangs_goes_by_force(
-    tmp_path: Path, nbd: tuple[int, str, Path], monkeypatch: pytest.MonkeyPatch, native: bool, request: Any
-) -> None:
-    if not native:
-        request.getfixturevalue("no_native_plane")
-    monkeypatch.setattr(backend_module, "FORCE_PATIENCE", 0.2)
-    rig = Rig(tmp_path)
-    pid, target, _ = nbd
-    image = await EngineImage.start(DiskConfig(vdev="xvda", target=target))
-    disk, front = rig.disk(image=image)
-    ring = await front.connect()
-    os.kill(pid, signal.SIGSTOP)
-    slot = pack_request(0, id=5, segments=[(ring.data_page()[1], 0, 7)])
-    ring.submit(slot)
-    await until(lambda: disk.info().stats["in_flight"] == 1)
-    other, its_front = rig.disk("xvdb")
-    its_ring = await its_front.connect()
-    assert len(await in_thread(lambda: its_ring.read(0, 8))) == 4096  # nothing else stops
-    await disk.remove(force=True)
-    assert ring.take() == [(5, 0, -1)]
-    assert disk.info().state == "Closed" and other.info().state == "Connected"
-    image.close()
-    await image.ended()
-    await rig.close()
+    with pytest.raises(BadConfig, match=f"it has {2 * SIZE}, and what is beyond would be lost"):
+        await in_thread(lambda: disk.image.plan_resize(SIZE, 4096))
 
 
 async def test_the_backend_shows_and_tells(tmp_path: Path, qcow2: Path) -> None:
@@ -372,6 +316,38 @@ async def test_nothing_is_left_of_a_hundred(tmp_path: Path, qcow2: Path) -> None
     for _ in range(100):
         await once()
     assert left() == before
+
+
+async def test_only_the_engine_changes_an_image_that_is_in_use(start: Start, qcow2: Path) -> None:
+    """So there is no other size to look for: who would give it one is kept out by the lock."""
+    for access in ("rw", "ro"):
+        disk = await start(qcow2, access=access)
+        assert "lock" in qemu_img("resize", "-f", "qcow2", qcow2, 2 * SIZE)
+        assert await in_thread(lambda: disk.image.plan_resize(None, 4096)) == SIZE  # noqa: B023
+        await disk.close()
+    assert qemu_img("resize", "-f", "qcow2", qcow2, 2 * SIZE) == ""
+    disk = await start(qcow2, access="ro")
+    assert disk.image.size == 2 * SIZE
+    with pytest.raises(ImageError, match=r"it is read-only\. Resize it on the host, and give no size\."):
+        await in_thread(lambda: disk.image.plan_resize(3 * SIZE, 4096))
+
+
+async def test_a_backing_file_is_refused_with_the_cure(tmp_path: Path, qcow2: Path) -> None:
+    top = tmp_path / "top.qcow2"
+    assert qemu_img("create", "-f", "qcow2", "-b", qcow2, "-F", "qcow2", top) == ""
+    disk = DiskConfig(vdev="xvda", target=f"{top}", format="qcow2")
+    with pytest.raises(ImageError) as refused:
+        await EngineImage.start(disk)
+    assert str(refused.value) == (
+        f"cannot use image {top}: it has a backing file, and an image must not choose the host's files. "
+        "Make one file of it: qemu-img convert."
+    )
+    assert qemu_img("convert", "-O", "qcow2", top, tmp_path / "one.qcow2") == ""
+    whole = disk.model_copy(update={"target": f"{tmp_path / 'one.qcow2'}"})
+    image = await EngineImage.start(whole)
+    assert image.size == SIZE
+    image.close()
+    await image.ended()
 
 
 async def test_an_image_of_another_format_is_refused(tmp_path: Path, qcow2: Path) -> None:

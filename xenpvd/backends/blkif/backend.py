@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from xenpvd.abi.io_blkif import VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE, Abi
 from xenpvd.abi.page import SharedPage
 from xenpvd.backends.blkif.fit import check_fits
-from xenpvd.backends.blkif.image import SECTOR_SIZE, Image
+from xenpvd.backends.blkif.image import SECTOR_SIZE, Image, refusal_of_size
 from xenpvd.backends.blkif.native import NativePlane
+from xenpvd.backends.blkif.opening import reasons
 from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.rings import AnyPlane, Rings
@@ -29,12 +30,14 @@ from xenpvd.backends.blkif.vdev import devid
 from xenpvd.backends.device import Frontend, XenbusDevice
 from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, XenstoreOps
 from xenpvd.config import DiskConfig
-from xenpvd.errors import BadConfig, GuestFault, Unsupported
+from xenpvd.errors import BadConfig, Busy, GuestFault, Unsupported
 from xenpvd.events import Publish
 from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import NO_LIMITS, DriveInfo, DriveLimits
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _PHYSICAL_SECTOR_SIZE = 4096
 
@@ -61,10 +64,10 @@ def _offer(disk: DiskConfig, image: Image) -> Offer:
     )
 
 
-def _resize(image: Image, size: int) -> None:
-    """In a thread, for which the disk may be removed; ``image`` is its own."""
+def _use(image: Image, call: Callable[[Image], _T]) -> _T:
+    """In a thread, for which the disk may be removed or get another image; ``image`` is its own."""
     try:
-        image.resize(size)
+        return call(image)
     finally:
         image.close()
 
@@ -114,6 +117,7 @@ class BlockBackend:
         self._rings: Rings | None = None
         self._tasks = Tasks(on_fault)
         self._renewing = asyncio.Lock()
+        self._resizing = asyncio.Lock()
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._told_size = image.size
         self._removed = False
@@ -191,20 +195,41 @@ class BlockBackend:
             self._removed = True
             self._publish("drive.removed", vdev=self.disk.vdev, forced=force)
 
-    async def resize(self, size: int | None) -> None:
+    async def resize(self, size: int | None, *, shrink: bool = False) -> None:
         """The guest sees the image's new size: ``size`` bytes, or what it has become.
 
-        Raises :class:`BadConfig` for a size that cannot be, and ``ImageError``.
+        Raises :class:`BadConfig` for less than it has, unless that is meant (``shrink``);
+        :class:`ImageError`; :class:`Busy` if it gets another image meanwhile.
         """
-        image = self.image
-        wanted = await in_thread(partial(image.plan_resize, size, self._unit))
-        if wanted < image.size:  # no request may go beyond the new end
-            self._hold_to(replace(self._offer, sectors=wanted // SECTOR_SIZE))
+        async with self._resizing:  # what one has looked at must not have another size when it is cut
+            image = self.image
+            wanted = await self._with(image, lambda twin: twin.plan_resize(size, self._unit, shrink=shrink))
+            if wanted < image.size:  # no request may go beyond the new end
+                self._hold_to(replace(self._offer, sectors=wanted // SECTOR_SIZE))
+            try:
+                await self._with(image, lambda twin: twin.resize(wanted))
+                image.size = wanted
+            finally:
+                self._announce()
+
+    async def _with(self, image: Image, call: Callable[[Image], _T]) -> _T:
+        """``call`` it on a descriptor of its own, in a thread. Raises :class:`ImageError`, :class:`Busy`."""
+        if self.image is not image:
+            raise self._changed_meanwhile()
         try:
-            await in_thread(partial(_resize, image.dup(), wanted))
-            image.size = wanted
-        finally:
-            self._announce()
+            twin = image.dup()
+        except OSError as fault:
+            raise refusal_of_size(image.path, *reasons(fault, image.readonly)) from None
+        done = await in_thread(partial(_use, twin, call))
+        if self.image is not image:
+            raise self._changed_meanwhile()
+        return done
+
+    def _changed_meanwhile(self) -> Busy:
+        vdev = self.disk.vdev
+        return Busy(
+            f"cannot resize {vdev}: it is just getting another image. Look at it, and try again.", by=vdev
+        )
 
     async def flush(self) -> None:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""

@@ -17,7 +17,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from xenpvd.backends.blkif.engine_process import PROGRAM, EngineFault, EngineProcess, Job
+from xenpvd.backends.blkif.engine_process import (
+    PROGRAM,
+    START_TIMEOUT,
+    EngineFault,
+    EngineProcess,
+    Job,
+)
 from xenpvd.backends.blkif.vhost import Device, VhostFault
 from xenpvd.backends.blkif.vqueue import QUEUE_BYTES, Vqueue, Written
 from xenpvd.errors import Unsupported
@@ -50,6 +56,7 @@ class Engine:
         self._flush_errno = flush_errno
         self._lossy = lossy
         self._process: EngineProcess | None = None
+        self._renewed: EngineProcess | None = None  # that one was told to end
         self._device = Device(0, 0)
         self._version = ""
         self._written = Written()
@@ -88,7 +95,9 @@ class Engine:
         return self._queues[0]
 
     def take_queue(self) -> Vqueue:
-        """Raises ``OSError`` if all are in use."""
+        """Raises ``OSError`` if all are in use, or it is closed."""
+        if self._closing:
+            raise OSError(errno.ESHUTDOWN, "it is closed")
         if not self._free:
             raise OSError(errno.EMFILE, "no more queues")
         return self._free.pop()
@@ -101,9 +110,7 @@ class Engine:
 
     async def resize(self, size: int | None) -> int:
         """To ``size`` bytes, or only look; the size now. Raises :class:`EngineFault`."""
-        process = self._process
-        if process is None:
-            raise EngineFault("it is just being started again")
+        process = self._living()
         if size is not None:
             await process.execute("block_resize", **{"node-name": "disk", "size": size})
         # what vhost-user tells is, before QEMU 8, the size that it had at first
@@ -111,6 +118,34 @@ class Engine:
             if node["node-name"] == "disk":
                 self._device = replace(self._device, size=node["image"]["virtual-size"])
         return self.size
+
+    async def look_anew(self) -> int:
+        """The size that another process finds: one that is connected to a server knows only what that told
+        it first. Raises :class:`EngineFault`, :class:`Unsupported`."""
+        process = await EngineProcess.start(self._job)
+        try:
+            return process.device.size
+        finally:
+            await process.destroy()
+
+    async def renew(self, size: int) -> int:
+        """Go on with another process, for what :meth:`look_anew` has found; the size now. The guest waits for
+        that moment. Raises :class:`EngineFault`."""
+        process = self._living()
+        self._device = replace(self._device, size=size)
+        self._renewed = process
+        await self._have_it_end(process)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._until(lambda: self._closing or self._process not in (None, process))
+        except TimeoutError:
+            raise EngineFault(f"it has not begun anew in {START_TIMEOUT:g} s. Requests wait") from None
+        return self.size
+
+    def _living(self) -> EngineProcess:
+        if self._process is None:
+            raise EngineFault("it is just being started again")
+        return self._process
 
     def give_up(self) -> None:
         """Whoever waits for it is told that it failed. Its process ends before anything else is done, so that
@@ -130,6 +165,7 @@ class Engine:
         """Returns at once; :meth:`ended` waits."""
         if not self._closing:
             self._closing = True
+            self._let_go.set()
             self._tasks.spawn(self._end(), f"end of the engine of {self._label}")
 
     async def ended(self) -> None:
@@ -149,6 +185,7 @@ class Engine:
         self._process, self._device, self._version = process, process.device, process.version
         for queue in self._queues:
             queue.attach(shared, process.device.max_discard)
+        self._let_go.set()
 
     async def _share(self, process: EngineProcess) -> mmap.mmap:
         """Memory of its own for each process: one that is not quite dead finds nobody there."""
@@ -175,7 +212,9 @@ class Engine:
             await process.exited.wait()
             self._process = None
             await self._detach()
-            self._tell(f"{PROGRAM} {process.pid} of {self._label} {process.end}. {self._loss()}")
+            loss = self._loss()
+            if process is not self._renewed:
+                self._tell(f"{PROGRAM} {process.pid} of {self._label} {process.end}. {loss}")
             pause = 0.0 if self.loop.time() - begun >= GOOD_LIFE else pause
             while self._process is None:
                 await asyncio.sleep(pause)
@@ -228,16 +267,20 @@ class Engine:
         if self.on_fault is not None:
             self.on_fault(name, fault)
 
+    async def _have_it_end(self, process: EngineProcess) -> None:
+        """It closes its image, or is killed; then the kernel may still hold on to it."""
+        process.terminate()
+        try:
+            async with asyncio.timeout(END_TIMEOUT):
+                await process.exited.wait()
+        except TimeoutError:
+            process.kill()
+
     async def _end(self) -> None:
         await self._tasks.cancel()
         process = self._process
         if process is not None:
-            process.terminate()
-            try:
-                async with asyncio.timeout(END_TIMEOUT):
-                    await process.exited.wait()
-            except TimeoutError:
-                process.kill()
+            await self._have_it_end(process)
         for queue in self._queues:
             queue.give_up()
         if process is not None:

@@ -12,7 +12,7 @@ import copy
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Self
 
@@ -134,23 +134,32 @@ class EngineImage(Image):
     def describe(self) -> EngineInfo | None:
         return self._engine.info()
 
-    def plan_resize(self, size: int | None, unit: int) -> int:
-        found = self._resize(None)
-        wanted = found if size is None else size
-        if wanted % unit or not wanted:
-            why = f"{wanted} bytes are no multiple of {unit}"
-            raise refusal_of_size(self.path, why, "Choose another size")
-        if wanted != found and self.readonly:
-            raise refusal_of_size(self.path, "it is read-only", "Resize it elsewhere, and give no size")
-        return wanted
+    @property
+    def _is_remote(self) -> bool:
+        return formats.is_remote(self.path)
+
+    def _look_at_size(self) -> int:
+        return self._ask(self._engine.look_anew() if self._is_remote else self._engine.resize(None))
+
+    def _why_fixed(self) -> tuple[str, str] | None:
+        if self._is_remote:
+            return "a server has it", "Resize it there, and give no size"
+        return super()._why_fixed()
 
     def resize(self, size: int) -> None:
-        self.size = self._resize(size if size != self.size else None)
+        if size == self.size:
+            return
+        if self._is_remote:
+            self.flush_now()
+            self.size = self._ask(self._engine.renew(size))
+        else:
+            # one that has the size already has just been looked at
+            self.size = self._ask(self._engine.resize(size if size != self._engine.size else None))
 
-    def _resize(self, size: int | None) -> int:
+    def _ask(self, asking: Coroutine[Any, Any, int]) -> int:
         """In a thread: the engine is the loop's."""
         try:
-            return asyncio.run_coroutine_threadsafe(self._engine.resize(size), self._engine.loop).result()
+            return asyncio.run_coroutine_threadsafe(asking, self._engine.loop).result()
         except EngineFault as fault:
             raise refusal_of_size(
                 self.path, f"its engine says: {fault}", "Choose another size, or try again"

@@ -263,23 +263,41 @@ class Image:
             why = fault.strerror or str(fault)
             raise ImageError(f"cannot flush {self.path}: {why}. See the host's log.", self.path) from None
 
-    def plan_resize(self, size: int | None, unit: int) -> int:
-        """The size that :meth:`resize` would give it: ``size`` bytes, or what the file or device has now.
-        Raises :class:`ImageError` if that cannot be; it must be a multiple of ``unit``."""
-        if self.fd < 0:
-            raise ImageError("cannot resize it: there is no image in it. Put one in with drive.swap.", "")
-        try:
-            found = os.lseek(self.fd, 0, os.SEEK_END)
-        except OSError as fault:
-            raise refusal_of_size(self.path, *reasons(fault, self.readonly)) from None
+    def plan_resize(self, size: int | None, unit: int, *, shrink: bool = False) -> int:
+        """The size that :meth:`resize` would give it: ``size`` bytes, or what it has become. Blocking.
+
+        Raises :class:`ImageError` if that cannot be (it must be a multiple of ``unit``), and
+        :class:`BadConfig` for less than it has, unless that is meant (``shrink``): what is beyond is lost.
+        """
+        found = self._look_at_size()
         wanted = found if size is None else size
         if wanted % unit or not wanted:
             why = f"{wanted} bytes are no multiple of {unit}"
             raise refusal_of_size(self.path, why, "Choose another size")
-        if wanted != found and (self.is_block or self.readonly):
-            kind = "a block device" if self.is_block else "read-only"
-            raise refusal_of_size(self.path, f"it is {kind}", "Resize it on the host, and give no size")
+        if size is not None and (had := max(found, self.size)) > size and not shrink:
+            raise BadConfig(
+                f"cannot resize image {self.path} to {size} bytes: it has {had}, and what is beyond would "
+                "be lost. Allow that with shrink, once the guest has given it up."
+            )
+        if wanted != found and (fixed := self._why_fixed()):
+            raise refusal_of_size(self.path, *fixed)
         return wanted
+
+    def _look_at_size(self) -> int:
+        """The bytes that it has now. Raises :class:`ImageError`."""
+        if self.fd < 0:
+            raise ImageError("cannot resize it: there is no image in it. Put one in with drive.swap.", "")
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_END)
+        except OSError as fault:
+            raise refusal_of_size(self.path, *reasons(fault, self.readonly)) from None
+
+    def _why_fixed(self) -> tuple[str, str] | None:
+        """Why nobody here can give it another size, and what to do."""
+        if not self.is_block and not self.readonly:
+            return None
+        kind = "a block device" if self.is_block else "read-only"
+        return f"it is {kind}", "Resize it on the host, and give no size"
 
     def resize(self, size: int) -> None:
         """To what :meth:`plan_resize` has told. Raises :class:`ImageError`; nothing has changed then."""
