@@ -22,12 +22,12 @@ from xenpvd.balloon import Balloon
 from xenpvd.changes import Changes, between
 from xenpvd.channels import Channels
 from xenpvd.check import host_memory, load_image
-from xenpvd.config import GuestConfig
+from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.consoles import Consoles
 from xenpvd.descriptors import Descriptors
 from xenpvd.domain import DOMID, HOME, Domain, Surroundings
 from xenpvd.drives import Drives
-from xenpvd.errors import Busy, HostError, StateError
+from xenpvd.errors import Busy, HostError, NotFound, StateError
 from xenpvd.events import Publish
 from xenpvd.progress import STARTABLE, Progress
 from xenpvd.requests import Requests
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 #: Bytes of each log that a crash event carries
 TAIL = 4096
+
+#: Seconds that a redefinition waits for its disks' limits
+LIMITS_TIME = 2.0
 
 
 class Guest:
@@ -203,15 +206,22 @@ class Guest:
                 except HostError:
                     await self.consoles.configure(self.config.console)
                     raise
-            for number, disk in enumerate(config.disk):
-                there = self.domain is not None and disk.vdev in self.domain.drives
-                if f"disk.{number}.limits" in changes.applied and there:
-                    await self.drives.set_limits(self.domain, disk.vdev, disk.limits)
+            limiting = {
+                self._tasks.spawn(self._limit(self.domain, disk), f"limits of {disk.vdev}")
+                for number, disk in enumerate(config.disk)
+                if f"disk.{number}.limits" in changes.applied
+            }
             self.config, self.next_config = changes.running, config
             for domain in (self.domain, self._waiting[0] if self._waiting else None):
                 if domain is not None:
                     domain.config = changes.running
-            return changes
+        if limiting:  # a disk whose storage hangs has them when it goes on; no life's end waits for that
+            await asyncio.wait(limiting, timeout=LIMITS_TIME)
+        return changes
+
+    async def _limit(self, domain: Domain | None, disk: DiskConfig) -> None:
+        with contextlib.suppress(NotFound):  # it was removed
+            await self.drives.set_limits(domain, disk.vdev, disk.limits)
 
     async def shutdown(self, mode: str, timeout: float, then: str) -> ShutdownResult:
         """See :meth:`Requests.shutdown`."""
