@@ -82,7 +82,6 @@ IO = {
 TESTED_ELSEWHERE = {
     "__main__": "tests/test_main.py starts it as a process",
     "domain": "tests/test_guest.py: a life is seen through its guest",
-    "drives": "tests/test_guest.py: the disks' verbs are the guest's",
     "progress": "tests/test_guest.py: states and phases are the guest's",
     "signs": "tests/test_guest.py: waiting for them is the guest's",
     "service": "tests/test_daemon.py: the verbs over the real socket",

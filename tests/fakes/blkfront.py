@@ -245,6 +245,7 @@ class Blkfront:
         self.backend = f"/local/domain/0/backend/vbd/{domid}/{devid}"
         self.ring: BlkRing | None = None
         self.rings: list[BlkRing] = []
+        self.ports: list[int] = []
 
     def write(self, node: str, value: object) -> None:
         self.xenstore.write(f"{self.path}/{node}", f"{value}")
@@ -256,13 +257,13 @@ class Blkfront:
         """Write fresh rings' nodes and go to Initialised; ``other`` nodes (``ring_ref``) instead, None for
         leaving one out. Gives the first ring; all are in ``rings``."""
         self.rings = [BlkRing(self.gnttab, self.abi, order=order) for _ in range(queues)]
-        self._ports = [self.evtchn.alloc_unbound() for _ in self.rings]
+        self.ports = [self.evtchn.alloc_unbound() for _ in self.rings]
         nodes: dict[str, object] = {"protocol": self.abi.name}
         if order:
             nodes["ring-page-order"] = order
         if queues > 1:
             nodes["multi-queue-num-queues"] = queues
-        for n, (ring, port) in enumerate(zip(self.rings, self._ports, strict=True)):
+        for n, (ring, port) in enumerate(zip(self.rings, self.ports, strict=True)):
             place = f"queue-{n}/" if queues > 1 else ""
             nodes[f"{place}event-channel"] = port
             for page, gref in enumerate(ring.grefs):
@@ -281,7 +282,7 @@ class Blkfront:
         await self.wait_backend(XenbusState.InitWait)
         ring = self.offer(queues=queues, order=order)
         await self.wait_backend(XenbusState.Connected)
-        for each, port in zip(self.rings, self._ports, strict=True):
+        for each, port in zip(self.rings, self.ports, strict=True):
             each.port = self.evtchn.ports[port]
         self.switch(XenbusState.Connected)
         return ring
