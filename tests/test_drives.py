@@ -28,7 +28,7 @@ from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import MAX_DISKS, DiskConfig, GuestConfig, LimitsConfig
 from xenpvd.domain import Domain
 from xenpvd.drives import Drives
-from xenpvd.errors import BadConfig, Busy, Exists, StateError, XenpvdError
+from xenpvd.errors import BadConfig, Busy, Exists, StateError, TimedOut, XenpvdError
 from xenpvd.tasks import Tasks, in_thread
 from xenpvd.views import NO_LIMITS, Runstate
 
@@ -324,6 +324,35 @@ async def test_an_image_that_hangs_in_its_opening_holds_up_no_end(
     with pytest.raises(StateError, match="cannot change xvda: the guest has just ended"):
         await swapping
     assert lock_is_free(tmp_path / "a.img") and lock_is_free(tmp_path / "b.img")
+
+
+async def test_two_that_give_up_the_same_image_are_both_waited_for(
+    running: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers that share it: the writer that comes next finds it locked by neither of them."""
+    drives, domain = parts(running)
+    path = image(tmp_path)
+    first, second, third = gates = [threading.Event() for _ in range(3)]
+    waiting, open_ = iter(gates), Image.open
+
+    def hang(path: str, **options: Any) -> Image:
+        opened = open_(path, **options)
+        assert next(waiting).wait(30)
+        return opened
+
+    monkeypatch.setattr("xenpvd.drives.Image.open", hang)
+    readers = [DiskConfig(vdev=vdev, target=f"{path}", access="ro") for vdev in ("xvdb", "xvdc")]
+    given_up = await asyncio.gather(
+        *(drives.add(domain, disk, False, 0.1) for disk in readers), return_exceptions=True
+    )
+    assert [type(fault) for fault in given_up] == [TimedOut, TimedOut]
+    writing = asyncio.gather(drives.add(domain, DiskConfig(vdev="xvdd", target=f"{path}"), False, 30))
+    third.set()
+    first.set()
+    done, _ = await asyncio.wait([writing], timeout=0.2)
+    assert not done
+    second.set()
+    assert (await writing)[0].changed and not drives._given_up
 
 
 async def test_limits_of_a_disk_that_hangs_hold_up_no_end(

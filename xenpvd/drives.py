@@ -40,7 +40,7 @@ class Drives:
         #: vdev: its definition and its image
         self.images: dict[str, tuple[DiskConfig, Image]] = {}
         self._opening: dict[int, asyncio.Event] = {}  # numbers whose image is being opened for the guest
-        self._given_up: dict[str, asyncio.Task[Image]] = {}  # targets that are still being opened, for nobody
+        self._given_up: dict[str, asyncio.Task[None]] = {}  # targets that are still being opened, for nobody
         self._tasks = Tasks(lambda name, fault: log.debug("%s: %s", name, fault))  # who waits is told
 
     async def open_all(self, disks: tuple[DiskConfig, ...]) -> None:
@@ -243,23 +243,27 @@ class Drives:
             await asyncio.wait({before})
         open_ = self._descriptors.image if disk.target.startswith(BY_DESCRIPTOR) else Image.open
         opening = self._tasks.spawn(
-            in_thread(
-                partial(open_, disk.target, readonly=disk.readonly, cache=disk.cache), drop=Image.close
-            ),
+            in_thread(partial(open_, disk.target, readonly=disk.readonly, cache=disk.cache)),
             f"opening {disk.target}",
         )
         try:
             image: Image = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            self._given_up[disk.target] = opening
-            opening.add_done_callback(partial(self._drop, disk.target))
+            other = self._given_up.get(disk.target)  # of readers there may be several
+            dropping = self._drop(disk.target, opening, other)
+            self._given_up[disk.target] = self._tasks.spawn(dropping, f"giving up {disk.target}")
             raise
         return image
 
-    def _drop(self, target: str, opening: asyncio.Task[Image]) -> None:
-        del self._given_up[target]
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
+    async def _drop(
+        self, target: str, opening: asyncio.Task[Image], other: asyncio.Task[None] | None
+    ) -> None:
+        with contextlib.suppress(XenpvdError):  # whoever waited for it has gone
+            (await opening).close()
+        if other is not None:
+            await asyncio.wait({other})
+        if self._given_up[target] is asyncio.current_task():
+            del self._given_up[target]
 
 
 def _with_target(disk: DiskConfig, target: str) -> DiskConfig:
