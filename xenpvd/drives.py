@@ -124,14 +124,16 @@ class Drives:
     async def resize(self, domain: Domain | None, vdev: str, size: int | None, shrink: bool) -> DriveInfo:
         """Make the image ``size`` bytes large, or take the size that it has become, and tell the guest.
 
-        Raises :class:`NotFound`, :class:`ImageError`, and :class:`BadConfig` for a smaller size that was not
-        meant: what is beyond it is lost.
+        Raises :class:`NotFound`, :class:`StateError`, :class:`ImageError`, :class:`Busy` if it gets another
+        image meanwhile, and :class:`BadConfig` for a smaller size that was not meant: what is beyond is lost.
         """
         drive = self._there(domain, vdev, "resize")
         try:
             await drive.resize(size, shrink=shrink)
         except ImageError:
             self._there(domain, vdev, "resize")  # it may have been removed meanwhile
+            assert domain is not None
+            domain.check_lives(f"resize {vdev}")
             raise
         return drive.info()
 

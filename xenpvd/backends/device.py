@@ -171,6 +171,11 @@ class XenbusDevice:
         if self._closed:
             raise XenpvdError(f"{self._label} did not connect: it was removed meanwhile. Add it anew.")
 
+    @property
+    def closed(self) -> bool:
+        """It was cut off for good."""
+        return self._closed
+
     def fail(self, why: str) -> None:
         """The guest broke the protocol: cut it off, tell it why, and close."""
         self._tasks.spawn(self._fail(why), f"{self._label} fault")

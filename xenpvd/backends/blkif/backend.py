@@ -214,22 +214,22 @@ class BlockBackend:
 
     async def _with(self, image: Image, call: Callable[[Image], _T]) -> _T:
         """``call`` it on a descriptor of its own, in a thread. Raises :class:`ImageError`, :class:`Busy`."""
-        if self.image is not image:
-            raise self._changed_meanwhile()
+        self._check_has(image)
         try:
             twin = image.dup()
         except OSError as fault:
             raise refusal_of_size(image.path, *reasons(fault, image.readonly)) from None
         done = await in_thread(partial(_use, twin, call))
-        if self.image is not image:
-            raise self._changed_meanwhile()
+        self._check_has(image)
         return done
 
-    def _changed_meanwhile(self) -> Busy:
+    def _check_has(self, image: Image) -> None:
         vdev = self.disk.vdev
-        return Busy(
-            f"cannot resize {vdev}: it is just getting another image. Look at it, and try again.", by=vdev
-        )
+        if self._device.closed:  # the image may be another life's by now, which was told its size
+            raise refusal_of_size(image.path, f"{vdev} is gone", "See drive.list")
+        if self.image is not image:
+            why = f"cannot resize {vdev}: it is just getting another image. Look at it, and try again."
+            raise Busy(why, by=vdev)
 
     async def flush(self) -> None:
         """Have everything that was written to the disk on stable storage. Raises ``ImageError``."""
