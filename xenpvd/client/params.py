@@ -76,7 +76,7 @@ class DriveAddParams(TypedDict):
     access: NotRequired[Literal["rw", "ro"]]
     format: NotRequired[Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]]
     sector_size: NotRequired[Literal[512, 4096]]
-    cache: NotRequired[Literal["writeback", "writethrough", "none"]]
+    cache: NotRequired[Literal["writeback", "writethrough", "none", "directsync"]]
     discard: NotRequired[bool]
     persistent: NotRequired[bool]
     limits: NotRequired[LimitsConfig]

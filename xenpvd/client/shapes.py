@@ -121,7 +121,7 @@ class DiskConfig(TypedDict):
     access: NotRequired[Literal["rw", "ro"]]
     format: NotRequired[Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]]
     sector_size: NotRequired[Literal[512, 4096]]
-    cache: NotRequired[Literal["writeback", "writethrough", "none"]]
+    cache: NotRequired[Literal["writeback", "writethrough", "none", "directsync"]]
     discard: NotRequired[bool]
     persistent: NotRequired[bool]
     limits: NotRequired[LimitsConfig]
@@ -147,6 +147,8 @@ class DriveInfo(TypedDict):
     protocol: str | None
     rings: int
     ring_pages: int
+    features: list[str]
+    grants: int
     cache: str
     limits: DriveLimits
     plane: str | None
