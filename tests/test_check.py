@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import re
 from pathlib import Path
@@ -87,6 +88,44 @@ def test_an_image_that_does_not_fit_its_sectors(pv: GuestConfig, tmp_path: Path)
     problems = found(pv, disk=[disk])
     assert list(problems) == ["disk.0.sector_size"] and "no multiple of" in problems["disk.0.sector_size"]
     assert found(pv, disk=[disk | {"sector_size": 512, "cache": "none"}]) == {}
+
+
+@pytest.mark.parametrize(("one", "other"), [("rw", "rw"), ("rw", "ro"), ("ro", "ro")])
+def test_two_disks_of_one_image(pv: GuestConfig, tmp_path: Path, one: str, other: str) -> None:
+    image, link = tmp_path / "image", tmp_path / "link"
+    image.write_bytes(bytes(4096))
+    link.symlink_to(image)
+    disks = [
+        {"vdev": "xvda", "target": f"{image}", "access": one},
+        {"vdev": "xvdb", "target": f"{link}", "access": other},
+    ]
+    problems = found(pv, disk=disks)
+    if one == other == "ro":
+        assert problems == {}
+    else:
+        assert list(problems) == ["disk.1.target"]
+        assert f"cannot use image {link}: xvda uses it. Remove one of them, or" in problems["disk.1.target"]
+
+
+def test_two_disks_of_one_descriptor(pv: GuestConfig) -> None:
+    disks = [{"vdev": vdev, "target": "fd:data"} for vdev in ("xvda", "xvdb")]
+    assert "xvda uses it" in found(pv, disk=disks)["disk.1.target"]
+
+
+def test_it_locks_nothing(pv: GuestConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who starts just now would be refused."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    asked = []
+
+    def look(kept: int, what: int, argument: object = 0) -> object:
+        asked.append(what)
+        return real(kept, what, argument)  # type: ignore[call-overload]
+
+    real = fcntl.fcntl
+    monkeypatch.setattr(fcntl, "fcntl", look)
+    assert found(pv, disk=[{"vdev": "xvda", "target": f"{image}"}]) == {}
+    assert fcntl.F_OFD_GETLK in asked and fcntl.F_OFD_SETLK not in asked
 
 
 def test_two_names_of_one_number(pv: GuestConfig, tmp_path: Path) -> None:
@@ -222,6 +261,7 @@ def test_images_of_other_formats(pv: GuestConfig, tmp_path: Path, monkeypatch: p
     assert found(pv, disk=[{"vdev": "xvda", "target": "nbd://host/a"}]) == {}
     assert "names no host" in found(pv, disk=[{"vdev": "xvda", "target": "nbd:///a"}])["disk.0.target"]
     assert "port 0" in found(pv, disk=[{"vdev": "xvda", "target": "nbd://h:0/a"}])["disk.0.target"]
+    assert "#2 is no part" in found(pv, disk=[{"vdev": "xvda", "target": "nbd://h/disk#2"}])["disk.0.target"]
     monkeypatch.undo()
     monkeypatch.setattr(engine_process, "_PATH", "/nowhere")
     assert "qemu-storage-daemon. Install it" in found(pv, disk=[disk])["disk.0.target"]

@@ -38,6 +38,7 @@ def test_what_names_no_file_is_not_anchored() -> None:
             {"target": "./fd:root"},
             {"target": "nbd://host/a"},
             {"target": "nbd+unix:///?socket=/s"},
+            {"target": "nbds://host/a"},  # no path either, but what it is the model does not know
         ],
         "console": {"log": "c.log", "xen_log": "/x.log"},
         "channel": [{"name": "agent", "log": "a.log"}, {"name": "b"}],
@@ -53,6 +54,7 @@ def test_what_names_no_file_is_not_anchored() -> None:
             {"target": "/etc/xenpvd/fd:root"},
             {"target": "nbd://host/a"},
             {"target": "nbd+unix:///?socket=/s"},
+            {"target": "nbds://host/a"},  # no path either, but what it is the model does not know
         ],
         "console": {"log": "/etc/xenpvd/c.log", "xen_log": "/x.log"},
         "channel": [{"name": "agent", "log": "/etc/xenpvd/a.log"}, {"name": "b"}],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Callable
 
 from xenpvd.access import Access
@@ -13,6 +15,7 @@ from xenpvd.backends.blkif.vdev import devid
 from xenpvd.config import DiskConfig, GuestConfig
 from xenpvd.descriptors import Descriptors
 from xenpvd.errors import BadConfig, ImageError, XenpvdError
+from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.vmm import boot, kernel, layout
 from xenpvd.vmm.accel import probe
 from xenpvd.vmm.boot import BootImage
@@ -77,8 +80,10 @@ def problems(config: GuestConfig, descriptors: Descriptors | None = None) -> lis
     if not found:
         attempt("memory", whole)
     taken: dict[int, str] = {}
+    users: dict[object, DiskConfig] = {}
     for n, disk in enumerate(config.disk):
         attempt(f"disk.{n}.vdev", lambda: _number(disk.vdev, taken))  # noqa: B023 - called at once
+        attempt(f"disk.{n}.target", lambda: _shares(disk, users))  # noqa: B023
         try:
             _look_at(disk, descriptors)
         except BadConfig as fault:
@@ -95,13 +100,28 @@ def _number(vdev: str, taken: dict[int, str]) -> None:
         raise BadConfig(f"cannot use {vdev}: its number {number} is {other}'s. Choose another.")
 
 
+def _shares(disk: DiskConfig, users: dict[object, DiskConfig]) -> None:
+    """Disks may have an image in common if all of them are ro. Raises :class:`ImageError`."""
+    image: object = disk.target
+    if disk.target.startswith("/"):
+        with contextlib.suppress(OSError):  # which is told by who opens it
+            found = os.stat(disk.target)  # noqa: PTH116
+            image = found.st_rdev if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
+    elif not disk.target.startswith(BY_DESCRIPTOR):
+        return  # a server knows what it allows; an empty tray has none
+    other = users.setdefault(image, disk)
+    if other is not disk and not (other.readonly and disk.readonly):
+        what = "Remove one of them, or let both have access ro."
+        raise ImageError(f"cannot use image {disk.target}: {other.vdev} uses it. {what}", disk.target)
+
+
 def _look_at(disk: DiskConfig, descriptors: Descriptors | None) -> None:
     """Raises :class:`ImageError`, and :class:`BadConfig` for an image that is none for this disk."""
     if disk.needs_engine:
         return close(examine(disk))
     if disk.target.startswith("/"):
-        image = Image.open(disk.target, readonly=disk.readonly, cache=disk.cache)
-    elif descriptors is not None and disk.target:  # it would stay locked
+        image = Image.open(disk.target, readonly=disk.readonly, cache=disk.cache, lock=False)
+    elif descriptors is not None and disk.target:
         image = descriptors.image(disk.target, readonly=disk.readonly, cache=disk.cache, lock=False)
     else:
         return

@@ -79,6 +79,7 @@ BY_DESCRIPTOR = "fd:"
 WORDS = ("", "auto", "pvgrub")
 #: How those begin that name something of another server
 REMOTE = ("nbd://", "nbd+unix://")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 def anchor(definition: dict[str, Any], folder: Path) -> None:
@@ -95,5 +96,5 @@ def anchor(definition: dict[str, Any], folder: Path) -> None:
     for table, key in places:
         if not isinstance(table, dict) or not isinstance(path := table.get(key), str):
             continue
-        if path not in WORDS and not path.startswith((BY_DESCRIPTOR, *REMOTE)):
+        if path not in WORDS and not path.startswith(BY_DESCRIPTOR) and not _ADDRESS.match(path):
             table[key] = str(folder / path)

@@ -42,6 +42,8 @@ def nbd(target: str) -> dict[str, Any]:
         port = NBD_PORT if url.port is None else url.port
     except ValueError as fault:
         raise Misfit(f"it is no address ({fault})", cure) from None
+    if url.fragment:
+        raise Misfit(f"#{url.fragment} is no part of such an address", "Write %23 for a # in a name.")
     query = parse_qs(url.query)
     if url.scheme == "nbd":
         if not url.hostname or query or url.username is not None:

@@ -80,11 +80,14 @@ class Image:
         return cls(-1, "", 0, readonly=True)
 
     @classmethod
-    def open(cls, path: str | Path, *, readonly: bool, cache: Cache = "writeback") -> Image:
+    def open(
+        cls, path: str | Path, *, readonly: bool, cache: Cache = "writeback", lock: bool = True
+    ) -> Image:
         """Open and lock ``path``; ``cache`` is as a definition has it. Raises :class:`ImageError`.
 
         The lock is an open-file-description lock of the whole file, for writing if the image is: one writer
         or any number of readers, in this process and others (QEMU's image locks collide with it, too).
+        Without ``lock`` it is only looked at whether the lock could be had.
         A block device that the host has mounted is refused for writing.
         """
         path = str(path)
@@ -93,10 +96,11 @@ class Image:
         except OSError as fault:
             raise refusal(path, *reasons(fault, readonly)) from None
         try:
-            lock_image(fd, path, readonly)
+            lock_image(fd, path, readonly, look=not lock)
             image = cls(fd, path, 0, readonly=readonly)
-            image._file = OpenFile()
-            image._file.enter(readonly)
+            if lock:
+                image._file = OpenFile()
+                image._file.enter(readonly)
             image._measure(cache)
             return image
         except OSError as fault:
