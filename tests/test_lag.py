@@ -70,7 +70,7 @@ def test_where_it_is_refused_all_is_as_before(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("xenpvd.lag._SYS_sched_setattr", 9999)
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="xenpvd.lag")
     before = time_slice()
     come_first()
     assert time_slice() == before and "no shorter time slice: Function not implemented" in caplog.text
