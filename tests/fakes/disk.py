@@ -67,13 +67,20 @@ class Disk:
         native: bool = False,
         irq: bool = True,
         uring: bool = True,
+        engine: str | None = None,
         cache: Cache = "writeback",
         order: int = 0,
         gnttab: Any = None,
+        image: FaultyImage | None = None,
+        block: bool = False,
     ) -> None:
+        """``engine`` is "python", "preadv" or "io_uring"; with ``block`` it takes the file for a device."""
+        if engine is not None:
+            native, uring = engine != "python", engine == "io_uring"
         self.path = path
-        image = FaultyImage.open(path, readonly=readonly, cache=cache)
+        image = image or FaultyImage.open(path, readonly=readonly, cache=cache)
         assert isinstance(image, FaultyImage)
+        image.is_block |= block
         self.image = image
         self.gnttab = gnttab or FakeGnttab()
         self.ring = BlkRing(self.gnttab, abi, start, order)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 
-from xenpvd.errors import XenError
+from xenpvd.errors import HostError, XenError
+from xenpvd.vmm.port import eventfd
 
 EINVAL = 22
 
@@ -16,15 +17,20 @@ class FakeEvtchnPort:
 
     def __init__(self, port: int = 1) -> None:
         self.port = port
-        self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.kick_fd = eventfd()
+        try:
+            self.irq_fd = eventfd()
+        except HostError:
+            os.close(self.kick_fd)
+            raise
         self.closed = False
         self.notified = 0
 
     def notify(self) -> None:
         self.notified += 1
         if not self.closed:
-            os.eventfd_write(self.irq_fd, 1)
+            with contextlib.suppress(BlockingIOError):  # as vmm/port.py
+                os.eventfd_write(self.irq_fd, 1)
 
     def close(self) -> None:
         if not self.closed:
@@ -71,8 +77,8 @@ class FakeEvtchnOps:
     def bind_interdomain(self, remote_port: int) -> FakeEvtchnPort:
         if remote_port not in self._unbound:
             raise XenError(EINVAL, f"port {remote_port} is not unbound for domain 0")
-        self._unbound.remove(remote_port)
         self.ports[remote_port] = FakeEvtchnPort(remote_port)
+        self._unbound.remove(remote_port)
         return self.ports[remote_port]
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-/* c/native.c, in which the Nth system call of a name fails, or transfers are cut short: for test_faults.py.
+/* c/native.c, in which the Nth call of a name fails, or a test steps in at it, or transfers are cut short: see
+ * faults.py.
  *
- * What io_uring has done is a call, too: its completion fails. Notifying the guest is none: writing to an eventfd
- * that is not full cannot fail.
+ * What io_uring has done is a call, too: its completion fails. So are those at which a test can only step in: a
+ * "sync" that begins, by whichever call, a "fence", and a "copy" out of the guest's memory that has been made.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,13 +25,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#define EVERY UINT32_MAX
+
 struct faults {
     char call[32];           /* the name of the one that fails */
-    uint32_t calls, fail_at; /* of it; 1: the first, 0: none */
-    int32_t number;          /* errno */
+    uint32_t calls, fail_at; /* of it; 1: the first, 0: none, EVERY */
+    int32_t number;          /* errno; 0: it does not fail */
     uint32_t most;           /* bytes that a transfer may have; 0: any */
     uint32_t synced;         /* writes that wait for stable storage */
     uint32_t discard_us;     /* what a discard of a block device takes; it is done then */
+    void (*then)(void);      /* what happens at it, in the plane's thread */
+    uint64_t ram, ram_size;  /* the guest's memory, for "copy" */
 } faults;
 
 static uint8_t *sq, *cq;
@@ -53,7 +58,11 @@ static const struct iovec *shorten(const struct iovec *iov, uint64_t n)
 
 static bool fails(const char *name)
 {
-    if (strcmp(name, faults.call) || ++faults.calls != faults.fail_at)
+    if (strcmp(name, faults.call) || (++faults.calls != faults.fail_at && faults.fail_at != EVERY))
+        return false;
+    if (faults.then)
+        faults.then();
+    if (!faults.number)
         return false;
     errno = faults.number;
     return true;
@@ -67,6 +76,8 @@ static void look_at_submitted(uint32_t count)
         bool table = e->opcode == IORING_OP_READV || e->opcode == IORING_OP_WRITEV;
         bool write = e->opcode == IORING_OP_WRITE || e->opcode == IORING_OP_WRITEV;
         faults.synced += write && e->rw_flags & RWF_DSYNC;
+        if (e->opcode == IORING_OP_FSYNC)
+            fails("sync");
         if (faults.most && table) {
             e->addr = (uint64_t)shorten((const struct iovec *)e->addr, e->user_data);
             e->len = 1;
@@ -152,6 +163,7 @@ static ssize_t faulty_pwritev2(int fd, const struct iovec *iov, int count, off_t
 
 static int faulty_fdatasync(int fd)
 {
+    fails("sync");
     return fails("fdatasync") ? -1 : fdatasync(fd);
 }
 
@@ -160,11 +172,17 @@ static int faulty_fallocate(int fd, int mode, off_t at, off_t length)
     return fails("fallocate") ? -1 : fallocate(fd, mode, at, length);
 }
 
+/* BLKDISCARD of a file that plays a block device. */
 static int faulty_ioctl(int fd, unsigned long request, void *argument)
 {
+    const uint64_t *range = argument;
     if (faults.discard_us)
         return usleep(faults.discard_us);
-    return fails("ioctl") ? -1 : ioctl(fd, request, argument);
+    if (fails("ioctl"))
+        return -1;
+    if (request != BLKDISCARD)
+        return ioctl(fd, request, argument);
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)range[0], (off_t)range[1]);
 }
 
 static int faulty_fstat(int fd, struct stat *found)
@@ -182,6 +200,25 @@ static ssize_t faulty_read(int fd, void *data, size_t length)
     return fails("read") ? -1 : read(fd, data, length);
 }
 
+static ssize_t faulty_write(int fd, const void *data, size_t length)
+{
+    return fails("write") ? -1 : write(fd, data, length);
+}
+
+static void faulty_fence(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    fails("fence");
+}
+
+static void *faulty_memcpy(void *to, const void *from, size_t length)
+{
+    memcpy(to, from, length);
+    if ((uint64_t)from - faults.ram < faults.ram_size)
+        fails("copy");
+    return to;
+}
+
 static void *faulty_calloc(size_t count, size_t size)
 {
     return fails("calloc") ? NULL : calloc(count, size);
@@ -197,5 +234,8 @@ static void *faulty_calloc(size_t count, size_t size)
 #define fstat faulty_fstat
 #define poll faulty_poll
 #define read faulty_read
+#define write faulty_write
+#define memcpy faulty_memcpy
+#define __atomic_thread_fence(order) faulty_fence()
 #define calloc faulty_calloc
 #include "native.c"

@@ -77,7 +77,8 @@ class FakeGnttab:
 
     @property
     def mapped(self) -> Counter[int]:
-        marked = [gref for gref in self.entries if self.table[gref * 8] & (GTF_reading | GTF_writing)]
+        in_use = GTF_reading | GTF_writing
+        marked = [gref for gref in self.entries if self.table[gref * 8] & in_use or self._uses[gref]]
         return self._mapped + Counter(marked)
 
     def page(self) -> FakePage:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import faults as fakes
 from tests.fakes.disk import Disk
 from tests.fakes.disks import Rig
 from tests.fakes.guest import Guest
 from tests.fakes.slow_disk import SlowDisk
 from xenpvd.backends.blkif import backend as backend_module
+from xenpvd.backends.blkif import build
+from xenpvd.backends.blkif import native as native_module
 from xenpvd.backends.blkif.image import Image
 from xenpvd.errors import Unsupported
 
@@ -67,11 +70,53 @@ def native(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
+def either_plane(native: bool, request: pytest.FixtureRequest) -> None:
+    """What a backend makes is one or the other."""
+    if not native:
+        request.getfixturevalue("no_native_plane")
+
+
+@pytest.fixture
 def disk(path: Path, native: bool) -> Iterator[Disk]:
     """On either plane."""
     disk = Disk(path, native=native)
     yield disk
     disk.close()
+    assert not disk.gnttab.mapped
+
+
+@pytest.fixture(params=["python", "preadv", "io_uring"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What a plane does its I/O with; the last two are the native one's."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.build_library(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def faults(
+    engine: str, faulty_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[fakes.NativeFaults | fakes.PythonFaults]:
+    """What steps in at the calls of a plane with this engine."""
+    if engine == "python":
+        yield fakes.PythonFaults(monkeypatch)
+        return
+    native_module.library.cache_clear()
+    monkeypatch.setattr(build, "library", lambda: faulty_library)
+    yield fakes.NativeFaults.of(native_module.library())
+    native_module.library.cache_clear()
+
+
+@pytest.fixture
+def engine_disk(path: Path, engine: str, faults: object) -> Iterator[Disk]:
+    """On a plane with this engine."""
+    disk = Disk(path, engine=engine)
+    yield disk
+    disk.close()
+    assert not disk.gnttab.mapped
 
 
 @pytest.fixture

@@ -170,21 +170,3 @@ def test_a_large_discard_goes_in_steps(tmp_path: Path, native: bool) -> None:
         assert file.read(8192) == bytes(4096) + b"x" * 4096
     assert disk.end() is None
     disk.close()
-
-
-def test_who_stops_leaves_the_rest_of_a_discard(tmp_path: Path) -> None:
-    path = tmp_path / "large.img"
-    path.touch()
-    os.truncate(path, 64 << 30)
-    disk = Disk(path)
-    steps = []
-
-    def stop(call: str) -> None:
-        steps.append(call)
-        disk.plane.stop()
-
-    disk.image.fail = stop  # type: ignore[method-assign]
-    assert disk.start().discard(0, (64 << 30) // 512) == 0, "it is advice, and is answered"
-    assert disk.ended() is None
-    assert steps == ["discard", "flush"]
-    disk.close()

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from xenpvd.backends.blkif.opening import (
     bypass,
@@ -35,6 +35,8 @@ from xenpvd.paths import BY_DESCRIPTOR
 from xenpvd.views import EngineInfo
 
 SECTOR_SIZE = 512
+
+_T = TypeVar("_T")
 
 # linux/falloc.h, linux/fs.h; Python has no fallocate() with flags
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -206,7 +208,7 @@ class Image:
     def read(self, views: list[memoryview], offset: int) -> None:
         """Fill ``views`` from byte ``offset`` on. A file that has become too short is EIO, not zeroes."""
         while views:
-            done = self._preadv(views, offset)
+            done = _repeat(self._preadv, views, offset)
             if done == 0:
                 raise OSError(errno.EIO, f"the image ends at or before byte {offset}")
             offset += done
@@ -217,7 +219,7 @@ class Image:
         if not self.is_block and os.fstat(self.fd).st_size < offset + sum(map(len, views)):
             raise OSError(errno.EIO, "the image has become shorter")
         while views:
-            done = self._pwritev(views, offset)
+            done = _repeat(self._pwritev, views, offset)
             if done == 0:
                 raise OSError(errno.EIO, f"nothing could be written at byte {offset}")
             offset += done
@@ -233,7 +235,7 @@ class Image:
             return
         self._check_flushes()
         try:
-            self._fdatasync()
+            _repeat(self._fdatasync)
         except OSError as fault:
             self.flush_errno.value = fault.errno or errno.EIO
             raise
@@ -245,7 +247,7 @@ class Image:
 
     def discard(self, offset: int, length: int) -> None:
         """Let go of the storage of these bytes; they read as zeroes, or as before, from now on."""
-        self._discard(offset, length)
+        _repeat(self._discard, offset, length)
 
     def _probe_discard(self) -> bool:
         """Asked by discarding what is far beyond the end: nothing, even if the file is just growing."""
@@ -347,7 +349,7 @@ class Image:
         """What serves it, if that is another process."""
         return None
 
-    # The system calls, apart so that a test can fail the Nth of them. Python retries EINTR itself.
+    # The system calls, apart so that a test can fail the Nth of them.
 
     def _preadv(self, views: list[memoryview], offset: int) -> int:
         return os.preadv(self.fd, views, offset)
@@ -364,6 +366,14 @@ class Image:
         elif _libc.fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+
+def _repeat(call: Callable[..., _T], *args: Any) -> _T:
+    """Until it is done or has failed. EINTR and EAGAIN are neither, and Python takes care of the first only,
+    and not in every call."""
+    while True:
+        with contextlib.suppress(InterruptedError, BlockingIOError):
+            return call(*args)
 
 
 def _discard_max(fd: int) -> int:
