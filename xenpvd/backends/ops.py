@@ -40,7 +40,8 @@ class EvtchnOps(Protocol):
     def bind_interdomain(self, remote_port: int) -> EvtchnPort:
         """Bind to the port that the guest has allocated for domain 0.
 
-        Raises ``XenError``: EINVAL for a port that is not unbound for domain 0.
+        Raises ``XenError``: EINVAL for a port that is not unbound for domain 0; :class:`HostError` and
+        :class:`KvmError` for what the host has no more of.
         """
 
 

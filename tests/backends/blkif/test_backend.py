@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from tests.fakes.blkfront import Blkfront, BlkRing, pack_request
 from tests.fakes.disks import SIZE, Rig
 from tests.fakes.page import FakePage
-from xenpvd.abi.io_blkif import BLKIF_OP_READ, BLKIF_OP_WRITE, X86_32, X86_64, Abi
-from xenpvd.abi.io_ring import REQ_PROD
+from xenpvd.abi.io_blkif import (
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    X86_32,
+    X86_64,
+    Abi,
+)
+from xenpvd.abi.io_ring import REQ_PROD, RSP_PROD
 from xenpvd.abi.io_xenbus import XenbusState as S
 from xenpvd.backends import device
 from xenpvd.backends.blkif.image import Image
@@ -106,6 +114,7 @@ async def test_read_write_flush(rig: Rig, abi: Abi) -> None:
     ]
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_two_disks_and_one_breaks_its_ring(rig: Rig) -> None:
     a, front_a = rig.disk("xvda")
     b, front_b = rig.disk("xvdb")
@@ -161,6 +170,9 @@ async def test_counters_outlive_a_connection(rig: Rig) -> None:
         ({"ring_page_order": "x"}, "ring-page-order is no number"),
         ({"num_ring_pages": "3"}, "3 pages"),
         ({"num_ring_pages": "0"}, "0 pages"),
+        ({"num_ring_pages": 2**31}, "2147483648 pages"),
+        ({"num_ring_pages": "x"}, "num-ring-pages is no number"),
+        ({"order": 2, "ring_ref2": None}, "ring-ref2 is missing"),
         ({"multi_queue_num_queues": "2"}, "queue-0/ring-ref is missing"),
         ({"multi_queue_num_queues": "0"}, "0 queues, of 4 that were offered"),
         ({"multi_queue_num_queues": "5"}, "5 queues, of 4 that were offered"),
@@ -224,6 +236,7 @@ async def test_no_protocol_is_x86_32(rig: Rig) -> None:
     assert ring.flush() == 0
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_a_ring_that_starts_broken(rig: Rig) -> None:
     _, front = rig.disk()
     ring = BlkRing(rig.gnttab)
@@ -234,6 +247,7 @@ async def test_a_ring_that_starts_broken(rig: Rig) -> None:
     assert "req_prod" in rig.nodes(front.backend)["error"]
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_nodes_rewritten_while_connected(rig: Rig) -> None:  # L3, B16
     _, front = rig.disk()
     ring = await front.connect()
@@ -246,17 +260,33 @@ async def test_nodes_rewritten_while_connected(rig: Rig) -> None:  # L3, B16
     assert front.backend_state() is S.Connected
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_two_disks_with_one_ring_page(rig: Rig) -> None:  # A15
-    _, front_a = rig.disk("xvda")
+    """Each serves it as if it were its own, and ends alone; what the guest gets from that is its affair."""
+    a, front_a = rig.disk("xvda")
     b, front_b = rig.disk("xvdb")
+    before = [Path(disk.image.path).read_bytes() for disk in (a, b)]
     ring = await front_a.connect()
     front_b.offer(ring_ref=ring.gref)
     await front_b.wait_backend(S.Connected)
     assert ring.flush() == 0
+    _, gref = ring.data_page()
+    for n in range(8):
+        ring.put(pack_request(BLKIF_OP_READ, id=n, segments=[(gref, 0, 7)]))
+    ring.push()
+    for port in rig.evtchn.ports.values():
+        port.guest_kick()
     await b.remove(force=True)
-    assert ring.flush() == 0
+    ring.put(pack_request(BLKIF_OP_FLUSH_DISKCACHE, id=8))
+    ring.push()
+    ring.kick()
+    while ring.page.load32(RSP_PROD) != 10:
+        assert a.info().error is None
+        await asyncio.sleep(0)
+    assert [Path(disk.image.path).read_bytes() for disk in (a, b)] == before
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_the_frontend_is_removed_with_requests_under_way(rig: Rig) -> None:  # L4
     backend, front = rig.disk()
     ring = await front.connect()
@@ -268,6 +298,7 @@ async def test_the_frontend_is_removed_with_requests_under_way(rig: Rig) -> None
     assert not rig.gnttab.mapped
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_reconnect_many_times_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:  # L5
     monkeypatch.setattr(device, "BURST", 1000)
     _, front = rig.disk()
@@ -316,6 +347,24 @@ async def test_our_own_fault_closes_the_disk_and_reaches_the_owner(rig: Rig) -> 
     await front.wait_backend(S.Closing)
     assert [type(fault) for fault in rig.faults] == [ZeroDivisionError]
     rig.faults.clear()
+
+
+@pytest.mark.usefixtures("no_native_plane")
+async def test_a_host_that_fails_a_ring_closes_the_disk_and_no_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, front = rig.disk()
+    ring = await front.connect()
+
+    def broken(fd: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "eventfd_read", broken)
+    ring.kick()
+    await front.wait_backend(S.Closing)
+    monkeypatch.undo()
+    assert backend.info().error == "the host failed it: Input/output error"
+    assert rig.faults == [] and not rig.gnttab.mapped
 
 
 # ---- the end
@@ -395,32 +444,44 @@ async def test_the_vm_goes_and_the_image_stays(rig: Rig) -> None:
     assert ring.read(7, 1) == b"first life......" * 32
 
 
-@pytest.mark.usefixtures("no_native_plane")
-async def test_a_disk_that_hangs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:  # O9
+@pytest.mark.usefixtures("either_plane")
+async def test_a_disk_that_hangs(rig: Rig, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # O9
+    """The native plane reads from a pipe; the other one can only read once something has come from there."""
     monkeypatch.setattr(device, "CUT_OFF_TIMEOUT", 0.05)
-    asked, go = threading.Event(), threading.Event()
+    reading, writing = os.pipe()
 
     class Hanging(Image):
-        def _pwritev(self, views: list[memoryview], offset: int) -> int:
-            asked.set()
-            assert go.wait(5)
-            return super()._pwritev(views, offset)
+        def dup(self) -> Self:
+            twin = super().dup()
+            if native:
+                os.dup2(reading, twin.fd)
+                twin.is_block = True
+            return twin
+
+        def _preadv(self, views: list[memoryview], offset: int) -> int:
+            os.read(reading, 4096)
+            return super()._preadv(views, offset)
 
     backend, front = rig.disk("xvdb", image=rig.image("xvdb", cls=Hanging))
     _, other = rig.disk("xvda")
     ring, other_ring = await front.connect(), await other.connect()
     _, gref = ring.data_page()
-    ring.submit(pack_request(BLKIF_OP_WRITE, id=3, segments=[(gref, 0, 7)]))
-    assert asked.wait(5)
+    ring.submit(pack_request(BLKIF_OP_READ, id=3, segments=[(gref, 0, 7)]))
+    while not rig.gnttab.mapped[gref]:
+        assert backend.info().error is None
+        await asyncio.sleep(0)
     assert other_ring.flush() == 0
     with pytest.raises(TimedOut, match="The storage behind it hangs"):
         await backend.remove(force=True)
     assert rig.gnttab.mapped[gref] == 1  # the page is not given back while the host may touch it
-    go.set()
+    os.write(writing, bytes(4096))
     await backend.remove(force=True)
     assert gref not in rig.gnttab.mapped
+    os.close(reading)
+    os.close(writing)
 
 
+@pytest.mark.usefixtures("either_plane")
 async def test_an_unknown_page_is_never_touched(rig: Rig) -> None:  # S5
     _, front = rig.disk()
     ring = await front.connect()

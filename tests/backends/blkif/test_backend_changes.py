@@ -13,9 +13,11 @@ import pytest
 
 from tests.fakes.blkfront import Blkfront, BlkRing, pack_request
 from tests.fakes.disks import SIZE, Rig
+from tests.fakes.fds import open_fds
 from xenpvd.abi.io_blkif import BLKIF_OP_READ
 from xenpvd.abi.io_ring import REQ_PROD
 from xenpvd.abi.io_xenbus import XenbusState as S
+from xenpvd.backends import device
 from xenpvd.backends.blkif.image import Image
 from xenpvd.errors import BadConfig, ImageError
 from xenpvd.tasks import in_thread
@@ -266,31 +268,47 @@ async def test_a_change_whose_caller_leaves_is_done_all_the_same(rig: Rig) -> No
         await changing
 
 
-@pytest.mark.parametrize("call", ["connect", "renew"])
+@pytest.mark.parametrize("when", ["connect", "renew"])
+@pytest.mark.parametrize("call", ["dup", "eventfd"])
 async def test_what_the_host_has_no_more_of_ends_the_device(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, call: str
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, when: str, call: str
 ) -> None:
+    """The Nth descriptor that its rings want is one too many, for every N."""
+    monkeypatch.setattr(device, "BURST", 1000)
     backend, front = rig.disk()
+    real, calls, nth = getattr(os, call), 0, 0
 
-    def short(image: Image) -> Image:
-        raise OSError(errno.EMFILE, "Too many open files")
+    def short(*args: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return int(real(*args))
 
-    if call == "connect":
-        monkeypatch.setattr(Image, "dup", short)
+    for nth in range(1, 10):
         await front.wait_backend(S.InitWait)
-        front.offer()
-    else:
-        await front.connect(queues=2)
-        monkeypatch.setattr(Image, "dup", short)
-        await backend.set_limits(DriveLimits(ops_per_second=10_000))
-    await front.wait_backend(S.Closing)
-    assert backend.info().error == "the host has not enough for it: Too many open files"
-    assert not rig.gnttab.mapped
-    monkeypatch.undo()
-    front.switch(S.Closed)
-    await front.wait_backend(S.Closed)
-    front.switch(S.Initialising)
-    assert (await front.connect(queues=2)).flush() == 0
+        await backend.set_limits(NO_LIMITS)
+        fds, calls = len(open_fds()), 0
+        if when == "renew":
+            await front.connect(queues=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, short)
+            if when == "renew":
+                await backend.set_limits(DriveLimits(ops_per_second=10_000))
+            else:
+                front.offer(queues=2)
+                await front.wait_backend(S.Closing, S.Connected)
+            if calls >= nth:
+                await front.wait_backend(S.Closing)
+        if calls < nth:
+            break
+        assert "the host has not enough for it" in str(backend.info().error)
+        assert "Too many open files" in str(backend.info().error)
+        assert not rig.gnttab.mapped and len(open_fds()) == fds
+        front.switch(S.Closed)
+        await front.wait_backend(S.Closed)
+        front.switch(S.Initialising)
+    assert nth > 2, "one for each ring at least"
 
 
 async def test_the_guest_lets_go_during_a_swap(rig: Rig) -> None:

@@ -398,6 +398,8 @@ class BlockBackend:
         ended.set()
         if isinstance(fault, GuestFault):
             self._device.fail(f"the ring is broken: {fault}")
+        elif isinstance(fault, OSError):  # not of the image: of a call without which there is no going on
+            self._device.fail(f"the host failed it: {fault.strerror or fault}")
         elif fault is not None:
             self._device.fail(f"xenpvd failed to serve the ring: {fault!r}")
             self._on_fault(f"{self.disk.vdev} plane", fault)

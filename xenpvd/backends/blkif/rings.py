@@ -15,7 +15,7 @@ from xenpvd.backends.blkif.plane import Plane
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.backends.blkif.terms import QueueTerms, Terms
 from xenpvd.backends.ops import EvtchnOps, EvtchnPort, GnttabOps, GrantError
-from xenpvd.errors import GuestFault, XenError
+from xenpvd.errors import GuestFault, HostError, KvmError, XenError
 
 AnyPlane = Plane | NativePlane
 
@@ -68,6 +68,8 @@ class Rings:
             port = evtchn.bind_interdomain(queue.event_channel)
         except XenError as fault:
             raise GuestFault(f"event-channel {queue.event_channel} cannot be bound: {fault}") from None
+        except (HostError, KvmError) as fault:
+            raise OSError(fault.data["errno"], str(fault)) from None
         stack.callback(port.close)
         ended = asyncio.Event()
         ended.set()  # nobody is at work on it yet
