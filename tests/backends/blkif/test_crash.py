@@ -19,9 +19,9 @@ SECTORS = 64
 WORD = struct.Struct("<Q")
 
 
-def guest(path: Path, seed: int, flushed: int) -> None:
+def guest(path: Path, native: bool, seed: int, flushed: int) -> None:
     """Writes ever larger numbers all over sectors, and tells by the pipe ``flushed`` which are safe."""
-    rng, disk = random.Random(seed), Disk(path)
+    rng, disk = random.Random(seed), Disk(path, native=native)
     ring: BlkRing = disk.start()
     pages = [ring.data_page(readonly=True) for _ in range(4)]
     number = 0
@@ -41,17 +41,17 @@ def guest(path: Path, seed: int, flushed: int) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_sigkill_under_writes(tmp_path: Path) -> None:
-    path = tmp_path / "disk.img"
+def test_sigkill_under_writes(tmp_path: Path, native: bool) -> None:
     rng = random.Random(0)
     told = 0
     for seed in range(ROUNDS):
+        path = tmp_path / f"{seed}.img"  # io_uring may hold on to that of the round before for a moment
         path.write_bytes(bytes(SECTORS * 512))
         reading, flushed = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                guest(path, seed, flushed)
+                guest(path, native, seed, flushed)
             finally:
                 os._exit(1)
         os.close(flushed)

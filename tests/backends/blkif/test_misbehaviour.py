@@ -26,6 +26,7 @@ from xenpvd.abi.io_blkif import (
 from xenpvd.abi.io_ring import REQ_PROD, RSP_EVENT, RSP_PROD
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.errors import GuestFault
+from xenpvd.vmm.memory import allocate
 
 READ, WRITE, FLUSH = BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_FLUSH_DISKCACHE
 SECTORS = 2048
@@ -245,11 +246,14 @@ def test_references_at_the_tables_edges(disk: Disk, guest: Guest) -> None:  # D1
     assert bytes(page.view) == disk.contents()[:4096]
 
 
-def test_frames_that_are_no_ram(disk: Disk, guest: Guest) -> None:  # D2, D5
+def test_frames_that_are_no_ram(disk: Disk, guest: Guest) -> None:  # D2, D5, D6: a frame has 32 bits
     ring = disk.start()
     ram = len(guest.ram.regions[0].view) >> 12
     gone = guest.page()
     guest.ram.discard(gone.gfn)
+    shared = guest.ram.add("shared info, say", 1 << 30, 4096)
+    claimed = allocate("a page that the guest has claimed", 2 << 30, 4096, ram=False)
+    guest.ram.add_page(claimed)
     entries = [
         (GTF_permit_access, 0, ram - 1),
         (GTF_permit_access, 0, ram),
@@ -261,6 +265,8 @@ def test_frames_that_are_no_ram(disk: Disk, guest: Guest) -> None:  # D2, D5
         (3, 0, 100),
         (0, 0, 100),
         (GTF_permit_access, 0, gone.gfn),
+        (GTF_permit_access, 0, shared.gpa >> 12),
+        (GTF_permit_access, 0, claimed.gpa >> 12),
     ]
     for n, entry in enumerate(entries):
         guest.write_entry(100 + n, *entry)
@@ -268,6 +274,7 @@ def test_frames_that_are_no_ram(disk: Disk, guest: Guest) -> None:  # D2, D5
     statuses = [status for _, _, status in ring.do(*slots)]
     assert statuses == [0, *[-1] * (len(entries) - 1)]
     assert not any(guest.page().view) and not guest.mapped
+    assert not any(shared.view) and not any(claimed.view)
 
 
 def test_more_grants_than_anybody_would_keep(disk: Disk, guest: Guest) -> None:  # D7
