@@ -87,6 +87,16 @@ def test_consumed_requests_are_copies() -> None:
     assert copy == slot(front, 7)
 
 
+def test_req_prod_is_read_once() -> None:
+    """A4."""
+    front, back = pair()
+    for n in range(2):
+        front.put(slot(front, n))
+    seen = iter([1])
+    front.page.load32 = lambda offset: next(seen)  # type: ignore[method-assign]
+    assert back.consume() == [slot(front, 0)]
+
+
 @pytest.mark.parametrize("start", [0, 2**32 - 3])
 @pytest.mark.parametrize("jump", [SIZE + 1, 2**31, 2**32 - 1, 2**32 - SIZE])
 def test_req_prod_that_cannot_be_true(start: int, jump: int) -> None:
