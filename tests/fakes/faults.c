@@ -2,7 +2,8 @@
  * faults.py.
  *
  * What io_uring has done is a call, too: its completion fails. So are those at which a test can only step in: a
- * "sync" that begins, by whichever call, a "fence", and a "copy" out of the guest's memory that has been made.
+ * "sync" that begins, by whichever call, a "fence", a "copy" out of the guest's memory that has been made, and a
+ * "swap" of a grant's flags that is about to be.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -237,5 +238,6 @@ static void *faulty_calloc(size_t count, size_t size)
 #define write faulty_write
 #define memcpy faulty_memcpy
 #define __atomic_thread_fence(order) faulty_fence()
+#define __atomic_compare_exchange_n(at, ...) (fails("swap"), __atomic_compare_exchange_n(at, __VA_ARGS__))
 #define calloc faulty_calloc
 #include "native.c"

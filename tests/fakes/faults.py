@@ -1,7 +1,8 @@
 """A host, or a guest, that steps in at a data plane's calls: the Nth of a name fails, or a test acts at it.
 
 :class:`NativeFaults` is for the native plane that faults.c makes, :class:`PythonFaults` for the plain-Python
-one. Both know the calls by the names that C has for them; "sync", "fence" and "copy" are those of faults.c.
+one. Both know the calls by the names that C has for them; "sync", "fence", "copy" and "swap" (the latter has
+none) are those of faults.c.
 """
 
 from __future__ import annotations

@@ -285,7 +285,21 @@ def test_what_was_flushed_survives_a_power_cut(path: Path, faults: Faults, engin
             assert ring.flush() == 0
             assert stable.read_bytes() == shadow
     assert disk.end() is None
-    assert stable.read_bytes() == shadow, "who goes leaves nothing in the cache"
+    disk.close()
+
+
+@pytest.mark.parametrize("what", ["write", "discard"])
+def test_who_goes_leaves_nothing_in_the_cache(
+    path: Path, faults: Faults, engine: str, what: str
+) -> None:  # O11
+    disk = Disk(path, engine=engine)
+    ring = disk.start()
+    faults.fail("sync", 0, 0)
+    if what == "write":
+        ring.write(0, bytes(4096))
+    else:
+        assert ring.discard(0, 8) == 0
+    assert disk.end() is None and faults.calls == 1
     disk.close()
 
 

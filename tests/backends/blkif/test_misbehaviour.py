@@ -107,6 +107,18 @@ def test_one_request_too_many_while_others_are_under_way(
     assert 77 not in [id_ for id_, _, _ in disk.ring.take()]
 
 
+def test_requests_that_come_while_another_one_is_under_way(
+    slow: Callable[[bool], SlowDisk], guest: Guest
+) -> None:  # A3, O9
+    """Each kick is heard, however long that one takes. The other plane carries out one after the other."""
+    disk = slow(True)
+    disk.begin(guest.grant(guest.page()))
+    for n in range(3):
+        disk.ring.submit(pack_request(77, id=n))
+        assert disk.ring.wait(1) == [(n, 77, -2)]
+    disk.finish()
+
+
 def test_a_guest_that_has_asked_for_no_more_is_not_notified(disk: Disk) -> None:  # A6
     ring = disk.start()
     assert ring.flush() == 0

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.blkfront import pack_indirect, pack_request
 from tests.fakes.disk import Disk
 from tests.fakes.faults import Faults
+from xenpvd.abi.grant_table import GTF_permit_access, GTF_reading, GTF_writing
 from xenpvd.abi.io_blkif import (
     BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
@@ -85,6 +86,24 @@ def test_req_prod_that_changes_as_a_slot_is_copied(
     assert isinstance(engine_disk.ended(), GuestFault)
     assert ring.take() == [(1, READ, 0)]
     assert bytes(page.view) == before[4096:8192] and engine_disk.contents() == before
+
+
+@pytest.mark.parametrize("engine", ["preadv", "io_uring"])
+@pytest.mark.parametrize("change", [GTF_permit_access, 0x100], ids=["withdrawn", "always another"])
+def test_a_grant_that_changes_as_it_is_claimed(engine_disk: Disk, faults: Faults, change: int) -> None:  # D4
+    """The other plane's grants are claimed by vmm/xen/gnttab.py, which has its own test."""
+    disk = engine_disk
+    ring, table = disk.start(), disk.gnttab.table
+    page, gref = ring.data_page()
+    entry = slice(gref * 8, gref * 8 + 2)
+
+    def flip() -> None:
+        table[entry] = (int.from_bytes(table[entry], "little") ^ change).to_bytes(2, "little")
+
+    faults.step_in("swap", flip)
+    assert ring.do(pack_request(READ, segments=[(gref, 0, 7)])) == [(0, READ, -1)]
+    assert not any(page.view)
+    assert not int.from_bytes(table[entry], "little") & (GTF_reading | GTF_writing), "it is not marked"
 
 
 # ---- what is copied is what happens
