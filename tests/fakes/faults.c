@@ -1,9 +1,9 @@
 /* c/native.c, in which the Nth call of a name fails, or a test steps in at it, or transfers are cut short: see
  * faults.py.
  *
- * What io_uring has done is a call, too: its completion fails. So are those at which a test can only step in: a
- * "sync" that begins, by whichever call, a "fence", a "copy" out of the guest's memory that has been made, and a
- * "swap" of a grant's flags that is about to be.
+ * What io_uring has done is a call, too: its completion fails; and so is a transfer of "nothing". So are those at
+ * which a test can only step in: a "sync" that begins, by whichever call, a "fence", a "copy" out of the guest's
+ * memory that has been made, and a "swap" of a grant's flags that is about to be.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -98,6 +98,8 @@ static void look_at_completed(void)
             continue;
         if (fails("completion"))
             c->res = -faults.number;
+        if (fails("nothing"))
+            c->res = 0;
     }
 }
 
@@ -149,6 +151,8 @@ static void *faulty_mmap(void *at, size_t size, int rights, int flags, int fd, o
 
 static ssize_t faulty_preadv(int fd, const struct iovec *iov, int count, off_t at)
 {
+    if (fails("nothing"))
+        return 0;
     if (fails("preadv"))
         return -1;
     return faults.most ? preadv(fd, shorten(iov, 0), 1, at) : preadv(fd, iov, count, at);
@@ -157,6 +161,8 @@ static ssize_t faulty_preadv(int fd, const struct iovec *iov, int count, off_t a
 static ssize_t faulty_pwritev2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
     faults.synced += flags == RWF_DSYNC;
+    if (fails("nothing"))
+        return 0;
     if (fails("pwritev2"))
         return -1;
     return faults.most ? pwritev2(fd, shorten(iov, 0), 1, at, flags) : pwritev2(fd, iov, count, at, flags);

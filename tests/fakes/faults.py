@@ -1,8 +1,8 @@
 """A host, or a guest, that steps in at a data plane's calls: the Nth of a name fails, or a test acts at it.
 
 :class:`NativeFaults` is for the native plane that faults.c makes, :class:`PythonFaults` for the plain-Python
-one. Both know the calls by the names that C has for them; "sync", "fence", "copy" and "swap" (the latter has
-none) are those of faults.c.
+one. Both know the calls by the names that C has for them; "nothing", "sync", "fence", "copy" and "swap" (the
+latter has none) are those of faults.c.
 """
 
 from __future__ import annotations
@@ -93,10 +93,14 @@ class PythonFaults:
             assert not libc(fd, image._PUNCH_HOLE | image._KEEP_SIZE, *image._RANGE.unpack(wanted))
 
         def preadv(fd: int, views: list[memoryview], offset: int) -> int:
+            if self._fails("nothing"):
+                return 0
             self._check("preadv")
             return real_preadv(fd, self._some(views), offset)
 
         def pwritev(fd: int, views: list[memoryview], offset: int, flags: int = 0) -> int:
+            if self._fails("nothing"):
+                return 0
             self._check("pwritev2")
             self.synced += flags == os.RWF_DSYNC
             return real_pwritev(fd, self._some(views), offset, flags)

@@ -167,6 +167,29 @@ def test_short_transfers_are_continued(tmp_path: Path, faults: Faults, engine: s
     assert run.answers == dict.fromkeys(range(6), 0) and run.end is None
 
 
+def test_short_transfers_of_scattered_pages(path: Path, faults: Faults, engine: str) -> None:  # O3
+    faults.most, rng = 1000, random.Random(5)
+    disk = Disk(path, engine=engine)
+    ring = disk.start()
+    for n in range(20):
+        data = rng.randbytes(4 * 4096)
+        ring.write(8 * n, data)
+        assert ring.read(8 * n, 32) == data
+    assert disk.end() is None
+    disk.close()
+
+
+@pytest.mark.parametrize("operation", [READ, WRITE])
+def test_storage_that_takes_or_gives_nothing(engine_disk: Disk, faults: Faults, operation: int) -> None:  # O1
+    """That is an error: nobody asks for ever."""
+    ring = engine_disk.start()
+    _, gref = ring.data_page()
+    slot = pack_request(operation, segments=[(gref, 0, 7)])
+    faults.fail("nothing", 1, errno.EIO)
+    assert ring.do(slot) == [(0, operation, -1)] and faults.calls == 1
+    assert ring.do(slot) == [(0, operation, 0)]
+
+
 @pytest.mark.parametrize(
     ("cache", "synced"), [("writeback", 0), ("writethrough", 3), ("none", 0), ("directsync", 3)]
 )

@@ -8,12 +8,20 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.fakes.fds import open_fds
 from xenpvd.backends.blkif.image import Image
+from xenpvd.config import Cache
 from xenpvd.errors import ImageError
+
+SYSTEM_CALLS = (
+    (os, "stat"), (os, "open"), (os, "fstat"), (os, "lseek"), (os, "set_blocking"), (fcntl, "fcntl"),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -83,6 +91,40 @@ def test_open_fails(path: Path, monkeypatch: pytest.MonkeyPatch, number: int, wo
     with pytest.raises(ImageError) as refused:
         Image.open(path, readonly=False)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+@pytest.mark.parametrize("readonly", [True, False])
+def test_every_call_fails_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, readonly: bool, cache: Cache
+) -> None:
+    """O8: it is refused in words, or does without what it has asked for; and is not held."""
+    calls = nth = 0
+
+    def faulty(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*args, **options)
+
+        return call
+
+    for nth in range(1, 100):
+        calls, before = 0, len(open_fds())
+        with monkeypatch.context() as patch:
+            for module, name in SYSTEM_CALLS:
+                patch.setattr(module, name, faulty(getattr(module, name)))
+            try:
+                Image.open(path, readonly=readonly, cache=cache).close()
+            except ImageError as refused:
+                assert str(refused).startswith(f"cannot use image {path}: Input/output error. Check")
+        assert len(open_fds()) == before
+        Image.open(path, readonly=False).close()
+        if calls < nth:
+            break
+    assert 5 < nth < 100
 
 
 # ---- sharing

@@ -82,11 +82,16 @@ def test_a_table_that_changes_under_us_is_one_snapshot(disk: Disk) -> None:  # C
     assert bytes(page.view) == before[255 * 4096 : 256 * 4096]
 
 
-def test_discarded_bytes_are_zeroes_and_the_others_stay(disk: Disk) -> None:
+@pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
+def test_discarded_bytes_are_zeroes_and_the_others_stay(path: Path, native: bool, abi: Abi) -> None:  # O12
+    disk = Disk(path, abi=abi, native=native)
     ring, before = disk.start(), disk.contents()
     assert ring.discard(8, 16) == 0
     assert disk.contents() == before[:4096] + bytes(8192) + before[3 * 4096 :]
+    assert ring.read(0, 32) == disk.contents()[: 4 * 4096]
     assert disk.plane.stats()["discards"] == 1
+    assert disk.end() is None
+    disk.close()
 
 
 def test_a_discard_that_fails(reference: Disk) -> None:
