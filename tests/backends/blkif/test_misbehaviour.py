@@ -225,9 +225,11 @@ def test_sectors_of_4096_bytes(disk: Disk) -> None:  # B8
         pack_request(WRITE, id=10 + n, sector=sector, segments=[(gref, first, last)])
         for n, (sector, first, last) in enumerate(bad)
     ]
+    halves = [[(gref, 0, 3)] * 2, [(gref, 4, 7)] * 2]
+    slots += [pack_request(WRITE, id=15 + n, segments=segments) for n, segments in enumerate(halves)]
     slots += [pack_discard(4, 8, id=20), pack_discard(8, 4, id=21), pack_indirect(READ, 3, [table], id=22)]
     answers = {id_: status for id_, _, status in ring.do(*slots)}
-    assert answers == {0: 0, 1: 0, **dict.fromkeys([*range(10, 15), 20, 21, 22], -1)}
+    assert answers == {0: 0, 1: 0, **dict.fromkeys([*range(10, 17), 20, 21, 22], -1)}
     assert bytes(page.view) == before[8192:12288]
     assert ring.do(pack_indirect(READ, 2, [table], id=2)) == [(2, READ, 0)]
     assert disk.contents() == before[:4096] + bytes(4096) + before[8192:]

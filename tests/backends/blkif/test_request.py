@@ -202,6 +202,8 @@ def test_the_segments_of_an_indirect_request(sector: int, segments: list[Segment
         (4, [WHOLE], False),  # B8
         (0, [(8, 0, 3)], False),
         (0, [(8, 4, 7), (8, 0, 3)], False),
+        (0, [(8, 0, 3), (8, 0, 3)], False),
+        (0, [(8, 4, 7), (8, 4, 7)], False),
     ],
 )
 def test_sectors_of_4096_bytes(sector: int, segments: list[Segment], good: bool) -> None:
