@@ -23,7 +23,7 @@ from xenpvd.abi.io_blkif import (
     X86_64,
     Abi,
 )
-from xenpvd.abi.io_ring import REQ_PROD, RSP_EVENT, RSP_PROD
+from xenpvd.abi.io_ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from xenpvd.backends.blkif.request import Offer
 from xenpvd.errors import GuestFault
 from xenpvd.vmm.memory import allocate
@@ -114,6 +114,8 @@ def test_requests_that_come_while_another_one_is_under_way(
     disk = slow(True)
     disk.begin(guest.grant(guest.page()))
     for n in range(3):
+        while disk.ring.page.load32(REQ_EVENT) != disk.ring.req_prod + 1:
+            assert disk.ends.empty()  # it is about to sleep
         disk.ring.submit(pack_request(77, id=n))
         assert disk.ring.wait(1) == [(n, 77, -2)]
     disk.finish()
