@@ -151,7 +151,7 @@ def test_nobody_is_ever_told_that_a_used_page_is_free(path: Path, tmp_path: Path
         disk.start()
 
     def hammer(disk: Disk) -> None:
-        slots = [pack_request(READ, id=n, segments=[(gref, 0, 0)]) for n in range(8)]
+        slots = [pack_request(READ, id=n, segments=[(gref, 0, 0)] * 11) for n in range(8)]
         while not over.is_set():
             disk.ring.do(*slots)
 
@@ -159,7 +159,7 @@ def test_nobody_is_ever_told_that_a_used_page_is_free(path: Path, tmp_path: Path
     for thread in threads:
         thread.start()
     try:
-        for _ in range(3000):
+        for _ in range(30_000):
             grant = guest.map(gref)
             assert guest.flags(gref) == BUSY
             grant.unmap()
