@@ -160,6 +160,19 @@ async def test_an_engine_that_is_killed_is_followed_by_another(start: Start, qco
     assert contents(qcow2, "qcow2") == bytes(whole)
 
 
+async def test_a_flush_that_another_engine_ends_has_failed_if_writes_are_lost(
+    start: Start, qcow2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = await start(qcow2)
+
+    def done_by_the_next_one() -> None:
+        disk.image.flush_errno.value = errno.EIO  # as it is told when the one before has died
+
+    monkeypatch.setattr(disk.image._queue, "flush", done_by_the_next_one)
+    with pytest.raises(OSError, match="writes may be lost"):
+        disk.image.flush()
+
+
 async def test_a_full_ring_while_engines_die(start: Start, qcow2: Path) -> None:
     """Each request is answered once, and has done what it should."""
     disk = await start(qcow2)

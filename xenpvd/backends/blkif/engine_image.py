@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import errno
 import os
 import stat
 from collections.abc import Callable, Coroutine
@@ -176,14 +175,8 @@ class EngineImage(Image):
     def discard(self, offset: int, length: int) -> None:
         self._queue.discard(offset, length)
 
-    def flush(self) -> None:
-        if number := self.flush_errno.value:
-            raise OSError(number, f"{os.strerror(number)}, at an earlier flush; writes may be lost")
-        try:
-            self._queue.flush()
-        except OSError as fault:
-            self.flush_errno.value = fault.errno or errno.EIO
-            raise
+    def _fdatasync(self) -> None:
+        self._queue.flush()
 
 
 def examine(disk: DiskConfig) -> int:

@@ -231,15 +231,13 @@ class Image:
         A flush that failed stays failed until the image is opened anew: the kernel reports lost pages once
         and then forgets, so that a later fdatasync would succeed without them.
         """
-        if self.fd < 0:
-            return
         self._check_flushes()
         try:
             _repeat(self._fdatasync)
         except OSError as fault:
             self.flush_errno.value = fault.errno or errno.EIO
             raise
-        self._check_flushes()  # one beside this one may have been told
+        self._check_flushes()  # one beside this one may have been told, or an engine have died meanwhile
 
     def _check_flushes(self) -> None:
         if number := self.flush_errno.value:
@@ -358,7 +356,8 @@ class Image:
         return os.pwritev(self.fd, views, offset, os.RWF_DSYNC if self.sync else 0)
 
     def _fdatasync(self) -> None:
-        os.fdatasync(self.fd)
+        if self.fd >= 0:
+            os.fdatasync(self.fd)
 
     def _discard(self, offset: int, length: int) -> None:
         if self.is_block:
