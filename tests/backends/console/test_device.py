@@ -16,7 +16,7 @@ from xenpvd.abi.io_xenbus import XenbusState as S
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.console.device import ConsoleDevice
 from xenpvd.backends.xenstore.server import Xenstore
-from xenpvd.errors import StateError, TimedOut, XenpvdError
+from xenpvd.errors import KvmError, StateError, TimedOut, XenpvdError
 
 FRONTEND = "/local/domain/1/device/console/2"
 BACKEND = "/local/domain/0/backend/console/1/2"
@@ -138,6 +138,18 @@ async def test_what_cannot_be_connected_ends_the_device_with_a_word_why(
     assert why.encode() in rig.client.read(f"{BACKEND}/error")
     with pytest.raises(XenpvdError, match="console agent did not connect"):
         await rig.device.wait_connected(5)
+
+
+async def test_a_host_without_descriptors_ends_the_device_and_not_the_guest(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(port: int) -> None:
+        raise KvmError("cannot bind: Too many open files", "KVM_IRQFD", errno.EMFILE)
+
+    monkeypatch.setattr(rig.evtchn, "bind_interdomain", no_more)
+    await rig.connect()
+    assert rig.device.error is not None and "Too many open files" in rig.device.error
+    assert not rig.gnttab.mapped
 
 
 async def test_a_guest_that_does_not_let_go_keeps_it(rig: Rig) -> None:

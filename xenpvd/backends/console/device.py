@@ -12,7 +12,7 @@ from collections.abc import Callable
 from xenpvd.backends.console.backend import Console
 from xenpvd.backends.device import Frontend, XenbusDevice
 from xenpvd.backends.ops import EvtchnOps, GnttabOps, Grant, GrantError, XenstoreOps
-from xenpvd.errors import GuestFault, XenError
+from xenpvd.errors import GuestFault, HostError, KvmError, XenError
 
 #: Linux looks at one digit of the number, and 0 is hvc0, which is no device
 DEVIDS = range(1, 10)
@@ -96,6 +96,8 @@ class ConsoleDevice:
                 port = self._evtchn.bind_interdomain(remote)
             except XenError as fault:
                 raise GuestFault(f"port {remote} cannot be bound: {fault}") from None
+            except (HostError, KvmError) as fault:
+                raise OSError(fault.data["errno"], str(fault)) from None
             stack.callback(port.close)
             self.console.connect(grant.page, port)
             stack.pop_all()
