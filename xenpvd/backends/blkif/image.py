@@ -184,7 +184,7 @@ class Image:
         """
         twin = copy.copy(self)
         if self.fd >= 0:
-            twin._locked_fd = os.dup(self.fd)
+            twin._locked_fd = os.dup(self.fd if self._locked_fd < 0 else self._locked_fd)
             try:
                 twin.fd = self._reopen()
             except OSError:
