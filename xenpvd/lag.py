@@ -34,7 +34,8 @@ def come_first() -> None:
     It needs no privilege; where it is refused all is as before.
     """
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    if os.sched_getscheduler(0) != os.SCHED_OTHER or nice < 0:
+    policy = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+    if policy != os.SCHED_OTHER or nice < 0:
         return  # who has started us has decided otherwise; and vCPUs and disks would lose that by our flag
     attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, _SCHED_FLAG_RESET_ON_FORK, nice, 0, SLICE, 0, 0)
     libc = ctypes.CDLL(None, use_errno=True)
