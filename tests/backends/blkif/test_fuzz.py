@@ -98,6 +98,8 @@ class Twin:
         self.disk = Disk(path, engine=engine, abi=abi, order=order, start=start)
         self.disk.plane.offer = offer
         self.abi, self.ring = abi, self.disk.start()
+        for gref in self.ring.grefs:  # what is read into the ring itself may be anything, and break it
+            self.disk.gnttab.end_access(gref)
         self.pages = [self.ring.data_page(readonly=n == 0) for n in range(PAGES)]
         for n, (page, _) in enumerate(self.pages):
             page.write(0, random.Random(n).randbytes(4096))
