@@ -109,7 +109,7 @@ struct run {
     bool kick_armed, stop_armed, wrote;
     struct request *flushing, *to_flush; /* with those behind them by their ``after``; see submit_flush() */
     struct vq *vq;
-    uint32_t depth;
+    uint32_t depth; /* how many requests the guest has had out lately; see group() */
     uint64_t spin, at; /* at: the time, as it was a moment ago */
 };
 
