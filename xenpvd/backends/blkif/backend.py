@@ -41,6 +41,9 @@ _T = TypeVar("_T")
 
 _PHYSICAL_SECTOR_SIZE = 4096
 
+#: Seconds that a life's end waits for a change of size, which takes as long as the storage does
+RESIZE_TIME = 5.0
+
 #: Seconds that what is under way has to end by itself when a disk is removed by force; less than
 #: device.CUT_OFF_TIMEOUT
 FORCE_PATIENCE = 5.0
@@ -118,6 +121,7 @@ class BlockBackend:
         self._tasks = Tasks(on_fault)
         self._renewing = asyncio.Lock()
         self._resizing = asyncio.Lock()
+        self._left = False  # the image is another life's
         self._past: Counter[str] = Counter()  # the counters of the connections before
         self._told_size = image.size
         self._removed = False
@@ -206,9 +210,14 @@ class BlockBackend:
             wanted = await self._with(image, lambda twin: twin.plan_resize(size, self._unit, shrink=shrink))
             if wanted < image.size:  # no request may go beyond the new end
                 self._hold_to(replace(self._offer, sectors=wanted // SECTOR_SIZE))
+
+            def change(twin: Image) -> None:
+                twin.resize(wanted)
+                if not self._left:  # else the next life has been told already, and goes on with that
+                    image.size = wanted
+
             try:
-                await self._with(image, lambda twin: twin.resize(wanted))
-                image.size = wanted
+                await self._with(image, change)
             finally:
                 self._announce()
 
@@ -298,6 +307,12 @@ class BlockBackend:
         Raises :class:`TimedOut` if the storage hangs; the guest's memory is then still in use.
         """
         await self._device.close()
+        with contextlib.suppress(
+            TimeoutError
+        ):  # or the next life would begin with a size that is just changing
+            async with asyncio.timeout(RESIZE_TIME), self._resizing:
+                pass
+        self._left = True
 
     def info(self) -> DriveInfo:
         stats = self._past.copy()
